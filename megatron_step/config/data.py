@@ -1,0 +1,52 @@
+"""Which text a run trains and evaluates on."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Weighted blends of preprocessed corpora, and the tokenizer that made them."""
+
+    train: list[tuple[float, str]]
+    """Pairs of weight and path prefix of a corpus (prefix.bin and prefix.idx) to train on."""
+    tokenizer: str
+    """A SentencePiece .model file, or a folder with a Hugging Face tokenizer."""
+    validation: list[tuple[float, str]] | None = None
+    """Pairs of weight and path prefix to evaluate on; null evaluates nothing, or `split`'s second share."""
+    split: tuple[float, float] | None = None
+    """Shares of the training corpora's documents for training and validation, as (99, 1); excludes `validation`."""
+    seed: int = 1
+    """Seed of the order in which samples are drawn."""
+    cache_dir: str | None = None
+    """Folder for the datasets' index files; null for a folder `cache` beside the first corpus."""
+
+    def __post_init__(self) -> None:
+        _check_blend("data.train", self.train)
+        if self.validation is not None:
+            _check_blend("data.validation", self.validation)
+        if self.split is not None:
+            if self.validation is not None:
+                raise ValueError("data.split and data.validation exclude each other: set one of them to null")
+            if len(self.split) != 2 or min(self.split) < 0 or self.split[0] == 0:
+                raise ValueError(f"data.split must be two shares such as [99, 1], not {list(self.split)}")
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self.validation is not None or (self.split is not None and self.split[1] > 0)
+
+
+DataPart = Literal["train", "validation"]
+
+
+def _check_blend(name: str, blend: list[tuple[float, str]]) -> None:
+    if not blend:
+        raise ValueError(f"{name} is empty: give at least one [weight, path prefix]")
+    for weight, prefix in blend:
+        if not (isfinite(weight) and weight > 0):
+            raise ValueError(f"{name}: the weight {weight} of {prefix} must be a positive number")
+    prefixes = [prefix for _, prefix in blend]
+    if len(set(prefixes)) < len(prefixes):
+        raise ValueError(f"{name} names a corpus twice: give each prefix once, with the sum of its weights")

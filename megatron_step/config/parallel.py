@@ -1,0 +1,51 @@
+"""How the model is spread over ranks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Tensor, sequence, pipeline and data parallelism; the data-parallel size follows from the world size."""
+
+    tensor_parallel_size: int = 1
+    """Ranks that share every layer's matrices."""
+    pipeline_parallel_size: int = 1
+    """Ranks in a row, each with a part of the layers."""
+    virtual_pipeline_size: int = 1
+    """Model chunks on each pipeline rank (interleaved 1F1B)."""
+    sequence_parallel: bool = False
+    """Whether norms and residuals are split over the sequence among tensor-parallel ranks."""
+    distributed_optimizer: bool = True
+    """Whether optimizer states are sharded over data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Whether gradients are reduced over data-parallel ranks while the backward pass goes on."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, the core attention's, or every layer's."""
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel_size", "pipeline_parallel_size", "virtual_pipeline_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"parallel.{name} must be at least 1, not {getattr(self, name)}")
+        if self.virtual_pipeline_size > 1 and self.pipeline_parallel_size == 1:
+            raise ValueError("parallel.virtual_pipeline_size above 1 needs parallel.pipeline_parallel_size above 1")
+        if self.sequence_parallel and self.tensor_parallel_size == 1:
+            raise ValueError("parallel.sequence_parallel needs parallel.tensor_parallel_size above 1")
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Copies of the model in a world of `world_size` ranks.
+
+        Raises ValueError if the world is not a multiple of the model-parallel size.
+        """
+        if world_size % self.model_parallel_size:
+            raise ValueError(
+                f"a world of {world_size} ranks does not fit parallel.tensor_parallel_size "
+                f"{self.tensor_parallel_size} x parallel.pipeline_parallel_size {self.pipeline_parallel_size}: "
+                f"start a multiple of {self.model_parallel_size} ranks"
+            )
+        return world_size // self.model_parallel_size

@@ -1,0 +1,230 @@
+"""All that defines a run: one frozen value, checked when it is made."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_step.config.data import DataConfig
+from megatron_step.config.model import ModelConfig
+from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
+from megatron_step.config.parallel import ParallelConfig
+
+
+@dataclass(frozen=True)
+class StagesConfig:
+    """The growth stages of the run."""
+
+    steps: int
+    """Optimizer steps of the stage."""
+    count: int = 1
+    """Growth stages; 1 is ordinary (vanilla) training."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"stages.steps must be at least 1, not {self.steps}")
+        if self.count != 1:
+            raise ValueError(
+                f"stages.count must be 1 (ordinary training), not {self.count}: this version does not grow"
+            )
+
+
+@dataclass(frozen=True)
+class RampUpConfig:
+    """Growth of the global batch over the first samples of the run (Megatron's batch-size ramp-up)."""
+
+    start: int
+    """Global batch size of the first step, in samples."""
+    increment: int
+    """Samples that the global batch grows by at a time."""
+    samples: int
+    """Samples after which the full global batch is reached."""
+
+    def __post_init__(self) -> None:
+        if min(self.start, self.increment, self.samples) < 1:
+            raise ValueError("training.ramp_up needs start, increment and samples of at least 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The batch, the number format and the seed."""
+
+    global_batch_size: int
+    """Samples of one optimizer step, over all ranks."""
+    micro_batch_size: int
+    """Samples that a rank holds in memory at once."""
+    ramp_up: RampUpConfig | None = None
+    """Growth of the global batch at the start; null for a constant batch."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of weights and activations; bf16 keeps fp32 main weights and gradients."""
+    seed: int = 1
+    """Seed of the initial weights and of dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, not {getattr(self, name)}")
+        if self.ramp_up is not None:
+            growth = self.global_batch_size - self.ramp_up.start
+            if growth < 0 or growth % self.ramp_up.increment:
+                raise ValueError(
+                    f"training.ramp_up must reach training.global_batch_size {self.global_batch_size} from "
+                    f"{self.ramp_up.start} in increments of {self.ramp_up.increment}"
+                )
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Every global batch size that the run uses, in order."""
+        if self.ramp_up is None:
+            return (self.global_batch_size,)
+        return tuple(range(self.ramp_up.start, self.global_batch_size + 1, self.ramp_up.increment))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When and on how much validation text the loss is measured."""
+
+    interval: int = 100
+    """Steps between evaluations; 0 evaluates only at the end of the run."""
+    steps: int = 20
+    """Global batches of the fixed validation set; 0 never evaluates."""
+
+    def __post_init__(self) -> None:
+        if self.interval < 0 or self.steps < 0:
+            raise ValueError("evaluation.interval and evaluation.steps must not be negative")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the training state is saved, and what is kept of it."""
+
+    interval: int = 100
+    """Steps between checkpoints; 0 saves only at the end of the run."""
+    keep: int = 3
+    """Newest checkpoints that are kept; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this step are kept for good; 0 for none."""
+    asynchronous: bool = False
+    """Whether files are written while training goes on."""
+    resume: str = "auto"
+    """`auto` for the newest complete checkpoint of the output folder, `none` for a fresh start, or a path."""
+
+    def __post_init__(self) -> None:
+        if self.interval < 0 or self.keep < 0 or self.keep_every < 0:
+            raise ValueError("checkpoint.interval, checkpoint.keep and checkpoint.keep_every must not be negative")
+        if not self.resume:
+            raise ValueError("checkpoint.resume must be auto, none or the path of a checkpoint")
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a run writes about itself; metrics.jsonl is always written."""
+
+    interval: int = 10
+    """Steps between log lines, TensorBoard points and memory readings."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard events to OUTPUT_DIR/tensorboard."""
+    wandb: str | None = None
+    """Weights & Biases project to log to; null for none."""
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError("logging.interval must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run of megatron_step."""
+
+    output_dir: str
+    """Folder of the run: its config, metrics, checkpoints and TensorBoard events."""
+    model: ModelConfig
+    """The shape of the model."""
+    data: DataConfig
+    """The text."""
+    stages: StagesConfig
+    """The growth stages."""
+    optimizer: OptimizerConfig
+    """AdamW."""
+    training: TrainingConfig
+    """Batch, precision, seed."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning rate over the steps."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the model is spread over ranks."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Validation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and resuming."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """What the run shows."""
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("output_dir is empty: name the folder of the run")
+        _check_layers(self.model, self.parallel)
+        if self.evaluation.steps and self.evaluation.interval and not self.data.has_validation:
+            raise ValueError(
+                "evaluation is on but there is nothing to evaluate on: set data.validation or data.split, "
+                "or evaluation.steps to 0"
+            )
+
+
+def _check_layers(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Every rank must get whole layers, heads, channels and vocabulary rows."""
+    chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
+    if model.num_layers % chunks:
+        raise ValueError(
+            f"model.num_layers {model.num_layers} is not divisible by parallel.pipeline_parallel_size "
+            f"{parallel.pipeline_parallel_size} x parallel.virtual_pipeline_size {parallel.virtual_pipeline_size}"
+        )
+    tensor = parallel.tensor_parallel_size
+    for name, size in (
+        ("model.num_attention_heads", model.num_attention_heads),
+        ("model.num_query_groups", model.query_groups),
+        ("model.ffn_hidden_size", model.ffn_hidden_size),
+        ("model.vocab_size_multiple", model.vocab_size_multiple),
+    ):
+        if size % tensor:
+            raise ValueError(f"{name} {size} is not divisible by parallel.tensor_parallel_size {tensor}")
+    if parallel.sequence_parallel and model.seq_length % tensor:
+        raise ValueError(
+            f"model.seq_length {model.seq_length} is not divisible by parallel.tensor_parallel_size {tensor}, "
+            "which parallel.sequence_parallel needs"
+        )
+
+
+def check_world(config: RunConfig, world_size: int) -> None:
+    """Raise ValueError if a world of `world_size` ranks cannot run `config`."""
+    data_parallel_size = config.parallel.data_parallel_size(world_size)
+    samples = config.training.micro_batch_size * data_parallel_size
+    for batch_size in config.training.batch_sizes:
+        if batch_size % samples:
+            raise ValueError(
+                f"a global batch of {batch_size} samples is not divisible by training.micro_batch_size "
+                f"{config.training.micro_batch_size} x data-parallel size {data_parallel_size}"
+            )
+        microbatches = batch_size // samples
+        if config.parallel.virtual_pipeline_size > 1 and microbatches % config.parallel.pipeline_parallel_size:
+            raise ValueError(
+                f"interleaved pipelines need the number of micro-batches, here {microbatches}, to be a multiple of "
+                f"parallel.pipeline_parallel_size {config.parallel.pipeline_parallel_size}: "
+                "change training.global_batch_size or training.micro_batch_size"
+            )
+
+
+def batch_size_at(training: TrainingConfig, consumed_samples: int) -> int:
+    """Global batch size, in samples, of the step that starts after `consumed_samples` samples."""
+    ramp = training.ramp_up
+    if ramp is None or consumed_samples >= ramp.samples or ramp.start == training.global_batch_size:
+        return training.global_batch_size
+    increments = (training.global_batch_size - ramp.start) // ramp.increment
+    return ramp.start + consumed_samples * increments // ramp.samples * ramp.increment
+
+
+def consumed_samples(training: TrainingConfig, steps: int) -> int:
+    """Samples that the first `steps` steps of a run take."""
+    consumed = 0
+    for step in range(steps):
+        if training.ramp_up is None or consumed >= training.ramp_up.samples:
+            return consumed + (steps - step) * training.global_batch_size
+        consumed += batch_size_at(training, consumed)
+    return consumed
