@@ -1,0 +1,34 @@
+"""What tests of every package share."""
+
+from collections.abc import Iterator
+
+import pytest
+from small_corpus import small_corpus
+from worlds import Worlds
+
+# megatron_step comes before any test file that imports megatron-core.
+from megatron_step.config.data import DataConfig
+from megatron_step.config.parallel import ParallelConfig
+from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+
+
+@pytest.fixture(scope="session")
+def worlds() -> Iterator[Worlds]:
+    """`worlds(n)` is a world of n gloo processes; see worlds.py."""
+    made = Worlds()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """A small corpus with its tokenizer; see small_corpus.py."""
+    return small_corpus(tmp_path_factory.mktemp("small_data"))
+
+
+@pytest.fixture
+def alone() -> Iterator[Parallel]:
+    """The world of the process that runs the tests, on its own."""
+    with parallel_layout(ParallelConfig(), seed=1) as parallel:
+        yield parallel
+    stop_world()
