@@ -1,0 +1,346 @@
+// Causal self-attention without the [s, s] matrix in memory (Dao, 2023), q [s, b, n, d], k and v [s, b, g, d], head i of n
+// reads group i / (n / g):
+//     S = scale * q k^T (keys after the query masked)     P = softmax(S)     out = P v
+// Forward walks over blocks of keys with a running maximum m and sum l of every query, and returns out [s, b, n, d] and
+// logsumexp = m + log l [b, n, s]. Backward recomputes P = exp(S - logsumexp), and with delta = sum_d dout * out:
+//     dv = P^T dout      dS = P * (dout v^T - delta)      dq = scale * dS k      dk = scale * dS^T q
+// A thread owns a query head (forward) or a key/value group (backward), so no sum depends on the number of threads.
+// Blocks are copied to fp32 and padded with zeros, so that the products below know no remainder. A padded key comes after
+// every query and is masked; a padded query has logsumexp = infinity and so P = 0.
+#include "operations.h"
+
+namespace megatron_step {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16, kVectors = 4;  // a tile of 4 x 64 sums takes 16 of 32 registers
+#else
+constexpr int64_t kLanes = 8, kVectors = 2;
+#endif
+constexpr int64_t kTileRows = 4;
+constexpr int64_t kQueries = 32, kKeys = 128;  // one block; scores of a block are 16 KiB
+
+// GCC would rather read b from memory in every multiplication that uses it, and be bound by loads.
+#if defined(__AVX__)
+#define MEGATRON_STEP_KEEP_IN_REGISTER(vector) asm("" : "+v"(vector))
+#else
+#define MEGATRON_STEP_KEEP_IN_REGISTER(vector)
+#endif
+
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+
+// Zeros that begin on a cache line, so that no vector of a row that is a multiple of the lanes lies across two.
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : lines_(at::divup(size, 16)), size_(size) {}
+  float* data() { return lines_.front().values; }
+  void clear() { std::fill_n(data(), size_, 0.0f); }
+
+ private:
+  struct alignas(64) Line {
+    float values[16] = {};
+  };
+  std::vector<Line> lines_;
+  int64_t size_;
+};
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return at::divup(value, multiple) * multiple; }
+
+// c[4, V * lanes] (+)= a[4, depth] b[depth, V * lanes]; a(i, p) lies at a[i * a_row + p * a_column]. The product is summed
+// on its own before it is added to c: sums over many blocks then err like short sums.
+template <int64_t V>
+inline void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+                          int64_t c_row, int64_t depth, bool accumulate) {
+  Vector sum[kTileRows][V] = {};
+  for (int64_t p = 0; p < depth; ++p) {
+    Vector b_vector[V];
+    for (int64_t j = 0; j < V; ++j) {
+      b_vector[j] = *reinterpret_cast<const Vector*>(b + p * b_row + j * kLanes);
+      MEGATRON_STEP_KEEP_IN_REGISTER(b_vector[j]);
+    }
+    for (int64_t i = 0; i < kTileRows; ++i) {
+      const float a_value = a[i * a_row + p * a_column];
+      for (int64_t j = 0; j < V; ++j) {
+        sum[i][j] += a_value * b_vector[j];
+      }
+    }
+  }
+  for (int64_t i = 0; i < kTileRows; ++i) {
+    for (int64_t j = 0; j < V; ++j) {
+      Vector* target = reinterpret_cast<Vector*>(c + i * c_row + j * kLanes);
+      *target = accumulate ? *target + sum[i][j] : sum[i][j];
+    }
+  }
+}
+
+// All tiles of V vectors from column j on; returns the first column left.
+template <int64_t V>
+int64_t multiply_columns(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+                         int64_t c_row, int64_t rows, int64_t columns, int64_t depth, bool accumulate, int64_t j) {
+  for (; columns - j >= V * kLanes; j += V * kLanes) {
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+      multiply_tile<V>(a + i * a_row, a_row, a_column, b + j, b_row, c + i * c_row + j, c_row, depth, accumulate);
+    }
+  }
+  return j;
+}
+
+// c[rows, columns] (+)= a[rows, depth] b[depth, columns]; rows a multiple of 4, columns of the lanes.
+void multiply(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c, int64_t c_row,
+              int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
+  int64_t j = multiply_columns<kVectors>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, accumulate, 0);
+  j = multiply_columns<2>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, accumulate, j);
+  multiply_columns<1>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, accumulate, j);
+}
+
+// One head [s, d] of a tensor [s, b, n, d] whose last dimension is contiguous.
+template <typename scalar_t>
+struct Head {
+  scalar_t* data;
+  int64_t row;
+
+  template <typename tensor_t>
+  Head(const tensor_t& tensor, scalar_t* base, int64_t batch, int64_t head)
+      : data(base + batch * tensor.stride(1) + head * tensor.stride(2)), row(tensor.stride(0)) {}
+};
+
+// target[rows_padded, width] = source[begin : begin + rows, :d] in fp32, zeros elsewhere.
+template <typename scalar_t>
+void copy_rows(const Head<const scalar_t>& source, int64_t begin, int64_t rows, int64_t rows_padded, int64_t d,
+               int64_t width, float* target) {
+  for (int64_t i = 0; i < rows_padded; ++i) {
+    float* out = target + i * width;
+    const int64_t used = i < rows ? d : 0;
+    const scalar_t* in = source.data + (begin + (i < rows ? i : 0)) * source.row;
+#pragma omp simd
+    for (int64_t j = 0; j < used; ++j) {
+      out[j] = to_float(in[j]);
+    }
+    std::fill(out + used, out + width, 0.0f);
+  }
+}
+
+// target[:rows, :d] = factor * source[rows, width], back in the tensor's type.
+template <typename scalar_t>
+void store_rows(const float* source, int64_t rows, int64_t d, int64_t width, float factor, const Head<scalar_t>& target,
+                int64_t begin) {
+  for (int64_t i = 0; i < rows; ++i) {
+    scalar_t* out = target.data + (begin + i) * target.row;
+#pragma omp simd
+    for (int64_t j = 0; j < d; ++j) {
+      out[j] = from_float<scalar_t>(factor * source[i * width + j]);
+    }
+  }
+}
+
+float dot(const float* x, const float* y, int64_t size) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) {
+    sum += x[i] * y[i];
+  }
+  return sum;
+}
+
+// Sizes of one head's work: s and d padded to whole blocks and vectors.
+struct Shape {
+  int64_t s, d, s_padded, width;
+  Shape(int64_t s, int64_t d) : s(s), d(d), s_padded(round_up(s, kKeys)), width(round_up(d, kLanes)) {}
+};
+
+// Running softmax over one block of scores [kQueries, kKeys]: scores become exp(scores - m), out is rescaled.
+void softmax_block(float* scores, float* maximum, float* sum, float* out, const Shape& shape, int64_t query0,
+                   int64_t key0, float scale) {
+  for (int64_t i = 0; i < kQueries; ++i) {
+    float* row = scores + i * kKeys;
+    const int64_t keys = std::clamp<int64_t>(query0 + i + 1 - key0, 0, kKeys);
+    float block_maximum = -HUGE_VALF;
+#pragma omp simd reduction(max : block_maximum)
+    for (int64_t j = 0; j < keys; ++j) {
+      row[j] *= scale;
+      block_maximum = std::max(block_maximum, row[j]);
+    }
+    const float highest = std::max(maximum[i], block_maximum);
+    float block_sum = 0.0f;
+#pragma omp simd reduction(+ : block_sum)
+    for (int64_t j = 0; j < keys; ++j) {
+      row[j] = exponential(row[j] - highest);
+      block_sum += row[j];
+    }
+    std::fill(row + keys, row + kKeys, 0.0f);
+    const float correction = exponential(maximum[i] - highest);
+    maximum[i] = highest;
+    sum[i] = sum[i] * correction + block_sum;
+    if (correction != 1.0f) {
+#pragma omp simd
+      for (int64_t j = 0; j < shape.width; ++j) {
+        out[i * shape.width + j] *= correction;
+      }
+    }
+  }
+}
+
+// P = exp(scale * scores - logsumexp) in place of the scores, dS = P * (dP - delta) in place of dP; both 0 where masked.
+void softmax_gradient_block(float* scores, float* dscores, const float* logsumexp, const float* delta, int64_t query0,
+                            int64_t key0, float scale) {
+  for (int64_t i = 0; i < kQueries; ++i) {
+    float* p = scores + i * kKeys;
+    float* ds = dscores + i * kKeys;
+    const int64_t keys = std::clamp<int64_t>(query0 + i + 1 - key0, 0, kKeys);
+    const float shift = logsumexp[i], offset = delta[i];
+#pragma omp simd
+    for (int64_t j = 0; j < keys; ++j) {
+      p[j] = exponential(scale * p[j] - shift);
+      ds[j] = p[j] * (ds[j] - offset);
+    }
+    std::fill(p + keys, p + kKeys, 0.0f);
+    std::fill(ds + keys, ds + kKeys, 0.0f);
+  }
+}
+
+template <typename scalar_t>
+void forward_head(const Head<const scalar_t>& q, const Head<const scalar_t>& k, const Head<const scalar_t>& v,
+                  const Head<scalar_t>& out, float* logsumexp, const Shape& shape, float scale) {
+  Buffer keys(shape.s_padded * shape.width), keys_t(shape.s_padded * shape.width), values(shape.s_padded * shape.width);
+  Buffer queries(kQueries * shape.width), sums(kQueries * shape.width), scores(kQueries * kKeys);
+  copy_rows(k, 0, shape.s, shape.s_padded, shape.d, shape.width, keys.data());
+  transpose_block(keys.data(), shape.width, keys_t.data(), shape.s_padded, shape.s_padded, shape.width);
+  copy_rows(v, 0, shape.s, shape.s_padded, shape.d, shape.width, values.data());
+  for (int64_t query0 = 0; query0 < shape.s; query0 += kQueries) {
+    const int64_t rows = std::min(kQueries, shape.s - query0);
+    float maximum[kQueries], sum[kQueries] = {};
+    std::fill_n(maximum, kQueries, -HUGE_VALF);
+    sums.clear();
+    copy_rows(q, query0, rows, kQueries, shape.d, shape.width, queries.data());
+    for (int64_t key0 = 0; key0 < query0 + rows; key0 += kKeys) {
+      const int64_t used = std::min(kKeys, round_up(query0 + kQueries - key0, kQueries));
+      multiply(queries.data(), shape.width, 1, keys_t.data() + key0, shape.s_padded, scores.data(), kKeys, kQueries,
+               used, shape.width, false);
+      softmax_block(scores.data(), maximum, sum, sums.data(), shape, query0, key0, scale);
+      multiply(scores.data(), kKeys, 1, values.data() + key0 * shape.width, shape.width, sums.data(), shape.width,
+               kQueries, shape.width, used, true);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      logsumexp[query0 + i] = maximum[i] + std::log(sum[i]);
+      store_rows(sums.data() + i * shape.width, 1, shape.d, shape.width, 1.0f / sum[i], out, query0 + i);
+    }
+  }
+}
+
+// Buffers of one key/value group in backward, reused for each of its query heads.
+struct BackwardBuffers {
+  Buffer keys, keys_t, values, values_t, dkeys, dvalues, queries, dout, dqueries, scores, dscores;
+  explicit BackwardBuffers(const Shape& shape)
+      : keys(shape.s_padded * shape.width), keys_t(shape.s_padded * shape.width), values(shape.s_padded * shape.width),
+        values_t(shape.s_padded * shape.width), dkeys(shape.s_padded * shape.width),
+        dvalues(shape.s_padded * shape.width), queries(kQueries * shape.width), dout(kQueries * shape.width),
+        dqueries(kQueries * shape.width), scores(kQueries * kKeys), dscores(kQueries * kKeys) {}
+};
+
+template <typename scalar_t>
+void backward_head(const Head<const scalar_t>& dout, const Head<const scalar_t>& q, const Head<const scalar_t>& out,
+                   const float* logsumexp, const Head<scalar_t>& dq, BackwardBuffers& buffer, const Shape& shape,
+                   float scale) {
+  const int64_t w = shape.width;
+  for (int64_t query0 = 0; query0 < shape.s; query0 += kQueries) {
+    const int64_t rows = std::min(kQueries, shape.s - query0);
+    float shift[kQueries], delta[kQueries] = {};
+    std::fill_n(shift, kQueries, HUGE_VALF);
+    std::copy_n(logsumexp + query0, rows, shift);
+    copy_rows(out, query0, rows, kQueries, shape.d, w, buffer.dqueries.data());
+    copy_rows(dout, query0, rows, kQueries, shape.d, w, buffer.dout.data());
+    copy_rows(q, query0, rows, kQueries, shape.d, w, buffer.queries.data());
+    for (int64_t i = 0; i < rows; ++i) {
+      delta[i] = dot(buffer.dout.data() + i * w, buffer.dqueries.data() + i * w, w);
+    }
+    buffer.dqueries.clear();
+    for (int64_t key0 = 0; key0 < query0 + rows; key0 += kKeys) {
+      const int64_t used = std::min(kKeys, round_up(query0 + kQueries - key0, kQueries));
+      float* scores = buffer.scores.data();
+      float* dscores = buffer.dscores.data();
+      multiply(buffer.queries.data(), w, 1, buffer.keys_t.data() + key0, shape.s_padded, scores, kKeys, kQueries, used,
+               w, false);
+      multiply(buffer.dout.data(), w, 1, buffer.values_t.data() + key0, shape.s_padded, dscores, kKeys, kQueries, used,
+               w, false);
+      softmax_gradient_block(scores, dscores, shift, delta, query0, key0, scale);
+      multiply(dscores, kKeys, 1, buffer.keys.data() + key0 * w, w, buffer.dqueries.data(), w, kQueries, w, used, true);
+      multiply(dscores, 1, kKeys, buffer.queries.data(), w, buffer.dkeys.data() + key0 * w, w, used, w, kQueries, true);
+      multiply(scores, 1, kKeys, buffer.dout.data(), w, buffer.dvalues.data() + key0 * w, w, used, w, kQueries, true);
+    }
+    store_rows(buffer.dqueries.data(), rows, shape.d, w, scale, dq, query0);
+  }
+}
+
+at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
+  return tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q_in, const at::Tensor& k_in,
+                                                     const at::Tensor& v_in, double scale) {
+  const at::Tensor q = with_contiguous_rows(q_in), k = with_contiguous_rows(k_in), v = with_contiguous_rows(v_in);
+  const int64_t s = q.size(0), b = q.size(1), n = q.size(2), per_group = n / k.size(2);
+  const Shape shape(s, q.size(3));
+  at::Tensor out = at::empty(q.sizes(), q.options());
+  at::Tensor logsumexp = at::empty({b, n, s}, q.options().dtype(at::kFloat));
+  MEGATRON_STEP_DISPATCH(q, "attention", [&] {
+    using Input = Head<const scalar_t>;
+    at::parallel_for(0, b * n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t batch = task / n, head = task % n, group = head / per_group;
+        forward_head(Input(q, q.const_data_ptr<scalar_t>(), batch, head),
+                     Input(k, k.const_data_ptr<scalar_t>(), batch, group),
+                     Input(v, v.const_data_ptr<scalar_t>(), batch, group),
+                     Head<scalar_t>(out, out.mutable_data_ptr<scalar_t>(), batch, head),
+                     logsumexp.mutable_data_ptr<float>() + task * s, shape, static_cast<float>(scale));
+      }
+    });
+  });
+  return {out, logsumexp};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tensor& dout_in, const at::Tensor& q_in,
+                                                                  const at::Tensor& k_in, const at::Tensor& v_in,
+                                                                  const at::Tensor& out, const at::Tensor& logsumexp,
+                                                                  double scale) {
+  const at::Tensor q = with_contiguous_rows(q_in), k = with_contiguous_rows(k_in), v = with_contiguous_rows(v_in);
+  const at::Tensor dout = with_contiguous_rows(dout_in);
+  const int64_t s = q.size(0), b = q.size(1), n = q.size(2), groups = k.size(2), per_group = n / groups;
+  const Shape shape(s, q.size(3));
+  at::Tensor dq = at::empty(q.sizes(), q.options());
+  at::Tensor dk = at::empty(k.sizes(), k.options()), dv = at::empty(v.sizes(), v.options());
+  MEGATRON_STEP_DISPATCH(q, "attention", [&] {
+    using Input = Head<const scalar_t>;
+    using Output = Head<scalar_t>;
+    at::parallel_for(0, b * groups, 1, [&](int64_t begin, int64_t end) {
+      BackwardBuffers buffer(shape);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t batch = task / groups, group = task % groups, w = shape.width;
+        copy_rows(Input(k, k.const_data_ptr<scalar_t>(), batch, group), 0, s, shape.s_padded, shape.d, w,
+                  buffer.keys.data());
+        copy_rows(Input(v, v.const_data_ptr<scalar_t>(), batch, group), 0, s, shape.s_padded, shape.d, w,
+                  buffer.values.data());
+        transpose_block(buffer.keys.data(), w, buffer.keys_t.data(), shape.s_padded, shape.s_padded, w);
+        transpose_block(buffer.values.data(), w, buffer.values_t.data(), shape.s_padded, shape.s_padded, w);
+        buffer.dkeys.clear();
+        buffer.dvalues.clear();
+        for (int64_t head = group * per_group; head < (group + 1) * per_group; ++head) {
+          backward_head(Input(dout, dout.const_data_ptr<scalar_t>(), batch, head),
+                        Input(q, q.const_data_ptr<scalar_t>(), batch, head),
+                        Input(out, out.const_data_ptr<scalar_t>(), batch, head),
+                        logsumexp.const_data_ptr<float>() + (batch * n + head) * s,
+                        Output(dq, dq.mutable_data_ptr<scalar_t>(), batch, head), buffer, shape,
+                        static_cast<float>(scale));
+        }
+        store_rows(buffer.dkeys.data(), s, shape.d, w, static_cast<float>(scale),
+                   Output(dk, dk.mutable_data_ptr<scalar_t>(), batch, group), 0);
+        store_rows(buffer.dvalues.data(), s, shape.d, w, 1.0f,
+                   Output(dv, dv.mutable_data_ptr<scalar_t>(), batch, group), 0);
+      }
+    });
+  });
+  return {dq, dk, dv};
+}
+
+}  // namespace megatron_step

@@ -1,0 +1,47 @@
+// Registers the CPU operations with torch as torch.ops.megatron_step.*; shapes are checked by megatron_step/ops.
+#include <Python.h>
+#include <torch/library.h>
+
+#include "operations.h"
+
+TORCH_LIBRARY(megatron_step, m) {
+  m.def("attention_forward(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, float scale) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def("cross_entropy_forward(Tensor logits, Tensor labels, int columns) -> Tensor");
+  m.def(
+      "cross_entropy_backward_(Tensor(a!) logits, Tensor labels, Tensor logsumexp, Tensor gradient, int columns) -> ()");
+  m.def("rms_norm_forward(Tensor x, Tensor weight, float epsilon) -> (Tensor, Tensor)");
+  m.def(
+      "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, bool need_dx, bool need_dweight) -> "
+      "(Tensor, Tensor)");
+  m.def("rotary(Tensor x, Tensor cos, Tensor sin, bool transposed) -> Tensor");
+  m.def(
+      "split_qkv_rotary_forward(Tensor qkv, Tensor cos, Tensor sin, int heads, int groups) -> (Tensor, Tensor, Tensor)");
+  m.def("split_qkv_rotary_backward(Tensor dq, Tensor dk, Tensor dv, Tensor cos, Tensor sin) -> Tensor");
+  m.def("swiglu_forward(Tensor x) -> Tensor");
+  m.def("swiglu_backward(Tensor dy, Tensor x) -> Tensor");
+  m.def("transpose(Tensor matrix) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(megatron_step, CPU, m) {
+  m.impl("attention_forward", &megatron_step::attention_forward);
+  m.impl("attention_backward", &megatron_step::attention_backward);
+  m.impl("cross_entropy_forward", &megatron_step::cross_entropy_forward);
+  m.impl("cross_entropy_backward_", &megatron_step::cross_entropy_backward_);
+  m.impl("rms_norm_forward", &megatron_step::rms_norm_forward);
+  m.impl("rms_norm_backward", &megatron_step::rms_norm_backward);
+  m.impl("rotary", &megatron_step::rotary);
+  m.impl("split_qkv_rotary_forward", &megatron_step::split_qkv_rotary_forward);
+  m.impl("split_qkv_rotary_backward", &megatron_step::split_qkv_rotary_backward);
+  m.impl("swiglu_forward", &megatron_step::swiglu_forward);
+  m.impl("swiglu_backward", &megatron_step::swiglu_backward);
+  m.impl("transpose", &megatron_step::transpose);
+}
+
+// An empty Python module: importing it loads this library, which runs the registrations above.
+extern "C" PyObject* PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&module);
+}

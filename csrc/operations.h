@@ -1,0 +1,122 @@
+// The CPU operations and what they share: conversion of bf16, a vectorisable exponential, and the choice of type.
+//
+// All kernels compute in fp32 whatever the tensor's type, and split their work so that no sum depends on the number
+// of threads: a row is reduced by one thread, and sums over rows run over chunks of fixed size, added in order.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace megatron_step {
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(at::BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.x) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+template <typename scalar_t>
+inline scalar_t from_float(float value);
+
+template <>
+inline float from_float<float>(float value) {
+  return value;
+}
+
+// Round to nearest even; NaN stays NaN. Written with a select, not a branch, so that loops over it vectorise.
+template <>
+inline at::BFloat16 from_float<at::BFloat16>(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return at::BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), at::BFloat16::from_bits());
+}
+
+// e^x to about 1 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 6 for e^r, and 2^n as the product of
+// two powers, so that n = 128 does not overflow. Below the smallest normal number it is 0; NaN stays NaN.
+inline float exponential(float x) {
+  constexpr float low = -87.33654f, high = 88.72284f, shift = 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+  const float clamped = x < low ? low : (x > high ? high : x);
+  const float n = (clamped * 1.44269504f + shift) - shift;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  const int32_t half = static_cast<int32_t>(n) / 2;
+  const int32_t rest = static_cast<int32_t>(n) - half;
+  const int32_t first_bits = (half + 127) << 23, second_bits = (rest + 127) << 23;
+  float first, second;
+  std::memcpy(&first, &first_bits, sizeof(first));
+  std::memcpy(&second, &second_bits, sizeof(second));
+  const float result = p * first * second;
+  return x < low ? 0.0f : (x > high ? HUGE_VALF : result);
+}
+
+inline void check_dtype(const at::Tensor& tensor, const char* operation) {
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16, operation,
+              ": the CPU kernel takes float32 or bfloat16, not ", tensor.scalar_type());
+}
+
+// target[j, i] = source[i, j] for a block of rows x columns in row-major matrices of the given row lengths.
+inline void transpose_block(const float* source, int64_t source_row, float* target, int64_t target_row, int64_t rows,
+                            int64_t columns) {
+  for (int64_t j = 0; j < columns; ++j) {
+    for (int64_t i = 0; i < rows; ++i) {
+      target[j * target_row + i] = source[i * source_row + j];
+    }
+  }
+}
+
+// The operations, in the order of their files; each file's first comment is its contract.
+std::tuple<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                     double scale);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tensor& dout, const at::Tensor& q,
+                                                                  const at::Tensor& k, const at::Tensor& v,
+                                                                  const at::Tensor& out, const at::Tensor& logsumexp,
+                                                                  double scale);
+at::Tensor cross_entropy_forward(const at::Tensor& logits, const at::Tensor& labels, int64_t columns);
+void cross_entropy_backward_(at::Tensor& logits, const at::Tensor& labels, const at::Tensor& logsumexp,
+                             const at::Tensor& gradient, int64_t columns);
+std::tuple<at::Tensor, at::Tensor> rms_norm_forward(const at::Tensor& x, const at::Tensor& weight, double epsilon);
+std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
+                                                     const at::Tensor& rstd, bool need_dx, bool need_dweight);
+at::Tensor rotary(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool transposed);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> split_qkv_rotary_forward(const at::Tensor& qkv, const at::Tensor& cos,
+                                                                        const at::Tensor& sin, int64_t heads,
+                                                                        int64_t groups);
+at::Tensor split_qkv_rotary_backward(const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
+                                     const at::Tensor& cos, const at::Tensor& sin);
+at::Tensor swiglu_forward(const at::Tensor& x);
+at::Tensor swiglu_backward(const at::Tensor& dy, const at::Tensor& x);
+at::Tensor transpose(const at::Tensor& matrix);
+
+}  // namespace megatron_step
+
+// Runs the body with `scalar_t` as the C++ type of a float32 or bfloat16 tensor.
+#define MEGATRON_STEP_DISPATCH(tensor, operation, ...)            \
+  [&] {                                                           \
+    ::megatron_step::check_dtype(tensor, operation);              \
+    if ((tensor).scalar_type() == at::kFloat) {                   \
+      using scalar_t = float;                                     \
+      return __VA_ARGS__();                                       \
+    }                                                             \
+    using scalar_t = at::BFloat16;                                \
+    return __VA_ARGS__();                                         \
+  }()

@@ -1,0 +1,27 @@
+"""The operations of a training step that torch leaves slow on the CPU, each with a plain-torch reference.
+
+An operation is a pure function with autograd. It runs in the C++ extension (csrc/) where that is built and the tensors
+are float32 or bfloat16 on the CPU, and as torch's own operations everywhere else.
+"""
+
+from megatron_step.ops.attention import attention
+from megatron_step.ops.dispatch import extension_available
+from megatron_step.ops.linear import linear, linear_input_gradient, linear_output, linear_weight_gradient
+from megatron_step.ops.linear_cross_entropy import linear_cross_entropy
+from megatron_step.ops.rms_norm import rms_norm
+from megatron_step.ops.rotary import rotary, split_qkv_rotary
+from megatron_step.ops.swiglu import swiglu
+
+__all__ = [
+    "attention",
+    "extension_available",
+    "linear",
+    "linear_cross_entropy",
+    "linear_input_gradient",
+    "linear_output",
+    "linear_weight_gradient",
+    "rms_norm",
+    "rotary",
+    "split_qkv_rotary",
+    "swiglu",
+]

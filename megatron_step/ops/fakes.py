@@ -1,0 +1,84 @@
+"""Shapes and types that the C++ kernels return, for torch.compile and FakeTensor: nothing here computes."""
+
+import torch
+from torch import Tensor
+
+
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    s, b, n, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((b, n, s), dtype=torch.float32)
+
+
+def attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def cross_entropy_forward(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
+    return logits.new_empty((3, logits.shape[0]), dtype=torch.float32)
+
+
+def cross_entropy_backward_(logits: Tensor, labels: Tensor, logsumexp: Tensor, gradient: Tensor, columns: int) -> None:
+    return None
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((x.numel() // weight.numel(),), dtype=torch.float32)
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, need_dx: bool, need_dweight: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if need_dx else (0,)), weight.new_empty(weight.shape if need_dweight else (0,))
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, transposed: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def split_qkv_rotary_forward(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    s, b, width = qkv.shape
+    d = width // (heads + 2 * groups)
+    return qkv.new_empty((s, b, heads, d)), qkv.new_empty((s, b, groups, d)), qkv.new_empty((s, b, groups, d))
+
+
+def split_qkv_rotary_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    s, b, heads, d = dq.shape
+    return dq.new_empty((s, b, (heads + 2 * dk.shape[2]) * d))
+
+
+def swiglu_forward(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+
+
+def swiglu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def transpose(matrix: Tensor) -> Tensor:
+    return matrix.new_empty((matrix.shape[1], matrix.shape[0]))
+
+
+FAKES = (
+    attention_forward,
+    attention_backward,
+    cross_entropy_forward,
+    cross_entropy_backward_,
+    rms_norm_forward,
+    rms_norm_backward,
+    rotary,
+    split_qkv_rotary_forward,
+    split_qkv_rotary_backward,
+    swiglu_forward,
+    swiglu_backward,
+    transpose,
+)
+
+
+def register_fakes() -> None:
+    """Tell torch the output shapes of every kernel; call once, after the extension is loaded."""
+    for fake in FAKES:
+        torch.library.register_fake(f"megatron_step::{fake.__name__}", fake)

@@ -1,0 +1,85 @@
+"""Linear map y = x Wᵀ with its two gradient products, each sent to the faster library.
+
+On the CPU ``torch.mm`` in float32 goes to the BLAS torch was built with; oneDNN's product, which bfloat16 uses anyway,
+is faster on many processors (figures in csrc/README.md), so float32 goes there too. Elsewhere this is torch's product.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_step.ops.dispatch import use_kernel, use_onednn
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """y = x Wᵀ.
+
+    Args:
+        x: [..., i]
+        weight: [o, i]
+
+    Returns:
+        [..., o]
+
+    Raises:
+        ValueError: shapes or types do not fit together.
+    """
+    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1] or x.dtype != weight.dtype:
+        raise ValueError(
+            f"linear: x [..., i] and weight [o, i] must agree in i and type, got {x.dtype} {[*x.shape]} and "
+            f"{weight.dtype} {[*weight.shape]}"
+        )
+    return _Linear.apply(x, weight)
+
+
+def linear_reference(x: Tensor, weight: Tensor) -> Tensor:
+    """The same in plain torch."""
+    return F.linear(x, weight)
+
+
+def linear_output(x: Tensor, weight: Tensor) -> Tensor:
+    """y = x Wᵀ without autograd: x [..., i], weight [o, i] -> [..., o]."""
+    if x.numel() > 0 and use_onednn(x, weight):
+        return _onednn_linear(x, weight)
+    return F.linear(x, weight)
+
+
+def linear_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
+    """dx = dy W: grad_output [..., o], weight [o, i] -> [..., i]."""
+    if grad_output.numel() > 0 and use_onednn(grad_output, weight):
+        return _onednn_linear(grad_output, weight.t())
+    return grad_output.matmul(weight)
+
+
+def linear_weight_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
+    """dW = dyᵀ x, summed over all leading dimensions: grad_output [..., o], x [..., i] -> [o, i]."""
+    dy, x = grad_output.reshape(-1, grad_output.shape[-1]), x.reshape(-1, x.shape[-1])
+    if dy.numel() == 0 or not use_onednn(dy, x):
+        return dy.t().mm(x)
+    if dy.shape[1] > x.shape[1]:
+        # oneDNN copies its second operand into its own layout with ease, the first one not: the first is the smaller.
+        transposed = _onednn_linear(x.t(), dy.t())
+        return torch.ops.megatron_step.transpose(transposed) if use_kernel(transposed) else transposed.t().contiguous()
+    return _onednn_linear(dy.t(), x.t())
+
+
+def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ by oneDNN; x [..., i] and weight [o, i] may be transposed views."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        # A frozen weight's gradient needs no x, so x is not kept alive for it.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return linear_output(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        dx = linear_input_gradient(grad_output, weight) if ctx.needs_input_grad[0] else None
+        dweight = linear_weight_gradient(grad_output, x) if ctx.needs_input_grad[1] else None
+        return dx, dweight

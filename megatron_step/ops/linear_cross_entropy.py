@@ -1,0 +1,171 @@
+"""Cross-entropy of a linear output layer: loss = logsumexp(W h) - (W h)[label], over a vocabulary split over ranks.
+
+The logits are kept once, in the type of ``hidden``; their softmax and gradient are computed in float32 row by row and
+written over them, so that the float32 logits and probabilities of the usual implementation never exist.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_step.ops.dispatch import use_kernel
+from megatron_step.ops.linear import linear_input_gradient, linear_output, linear_weight_gradient
+
+_ROWS_PER_CHUNK = 1024
+"""Rows of logits that the plain-torch path widens to float32 at a time."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    vocab_size: int | None = None,
+    vocab_start: int = 0,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Loss of every token under the output layer ``weight``.
+
+    Args:
+        hidden: [..., h], equal on all ranks of ``group``
+        weight: [v_local, h], rows vocab_start to vocab_start + v_local of the output layer
+        labels: [...] int64 over the whole vocabulary; a negative label is ignored: loss 0, no gradient
+        vocab_size: true size of the vocabulary; rows from there on are padding and take no part. None: no padding
+        vocab_start: first vocabulary entry of this rank
+        group: tensor-parallel group over which the vocabulary is split; None for one rank
+
+    Returns:
+        losses [...] in float32, equal on all ranks of ``group``. The gradient of ``hidden`` is this rank's part of a
+        sum over ``group``, which the caller reduces, as for any column-parallel layer. Backward runs once.
+
+    Raises:
+        ValueError: shapes or types do not fit together, or a label is not below ``vocab_size``.
+    """
+    ranks = 1 if group is None else dist.get_world_size(group)
+    vocab_size = vocab_start + weight.shape[0] if vocab_size is None and ranks == 1 else vocab_size
+    if vocab_size is None:
+        raise ValueError("linear_cross_entropy: vocab_size is needed where the vocabulary is split over ranks")
+    _check(hidden, weight, labels, vocab_size)
+    columns = min(max(vocab_size - vocab_start, 0), weight.shape[0])
+    labels = labels.reshape(-1)
+    losses = _LinearCrossEntropy.apply(
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        labels,
+        labels - vocab_start,
+        columns,
+        group if ranks > 1 else None,
+    )
+    return losses.view(hidden.shape[:-1])
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int | None = None
+) -> Tensor:
+    """The same in plain torch, for one rank."""
+    logits = F.linear(hidden, weight)[..., :vocab_size].reshape(labels.numel(), -1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    targets = labels.reshape(-1).clamp(min=-1)
+    return F.cross_entropy(wide, targets, reduction="none", ignore_index=-1).view(labels.shape)
+
+
+def _check(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> None:
+    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1] or hidden.dtype != weight.dtype:
+        raise ValueError(
+            "linear_cross_entropy: hidden [..., h] and weight [v, h] must agree in h and type, got "
+            f"{hidden.dtype} {[*hidden.shape]} and {weight.dtype} {[*weight.shape]}"
+        )
+    if labels.dtype != torch.int64 or labels.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"linear_cross_entropy: labels must be int64 {[*hidden.shape[:-1]]}, got {labels.dtype} {[*labels.shape]}"
+        )
+    message = f"linear_cross_entropy: a label is not below vocab_size = {vocab_size}"
+    if labels.device.type != "cpu":
+        torch._assert_async((labels < vocab_size).all(), message)  # without waiting for the device
+    elif labels.numel() > 0 and int(labels.max()) >= vocab_size:
+        raise ValueError(f"{message}: {int(labels.max())}")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """``local_labels`` count from this rank's first row; outside [0, columns) they are another rank's or ignored."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        local_labels: Tensor,
+        columns: int,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        logits = linear_output(hidden, weight)
+        logsumexp, target = _combine(_statistics(logits, local_labels, columns), group)
+        ctx.save_for_backward(hidden, weight, local_labels, logsumexp, labels >= 0)
+        ctx.columns = columns
+        # Not among the saved tensors: backward overwrites the logits with their gradient.
+        ctx.logits = logits if any(ctx.needs_input_grad) else None
+        return (logsumexp - target).masked_fill_(labels < 0, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.logits is None:
+            raise RuntimeError("linear_cross_entropy: backward ran before; its logits are used up (no retain_graph)")
+        hidden, weight, local_labels, logsumexp, counted = ctx.saved_tensors
+        gradient, ctx.logits = ctx.logits, None
+        _softmax_gradient_(gradient, local_labels, logsumexp, grad_losses.float() * counted, ctx.columns)
+        dhidden = linear_input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None
+        dweight = linear_weight_gradient(gradient, hidden) if ctx.needs_input_grad[1] else None
+        return dhidden, dweight, None, None, None, None
+
+
+def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """logsumexp [t] and target logit [t] over all ranks, from each rank's maximum, sum and target [3, t]."""
+    maximum, total, target = statistics.unbind()
+    if group is not None:
+        highest = maximum.clone()
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+        sums = torch.stack((total * torch.exp(maximum - highest), target))
+        dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=group)
+        maximum, (total, target) = highest, sums.unbind()
+    return maximum + total.log(), target
+
+
+def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
+    """Every row's maximum, its sum of exp(logit - maximum), and its target logit, 0 if elsewhere: [3, t] float32."""
+    if use_kernel(logits):
+        return torch.ops.megatron_step.cross_entropy_forward(logits, labels, columns)
+    rows = logits.shape[0]
+    result = logits.new_zeros((3, rows), dtype=torch.float32)
+    result[0] = float("-inf")
+    if columns == 0:
+        return result
+    here = (labels >= 0) & (labels < columns)
+    index = labels.clamp(0, columns - 1).unsqueeze(1)
+    for begin in range(0, rows, _ROWS_PER_CHUNK):
+        part = slice(begin, begin + _ROWS_PER_CHUNK)
+        wide = logits[part, :columns].float()
+        result[0, part] = wide.amax(1)
+        result[1, part] = (wide - result[0, part, None]).exp_().sum(1)
+        result[2, part] = wide.gather(1, index[part]).squeeze(1) * here[part]
+    return result
+
+
+def _softmax_gradient_(logits: Tensor, labels: Tensor, logsumexp: Tensor, scale: Tensor, columns: int) -> None:
+    """logits[i, j] <- scale[i] * (exp(logits[i, j] - logsumexp[i]) - [j = label i]); 0 from column ``columns`` on."""
+    if use_kernel(logits):
+        torch.ops.megatron_step.cross_entropy_backward_(logits, labels, logsumexp, scale.contiguous(), columns)
+        return
+    logits[:, columns:] = 0
+    if columns == 0:
+        return
+    here = ((labels >= 0) & (labels < columns)).float()
+    index = labels.clamp(0, columns - 1).unsqueeze(1)
+    for begin in range(0, logits.shape[0], _ROWS_PER_CHUNK):
+        part = slice(begin, begin + _ROWS_PER_CHUNK)
+        wide = logits[part, :columns].float().sub_(logsumexp[part, None]).exp_()
+        wide.scatter_add_(1, index[part], -here[part, None])
+        logits[part, :columns] = wide.mul_(scale[part, None])

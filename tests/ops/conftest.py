@@ -1,0 +1,84 @@
+"""What every test of an operation uses: both of its paths, and an error bound taken from torch's own error."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_step.ops import dispatch
+
+Operation = Callable[..., Tensor | tuple[Tensor, ...]]
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs once on the C++ kernels and once as on a machine without them."""
+    if request.param == "torch":
+        monkeypatch.setattr(dispatch, "extension_available", lambda: False)
+        monkeypatch.setattr(dispatch, "_has_onednn", lambda: False)
+    elif not dispatch.extension_available():
+        pytest.skip("the C++ extension is not built")
+    return request.param
+
+
+@pytest.fixture
+def kernel() -> None:
+    """The test needs the C++ kernels."""
+    if not dispatch.extension_available():
+        pytest.skip("the C++ extension is not built")
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def outputs_and_gradients(operation: Operation, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs, then the gradients of all floating inputs for one fixed upstream gradient per output."""
+    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
+    outputs = operation(*leaves)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    generator = torch.Generator().manual_seed(1)
+    # Drawn in fp32 and rounded to bf16, so that every precision sees exactly the same upstream gradient.
+    upstream = [torch.randn(y.shape, generator=generator).bfloat16().to(y.dtype) for y in outputs]
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
+
+
+@pytest.fixture
+def assert_as_exact_as_torch() -> Callable[[Operation, Operation, Sequence[Tensor]], None]:
+    """Outputs and gradients of ``operation`` err at most twice as much as ``reference``, both against float64."""
+
+    def check(operation: Operation, reference: Operation, inputs: Sequence[Tensor]) -> None:
+        exact = outputs_and_gradients(reference, [x.double() for x in inputs])
+        of_torch = outputs_and_gradients(reference, inputs)
+        ours = outputs_and_gradients(operation, inputs)
+        for index, (x, y, z) in enumerate(zip(ours, of_torch, exact)):
+            assert x.shape == z.shape
+            assert x.dtype == y.dtype
+            error, bound = (x.double() - z).norm(), 2 * (y.double() - z).norm()
+            # One rounding of the result is no error of the operation, even where torch happens to hit the exact value.
+            assert error <= max(bound, torch.finfo(x.dtype).eps * z.norm()), f"tensor {index}: {error} > {bound}"
+
+    return check
+
+
+@pytest.fixture
+def assert_same_on_any_number_of_threads(
+    set_threads: Callable[[int], None],
+) -> Callable[[Operation, Sequence[Tensor]], None]:
+    """Outputs and gradients are bit for bit the same on 1, 2 and 3 threads."""
+
+    def check(operation: Operation, inputs: Sequence[Tensor]) -> None:
+        results = []
+        for threads in (1, 2, 3):
+            set_threads(threads)
+            results.append(outputs_and_gradients(operation, inputs))
+        for other in results[1:]:
+            for x, y in zip(results[0], other):
+                assert torch.equal(x, y)
+
+    return check

@@ -1,0 +1,36 @@
+import importlib
+import warnings
+
+import pytest
+import torch
+
+from megatron_step.ops import dispatch
+
+
+def test_missing_extension_warns_once_and_runs_as_torch(monkeypatch):
+    real = importlib.import_module
+
+    def without_extension(name: str, *args: str):
+        if name == "megatron_step._C":
+            raise ImportError("not built")
+        return real(name, *args)
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", without_extension)
+    dispatch._load_extension.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="pip install -e"):
+            assert not dispatch.use_kernel(torch.ones(2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not dispatch.use_kernel(torch.ones(2))
+    finally:
+        monkeypatch.undo()
+        dispatch._load_extension.cache_clear()
+
+
+def test_kernels_take_only_their_types_and_device(kernel):
+    assert dispatch.use_kernel(torch.ones(2), torch.ones(2).bfloat16())
+    assert not dispatch.use_kernel(torch.ones(2).double())
+    assert not dispatch.use_kernel(torch.ones(2), torch.ones(2).half())
+    assert not dispatch.use_kernel(torch.ones(2, device="meta"))
+    assert not dispatch.use_onednn(torch.ones(2).bfloat16())
