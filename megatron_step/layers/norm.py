@@ -1,0 +1,23 @@
+"""RMSNorm fit for sequence parallelism, which megatron-core's own norm without TransformerEngine is not."""
+
+import torch
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+from megatron_step import ops
+from megatron_step.engine.device import current_device
+
+
+class RMSNorm(torch.nn.Module):
+    """y = x / sqrt(mean(x^2) + epsilon) * weight over the last dimension (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.epsilon = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=current_device()))
+        # Each tensor-parallel rank sees its part of the sequence: megatron-core sums the gradients of marked weights.
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., h] -> [..., h]."""
+        return ops.rms_norm(x, self.weight, self.epsilon)

@@ -1,0 +1,46 @@
+"""The rotary embedding's cosines and sines (RoPE, Su et al., 2021), with Llama-3's scaling."""
+
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding as MegatronRotaryEmbedding
+from torch import Tensor
+
+from megatron_step.config.model import ModelConfig
+
+
+class ScaledRotaryEmbedding(MegatronRotaryEmbedding):
+    """megatron-core's rotary embedding with every number of Llama-3's scaling settable."""
+
+    def __init__(self, config: ModelConfig, device: torch.device, cp_group: torch.distributed.ProcessGroup) -> None:
+        super().__init__(
+            kv_channels=config.attention_head_size,
+            rotary_percent=1.0,
+            rotary_base=config.rope_theta,
+            use_cpu_initialization=True,
+            cp_group=cp_group,
+        )
+        scaling = config.rope_scaling
+        if scaling.factor > 1.0:
+            self.inv_freq = self._apply_scaling(
+                self.inv_freq,
+                factor=scaling.factor,
+                low_freq_factor=scaling.low_freq_factor,
+                high_freq_factor=scaling.high_freq_factor,
+                original_max_position_embeddings=scaling.original_max_position,
+            )
+        self.inv_freq = self.inv_freq.to(device)
+
+
+class RotaryEmbedding(ScaledRotaryEmbedding):
+    """The same, given as cosines and sines that are computed once."""
+
+    _cosine_sine: Tensor | None = None
+
+    def forward(self, max_seq_len: int, **unused: Any) -> Tensor:
+        """[2, s, d] in fp32: the cosine and the sine of every position and channel."""
+        if self._cosine_sine is None or self._cosine_sine.shape[1] != max_seq_len:
+            angles = self.get_freqs_non_repeated(max_seq_len)  # [s, d / 2]
+            angles = torch.cat((angles, angles), dim=-1)
+            self._cosine_sine = torch.stack((angles.cos(), angles.sin()))
+        return self._cosine_sine

@@ -1,0 +1,45 @@
+"""Builds this rank's part of the model."""
+
+from megatron.core import parallel_state
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+from megatron_step.config.model import ModelConfig
+from megatron_step.engine.compat import has_transformer_engine
+from megatron_step.engine.parallel import Parallel
+from megatron_step.layers.spec import block_spec
+from megatron_step.model.gpt import GPTModel
+from megatron_step.model.initialize import initialize
+from megatron_step.model.transformer_config import transformer_config
+
+
+def build_model(
+    model: ModelConfig, vocab_size: int, parallel: Parallel, precision: str, seed: int
+) -> list[GPTModel | Float16Module]:
+    """This rank's model chunks, one for each virtual pipeline rank, with initial weights.
+
+    `vocab_size` is the tokenizer's; the embedding is padded to model.padded_vocab_size(vocab_size) rows.
+    """
+    transformer_engine = has_transformer_engine()
+    config = transformer_config(model, parallel.config, precision, transformer_engine)
+    chunks: list[GPTModel | Float16Module] = []
+    for vp_stage in range(parallel.config.virtual_pipeline_size):
+        vp = vp_stage if parallel.config.virtual_pipeline_size > 1 else None
+        chunk = GPTModel(
+            model,
+            config,
+            block_spec(get_num_layers_to_build(config, vp, parallel.pp_rank), model.qk_norm, transformer_engine),
+            parallel.groups,
+            vocab_size,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp),
+            vp_stage=vp,
+        )
+        initialize(sharded_state(chunk, parallel), model, seed)
+        chunks.append(Float16Module(config, chunk) if config.bf16 else chunk)
+    return chunks
+
+
+def sharded_state(chunk: GPTModel | Float16Module, parallel: Parallel) -> dict[str, object]:
+    """A chunk's weights as megatron-core's sharded tensors, under keys that name each layer by its global number."""
+    return chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True, "dp_cp_group": parallel.groups.dp_cp})

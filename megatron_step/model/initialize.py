@@ -1,0 +1,63 @@
+"""Initial weights that do not depend on how the model is spread over ranks.
+
+Every weight's full tensor is drawn from a generator that is seeded by the run's seed, the weight's name and the block
+of rows; a rank draws only the blocks that its shard touches, and keeps its part of them.
+"""
+
+import hashlib
+import math
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor
+
+from megatron_step.config.model import ModelConfig
+
+_ROWS = 1024  # rows of a full weight drawn at a time: bounds the memory
+
+
+def initialize(shards: dict[str, object], model: ModelConfig, seed: int) -> None:
+    """Fill the tensors behind a model chunk's sharded state dict, in place.
+
+    Matrices get a normal distribution of standard deviation `init_std`, those that write into the residual stream
+    init_std / sqrt(2 num_layers) (GPT-2, Radford et al., 2019), norms ones and biases zeros.
+    """
+    for shard in shards.values():
+        if isinstance(shard, ShardedTensorFactory):
+            gate, up = shard.build()  # one SwiGLU weight, two tensors in the checkpoint
+            _fill(gate, model, seed)
+            _fill(up, model, seed)
+        elif isinstance(shard, ShardedTensor):
+            _fill(shard, model, seed)
+
+
+@torch.no_grad()
+def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
+    name = shard.key
+    if name.endswith(".bias"):
+        shard.data.zero_()
+    elif shard.data.dim() == 1:
+        shard.data.fill_(1.0)
+    else:
+        writes_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+        std = model.init_std / math.sqrt(2 * model.num_layers) if writes_residual else model.init_std
+        _fill_normal(shard, std, seed)
+
+
+def _fill_normal(shard: ShardedTensor, std: float, seed: int) -> None:
+    """shard.data [rows, columns] is the part of the full weight that begins at shard.global_offset."""
+    first_row, first_column = shard.global_offset
+    rows, columns = shard.data.shape
+    for start in range(first_row // _ROWS * _ROWS, first_row + rows, _ROWS):
+        stop = min(start + _ROWS, shard.global_shape[0])
+        block = _normal_block(shard.key, start, (stop - start, shard.global_shape[1]), std, seed)
+        begin, end = max(start, first_row), min(stop, first_row + rows)
+        shard.data[begin - first_row : end - first_row] = block[
+            begin - start : end - start, first_column : first_column + columns
+        ]
+
+
+def _normal_block(name: str, row: int, shape: tuple[int, int], std: float, seed: int) -> Tensor:
+    digest = hashlib.sha256(f"{seed}/{name}/{row}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.empty(shape).normal_(0.0, std, generator=generator)

@@ -1,0 +1,80 @@
+"""megatron-core's TransformerConfig for a model under a parallel layout."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+from megatron_step.config.model import ModelConfig
+from megatron_step.config.parallel import ParallelConfig
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: str, transformer_engine: bool
+) -> TransformerConfig:
+    """All that megatron-core needs to know to build and run `model`, with TransformerEngine's modules or without."""
+    dtype = DTYPES[precision]
+    return TransformerConfig(
+        # Shape
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.attention_head_size,
+        # Architecture
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=model.qkv_bias,
+        qk_layernorm=model.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        # Numbers
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        # initialize.py fills the weights, alike for every layout; megatron-core only marks how they are split.
+        init_method=_leave_unfilled,
+        output_layer_init_method=_leave_unfilled,
+        # Without TransformerEngine the product's own operations take the place of megatron-core's fusions.
+        gradient_accumulation_fusion=transformer_engine,
+        bias_activation_fusion=transformer_engine,
+        apply_rope_fusion=transformer_engine,
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        **_parallel_fields(parallel),
+        **_recompute_fields(parallel),
+    )
+
+
+def _leave_unfilled(weight: torch.Tensor) -> None:
+    """An initialisation that leaves the weight as it is."""
+
+
+def _parallel_fields(parallel: ParallelConfig) -> dict[str, object]:
+    interleaved = parallel.virtual_pipeline_size > 1
+    return {
+        "tensor_model_parallel_size": parallel.tensor_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_size if interleaved else None,
+        "sequence_parallel": parallel.sequence_parallel,
+        # With two interleaved pipeline ranks, the previous and the next rank are one: batched messages of equal size
+        # to both would be swapped under gloo, without an error.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        # An output may be freed once it is on its way only where streams keep the order: a gloo send still reads it.
+        "deallocate_pipeline_outputs": torch.cuda.is_available(),
+    }
+
+
+def _recompute_fields(parallel: ParallelConfig) -> dict[str, object]:
+    if parallel.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if parallel.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
