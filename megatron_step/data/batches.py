@@ -1,0 +1,131 @@
+"""Batches at exact positions: which samples of the run a rank gets, whatever the parallel layout."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+import torch
+from torch.utils.data import Dataset
+
+Batch = dict[str, torch.Tensor]
+
+
+def micro_batch_samples(
+    first_sample: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+) -> list[range]:
+    """The samples of each micro-batch of a data-parallel rank.
+
+    Micro-batch m of rank d starts at first_sample + (m * dp_size + d) * micro_batch_size, so all ranks' micro-batches
+    together are the samples from `first_sample` to `first_sample + global_batch_size`, in any layout.
+
+    Raises ValueError where the global batch does not divide into the ranks' micro-batches.
+    """
+    if global_batch_size < 1 or global_batch_size % (micro_batch_size * dp_size):
+        raise ValueError(
+            f"a global batch of {global_batch_size} samples does not divide into micro-batches of {micro_batch_size} "
+            f"on {dp_size} data-parallel ranks: make it a multiple of {micro_batch_size * dp_size}"
+        )
+    stride = micro_batch_size * dp_size
+    starts = range(first_sample + dp_rank * micro_batch_size, first_sample + global_batch_size, stride)
+    return [range(start, start + micro_batch_size) for start in starts]
+
+
+def batches(
+    dataset: Dataset[Batch],
+    first_sample: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+) -> list[Batch]:
+    """This rank's micro-batches of the global batch that begins at sample `first_sample`.
+
+    Each holds `tokens`, `labels` and `position_ids`, [b, s] int64; position ids are shared by all micro-batches.
+    Raises ValueError where the dataset has not that many samples.
+    """
+    num_samples = len(dataset)  # type: ignore[arg-type]
+    if not 0 <= first_sample <= num_samples - global_batch_size:
+        raise ValueError(
+            f"samples {first_sample} to {first_sample + global_batch_size} lie outside the {num_samples} of the "
+            "dataset, which was built for fewer steps"
+        )
+    made: list[Batch] = []
+    for samples in micro_batch_samples(first_sample, global_batch_size, micro_batch_size, dp_rank, dp_size):
+        items = [dataset[sample] for sample in samples]
+        tokens = torch.stack([item["tokens"] for item in items])
+        labels = torch.stack([item["labels"] for item in items])
+        positions = made[0]["position_ids"] if made else torch.arange(tokens.shape[1]).expand_as(tokens).contiguous()
+        made.append({"tokens": tokens, "labels": labels, "position_ids": positions})
+    return made
+
+
+class BatchStream:
+    """The micro-batches of one global batch after another, read by a background thread a few steps ahead.
+
+    `schedule` gives (first_sample, global_batch_size) for each step, so ramped batch sizes need nothing else. Iterating
+    gives what `batches` gives, in order, and raises in the caller what reading raised. Use it in a `with` block, or
+    call `close`: the thread ends with it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Batch],
+        schedule: Iterable[tuple[int, int]],
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        ahead: int = 2,
+    ) -> None:
+        self._read = (batches(dataset, first, size, micro_batch_size, dp_rank, dp_size) for first, size in schedule)
+        self._queue: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
+        self._thread.start()
+
+    def _fill(self) -> None:
+        end: BaseException | None = None
+        try:
+            for step in self._read:
+                if not self._put(step):
+                    return
+        except BaseException as error:
+            end = error
+        self._put(end)
+
+    def _put(self, item: list[Batch] | BaseException | None) -> bool:
+        """Wait for room in the queue; False once the stream is closed."""
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        if self._closed.is_set():
+            raise StopIteration
+        item = self._queue.get()
+        if isinstance(item, list):
+            return item
+        self.close()
+        if item is None:
+            raise StopIteration
+        raise item
+
+    def close(self) -> None:
+        """Stop reading ahead and wait for the thread to end."""
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> "BatchStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,138 @@
+"""Check corpora before training: complete files, and token ids that the tokenizer knows."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_step.config.data import DataConfig
+from megatron_step.data.indexed_format import DTYPES, HEADER, MAGIC, VERSION, CorpusPaths, corpus_paths, idx_bytes
+from megatron_step.data.tokenizer import Tokenizer
+
+_BLOCK_SEQUENCES = 1 << 20
+_SCAN_BLOCKS = 64
+_SCAN_BLOCK_TOKENS = 1 << 16
+_REMAKE = "make it again with tools/preprocess_data.py"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus whose files were found to be complete."""
+
+    prefix: str
+    documents: int
+    tokens: int
+    dtype: np.dtype
+
+
+def check_corpora(config: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
+    """Check every corpus that a run trains or evaluates on; see `check_corpus`."""
+    prefixes = [prefix for _, prefix in (*config.train, *(config.validation or ()))]
+    return [check_corpus(prefix, tokenizer) for prefix in dict.fromkeys(prefixes)]
+
+
+def check_corpus(prefix: str, tokenizer: Tokenizer) -> Corpus:
+    """Check one corpus against its own index, its side file and the tokenizer.
+
+    Raises FileNotFoundError where a file is missing, and ValueError where one is empty, truncated or damaged, or was
+    made with another tokenizer. Without a side file, up to 4 million ids spread over the corpus are compared with the
+    vocabulary. All lengths and offsets in the index are read, the tokens are not.
+    """
+    paths = corpus_paths(prefix)
+    _check_files(paths)
+    dtype, num_sequences, num_boundaries = _read_header(paths.idx)
+    tokens = _check_index(paths.idx, dtype, num_sequences, num_boundaries)
+    expected, actual = tokens * dtype.itemsize, paths.bin.stat().st_size
+    if actual != expected:
+        raise ValueError(
+            f"{paths.bin} has {actual:,} bytes where {paths.idx.name} says {expected:,}: it is incomplete, or of "
+            f"another corpus; {_REMAKE}"
+        )
+    corpus = Corpus(prefix, num_sequences, tokens, dtype)
+    if paths.side.exists():
+        _check_side_file(paths.side, corpus, tokenizer)
+    else:
+        _check_ids(paths.bin, corpus, tokenizer)
+    return corpus
+
+
+def _check_files(paths: CorpusPaths) -> None:
+    for path in (paths.bin, paths.idx):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: give the path prefix of a corpus, or {_REMAKE}")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty: {_REMAKE}")
+
+
+def _read_header(path: Path) -> tuple[np.dtype, int, int]:
+    """The ids' dtype, and the numbers of sequences and of document boundaries."""
+    size = path.stat().st_size
+    if size < HEADER.size:
+        raise ValueError(f"{path} has {size} bytes, fewer than its header of {HEADER.size}: {_REMAKE}")
+    with path.open("rb") as file:
+        magic, version, code, num_sequences, num_boundaries = HEADER.unpack(file.read(HEADER.size))
+    if magic != MAGIC or version != VERSION:
+        raise ValueError(f"{path} is not the index of a Megatron corpus, or is damaged: {_REMAKE}")
+    if code not in DTYPES or DTYPES[code].kind == "f":
+        raise ValueError(f"{path} is damaged or no corpus of token ids (its dtype code is {code}): {_REMAKE}")
+    expected = idx_bytes(num_sequences, num_boundaries)
+    if size not in (expected, expected + num_sequences):  # with one more byte a sequence in multimodal corpora
+        raise ValueError(f"{path} has {size:,} bytes where its header says {expected:,}: it is incomplete; {_REMAKE}")
+    if num_sequences == 0:
+        raise ValueError(f"{path} holds no document: {_REMAKE}")
+    return DTYPES[code], num_sequences, num_boundaries
+
+
+def _check_index(path: Path, dtype: np.dtype, num_sequences: int, num_boundaries: int) -> int:
+    """The number of tokens, once lengths, offsets and document boundaries are found to fit each other."""
+    lengths = np.memmap(path, "<i4", "r", HEADER.size, (num_sequences,))
+    pointers = np.memmap(path, "<i8", "r", HEADER.size + 4 * num_sequences, (num_sequences,))
+    end = 0
+    for start in range(0, num_sequences, _BLOCK_SEQUENCES):
+        block = lengths[start : start + _BLOCK_SEQUENCES].astype(np.int64)
+        # pointer[i] = itemsize * (length[0] + ... + length[i - 1])
+        ends = end + np.cumsum(block) * dtype.itemsize
+        if block.min() < 0 or not np.array_equal(ends - block * dtype.itemsize, pointers[start : start + len(block)]):
+            raise ValueError(
+                f"{path} is damaged: lengths and offsets of its documents contradict each other; {_REMAKE}"
+            )
+        end = int(ends[-1])
+    boundaries = np.memmap(path, "<i8", "r", HEADER.size + 12 * num_sequences, (num_boundaries,))
+    if num_boundaries < 2 or boundaries[0] != 0 or boundaries[-1] != num_sequences or np.any(np.diff(boundaries) < 0):
+        raise ValueError(f"{path} is damaged: its document boundaries do not cover its sequences; {_REMAKE}")
+    return end // dtype.itemsize
+
+
+def _check_side_file(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    try:
+        side: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        made_by, documents, tokens = side["tokenizer"], side["documents"], side["tokens"]
+        name, fingerprint = made_by["name"], made_by["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, or no description of a corpus: {_REMAKE}") from error
+    if (documents, tokens) != (corpus.documents, corpus.tokens):
+        raise ValueError(
+            f"{path} describes {documents:,} documents and {tokens:,} tokens, the corpus has {corpus.documents:,} and "
+            f"{corpus.tokens:,}: {_REMAKE}, or delete {path.name} if another tool made the corpus"
+        )
+    if fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"{corpus.prefix} was tokenized with {name} ({fingerprint[:12]}), not with {tokenizer.path} "
+            f"({tokenizer.fingerprint[:12]}): set data.tokenizer to that tokenizer, or {_REMAKE}"
+        )
+
+
+def _check_ids(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
+    """Compare blocks of ids, evenly spread from the first to the last, with the vocabulary."""
+    tokens = np.memmap(path, corpus.dtype, "r", shape=(corpus.tokens,))
+    last_start = max(0, corpus.tokens - _SCAN_BLOCK_TOKENS)
+    for start in np.unique(np.linspace(0, last_start, _SCAN_BLOCKS).astype(np.int64)):
+        block = tokens[start : start + _SCAN_BLOCK_TOKENS]
+        worst = block.max() if block.max() >= tokenizer.vocab_size else block.min()
+        if not 0 <= worst < tokenizer.vocab_size:
+            raise ValueError(
+                f"{path} holds the token id {worst}, but {tokenizer.path} has {tokenizer.vocab_size} tokens: set "
+                f"data.tokenizer to the tokenizer that made it, or {_REMAKE}"
+            )

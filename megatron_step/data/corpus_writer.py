@@ -1,0 +1,143 @@
+"""Write a corpus (PREFIX.bin, PREFIX.idx, PREFIX.json) so that a crash at any point leaves nothing half-written."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from megatron_step.data.indexed_format import CorpusPaths, IndexWriter, corpus_paths
+
+_MAX_DOCUMENT_TOKENS = 2**31 - 1
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+
+
+class CorpusWriter:
+    """Writes under temporary names beside the final ones; `commit` renames, leaving the block without it discards.
+
+    Raises ValueError where another process is writing the same corpus, or a document has 2^31 tokens or more, and
+    OSError where the disk is full or the folder cannot be written.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype) -> None:
+        self._final = corpus_paths(prefix)
+        self._temporary = CorpusPaths(*(path.with_name(path.name + ".tmp") for path in self._final))
+        self._dtype = dtype
+        self._digest = hashlib.sha256()
+        self._open_length = 0
+        self._committed = False
+        self.num_tokens = 0
+
+    def __enter__(self) -> "CorpusWriter":
+        self._final.bin.parent.mkdir(parents=True, exist_ok=True)
+        self._bin = _open_locked(self._temporary.bin)
+        self._idx = self._temporary.idx.open("w+b")
+        self._index = IndexWriter(self._idx, self._dtype)
+        return self
+
+    @property
+    def num_documents(self) -> int:
+        """Complete documents so far."""
+        return self._index.num_documents
+
+    def write(self, tokens: np.ndarray, piece_lengths: np.ndarray, ends_document: np.ndarray) -> None:
+        """Append pieces of documents: their tokens, each piece's length, and whether it is its document's last."""
+        data = tokens.astype(self._dtype, copy=False).tobytes()
+        with _naming(self._final.bin):
+            self._bin.write(data)
+        self._digest.update(data)
+        self.num_tokens += len(tokens)
+        # ends[i]: tokens from the beginning of the open document to the end of piece i
+        ends = self._open_length + np.cumsum(piece_lengths, dtype=np.int64)
+        lengths = np.diff(ends[ends_document], prepend=0)
+        self._open_length = int(ends[-1] - lengths.sum()) if len(ends) else self._open_length
+        if max(self._open_length, lengths.max(initial=0)) > _MAX_DOCUMENT_TOKENS:
+            raise ValueError(
+                "a document has more than 2^31 tokens, the most the format can hold: split it with --document-separator"
+            )
+        with _naming(self._final.idx):
+            self._index.add(lengths)
+
+    def commit(self, description: dict[str, Any]) -> dict[str, Any]:
+        """Finish the files, write `description` and their sizes to the side file, and give the files their names.
+
+        Returns what the side file holds.
+        """
+        if self._open_length:
+            raise ValueError("the last document has no end")
+        with _naming(self._final.bin):
+            self._bin.flush()
+        side = {
+            **description,
+            "dtype": self._dtype.name,
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "bin_bytes": self._bin.tell(),
+            "bin_sha256": self._digest.hexdigest(),
+        }
+        with _naming(self._final.idx):
+            self._index.finish()
+            self._temporary.side.write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
+            for file in (self._bin, self._idx):
+                os.fsync(file.fileno())
+        # Without its .idx a corpus does not exist: at no moment does an .idx lie beside the .bin of another run.
+        self._final.idx.unlink(missing_ok=True)
+        os.replace(self._temporary.bin, self._final.bin)
+        os.replace(self._temporary.side, self._final.side)
+        os.replace(self._temporary.idx, self._final.idx)
+        self._committed = True
+        return side
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._committed:
+            # The locked .bin goes last: without it another process may begin to write files of these names.
+            for path in reversed(self._temporary):
+                path.unlink(missing_ok=True)
+        for file in (self._idx, self._bin):
+            _close_quietly(file, error is not None)
+
+
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open a file to write, which no other process may do until it is closed; what a killed run left is emptied.
+
+    Goes without the lock on file systems that have none.
+    """
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                file.close()
+                raise ValueError(f"another process is writing {path}: wait, or write to another prefix") from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            return file
+        file.close()  # the process that held the lock has just given the file its final name
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in an OSError: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
+
+
+def _close_quietly(file: IO[bytes], failed: bool) -> None:
+    """Close a file; where another error is on its way (a full disk), closing may fail for the same reason."""
+    try:
+        file.close()
+    except OSError:
+        if not failed:
+            raise

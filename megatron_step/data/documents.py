@@ -1,0 +1,207 @@
+"""Documents from .txt, .jsonl(.gz, .zst) and .parquet files, streamed as pieces through a fixed memory."""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_step.data.pieces import Piece, split_documents, split_record
+from megatron_step.data.text_files import open_bytes, text_format
+
+_BLOCK_BYTES = 1 << 20
+_MAX_RECORD_BYTES = 1 << 28
+_PARQUET_ROWS = 256
+_UNDECODABLE = re.compile("[\udc80-\udcff]")  # what the error handler "surrogateescape" makes of an invalid byte
+
+
+class _Unusable(Exception):
+    """Text that cannot be used: a reason to count by, the place, what is wrong there."""
+
+    def __init__(self, reason: str, place: str, message: str) -> None:
+        super().__init__(f"{place}: {message}; correct it, or leave such text out with --skip-invalid")
+        self.reason = reason
+
+
+class DocumentReader:
+    """Iterates over the pieces of all documents of some files, in order, and counts what it skips.
+
+    A .txt file is one document, or several with `separator`; a line of .jsonl is a document, its text under `key`; a
+    row of .parquet is a document, its text in the column `key`. Iterating raises ValueError, naming the file and the
+    place, at invalid UTF-8, at a record without text, at a line that is not a JSON object; with `skip_invalid` such
+    records (in .txt: lines with invalid UTF-8) are left out and counted in `skipped`.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], key: str = "text", separator: str | None = None, skip_invalid: bool = False
+    ) -> None:
+        self.files = list(files)
+        self.key = key
+        self.separator = separator
+        self.skip_invalid = skip_invalid
+        self.skipped: dict[str, int] = {}
+        self._finished_bytes = 0
+        self._position: Callable[[], int] = int
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the files, as they lie on disk, that have been read."""
+        return self._finished_bytes + self._position()
+
+    def __iter__(self) -> Iterator[Piece]:
+        readers = {".txt": self._read_text, ".jsonl": self._read_json_lines, ".parquet": self._read_parquet}
+        for path in self.files:
+            with open_bytes(path) as (stream, raw):
+                self._position = raw.tell
+                yield from readers[str(text_format(path))](path, stream)
+                self._position = int
+            self._finished_bytes += path.stat().st_size
+
+    def _skip(self, unusable: _Unusable) -> None:
+        if not self.skip_invalid:
+            raise ValueError(str(unusable)) from unusable.__cause__
+        self.skipped[unusable.reason] = self.skipped.get(unusable.reason, 0) + 1
+
+    def _read_text(self, path: Path, stream: BinaryIO) -> Iterator[Piece]:
+        blocks = self._valid_lines(path, stream) if self.skip_invalid else _valid_blocks(path, stream)
+        empty = True
+        try:
+            for piece in split_documents(blocks, self.separator):
+                empty = False
+                yield piece
+            if empty:
+                raise _Unusable("empty text", str(path), "the file holds no text")
+        except _Unusable as unusable:
+            self._skip(unusable)
+
+    def _valid_lines(self, path: Path, stream: BinaryIO) -> Iterator[str]:
+        """A .txt file's text without the lines (of at most a block) in which there is invalid UTF-8."""
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        rest, first = "", True
+        while block := stream.read(_BLOCK_BYTES):
+            rest += decoder.decode(block)
+            rest, first = (rest.removeprefix("\ufeff") if first else rest), False
+            cut = rest.rfind("\n") + 1 or (len(rest) if len(rest) > _BLOCK_BYTES else 0)
+            yield self._without_undecodable(path, rest[:cut])
+            rest = rest[cut:]
+        yield self._without_undecodable(path, rest + decoder.decode(b"", final=True))
+
+    def _without_undecodable(self, path: Path, text: str) -> str:
+        if not _UNDECODABLE.search(text):
+            return text
+        lines = re.findall(r"[^\n]*\n|[^\n]+$", text)
+        valid = [line for line in lines if not _UNDECODABLE.search(line)]
+        for _ in range(len(lines) - len(valid)):
+            self._skip(_Unusable("invalid UTF-8", str(path), "invalid UTF-8"))
+        return "".join(valid)
+
+    def _read_json_lines(self, path: Path, stream: BinaryIO) -> Iterator[Piece]:
+        number = 0
+        while line := stream.readline(_MAX_RECORD_BYTES + 1):
+            number += 1
+            place = f"{path}:{number}"
+            if len(line) > _MAX_RECORD_BYTES:
+                raise ValueError(
+                    f"{place}: a line of more than {_MAX_RECORD_BYTES >> 20} MiB; .jsonl holds one JSON object a line, "
+                    "is this one JSON array?"
+                )
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield from self._record(partial(_json_text, place, line, self.key))
+
+    def _read_parquet(self, path: Path, stream: BinaryIO) -> Iterator[Piece]:
+        import pyarrow
+        import pyarrow.parquet
+
+        size, row = path.stat().st_size, 0
+        try:
+            file = pyarrow.parquet.ParquetFile(stream)
+            self._position = lambda: size * row // max(1, file.metadata.num_rows)
+            if self.key not in file.schema_arrow.names:
+                columns = ", ".join(file.schema_arrow.names)
+                raise ValueError(f"{path} has no column '{self.key}': name one of {columns} with --key")
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[self.key], use_threads=False):
+                for value in _parquet_values(path, batch.column(0)):
+                    place = f"{path}, row {row}"
+                    yield from self._record(partial(_parquet_text, place, value))
+                    row += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path} is not a parquet file, or is damaged: {error}") from error
+
+    def _record(self, read_text: Callable[[], str]) -> Iterator[Piece]:
+        try:
+            text = read_text()
+        except _Unusable as unusable:
+            self._skip(unusable)
+        else:
+            yield from split_record(text)
+
+
+def _valid_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
+    """A .txt file's text; raises at the first byte that is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0  # of the first byte that the decoder has not turned into text
+    while True:
+        block = stream.read(_BLOCK_BYTES)
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            place = f"{path}, byte {offset + error.start}"
+            raise _Unusable("invalid UTF-8", place, "invalid UTF-8") from error
+        yield text.removeprefix("\ufeff") if offset == 0 else text
+        if not block:
+            return
+        offset += len(text.encode())
+
+
+def _json_text(place: str, line: bytes, key: str) -> str:
+    """The text of a line of .jsonl."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _Unusable("invalid UTF-8", f"{place}, byte {error.start} of the line", "invalid UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise _Unusable("invalid JSON", place, f"not valid JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise _Unusable("invalid JSON", place, f"a JSON object is needed, not a {type(record).__name__}")
+    if key not in record:
+        keys = ", ".join(list(record)[:8]) or "no key at all"
+        raise _Unusable("missing text", place, f"no text under the key '{key}' (it has {keys})")
+    return _usable(place, record[key])
+
+
+def _parquet_text(place: str, value: bytes | None) -> str:
+    """The text of a row of .parquet."""
+    try:
+        return _usable(place, None if value is None else value.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _Unusable("invalid UTF-8", f"{place}, byte {error.start} of the text", "invalid UTF-8") from error
+
+
+def _usable(place: str, text: Any) -> str:
+    """A record's text, checked."""
+    if not isinstance(text, str):
+        found = "null" if text is None else type(text).__name__
+        raise _Unusable("missing text", place, f"the text is {found}, not a string")
+    if not text.strip():
+        raise _Unusable("empty text", place, "the text is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
+        raise _Unusable("invalid UTF-8", place, "the text holds one half of a surrogate pair") from error
+    return text
+
+
+def _parquet_values(path: Path, column: Any) -> list[bytes | None]:
+    """A column's values as bytes: pyarrow itself would stop at the first invalid UTF-8 without saying where."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not any(is_text(column.type) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string)):
+        raise ValueError(f"{path}: the column holds {column.type}, not text: name a text column with --key")
+    values: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    return values

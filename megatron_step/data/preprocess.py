@@ -1,0 +1,86 @@
+"""Text files into a tokenized corpus, by several processes, in memory that does not grow with the input."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_step.data.corpus_writer import CorpusWriter
+from megatron_step.data.documents import DocumentReader
+from megatron_step.data.encoder_pool import EncoderPool
+from megatron_step.data.indexed_format import token_dtype
+from megatron_step.data.pieces import Piece
+from megatron_step.data.text_files import list_text_files
+from megatron_step.data.tokenizer import load_tokenizer
+
+_CHUNK_CHARACTERS = 1 << 18
+
+
+@dataclass(frozen=True)
+class PreprocessSummary:
+    """What a corpus was made of."""
+
+    documents: int
+    tokens: int
+    skipped: dict[str, int]
+    """Records (in .txt: lines) that were left out, by reason."""
+
+
+def preprocess(
+    inputs: Sequence[str | Path],
+    prefix: str | Path,
+    tokenizer_path: str,
+    key: str = "text",
+    separator: str | None = None,
+    skip_invalid: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda bytes_read, total_bytes: None,
+) -> PreprocessSummary:
+    """Tokenize files and folders of text into PREFIX.bin, PREFIX.idx and PREFIX.json.
+
+    Each document's tokens are followed by the end-of-document token. The files do not depend on `workers`. `progress`
+    is told the bytes of input read so far and their total. `DocumentReader` explains the other options.
+
+    Raises FileNotFoundError, ValueError (also where no document is left) and OSError; none leaves a corpus behind.
+    """
+    if Path(prefix).is_dir() or str(prefix).endswith("/"):
+        raise ValueError(f"the output {prefix} is a folder: give the path that the files begin with, as data/train")
+    if separator == "":
+        raise ValueError("the document separator is empty: leave it out to make each .txt file one document")
+    files = list_text_files(inputs)
+    total_bytes = sum(file.stat().st_size for file in files)
+    tokenizer = load_tokenizer(tokenizer_path)
+    dtype = token_dtype(tokenizer.vocab_size)
+    reader = DocumentReader(files, key, separator, skip_invalid)
+    with EncoderPool(tokenizer_path, workers, dtype) as pool, CorpusWriter(prefix, dtype) as writer:
+        for encoded in pool.map(_chunks(reader)):
+            writer.write(encoded.tokens, encoded.lengths, encoded.ends_document)
+            progress(reader.bytes_read, total_bytes)
+        if writer.num_documents == 0:
+            raise ValueError(f"the input holds no document (skipped: {reader.skipped or 'nothing'})")
+        writer.commit(
+            {
+                "tokenizer": {
+                    "name": Path(tokenizer.path).name,
+                    "fingerprint": tokenizer.fingerprint,
+                    "vocab_size": tokenizer.vocab_size,
+                    "eod_id": tokenizer.eod_id,
+                },
+                "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+                "skipped": reader.skipped,
+            }
+        )
+        return PreprocessSummary(writer.num_documents, writer.num_tokens, dict(reader.skipped))
+
+
+def _chunks(pieces: DocumentReader) -> Iterator[list[Piece]]:
+    """Pieces in lists that are worth a trip to a worker."""
+    chunk: list[Piece] = []
+    characters = 0
+    for piece in pieces:
+        chunk.append(piece)
+        characters += len(piece.text)
+        if characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,51 @@
+"""Train a SentencePiece tokenizer on text files."""
+
+import argparse
+
+from megatron_step.data.train_tokenizer import train_tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tools/train_tokenizer.py --input books/ --vocab-size 8192 --output data/my.model",
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help=".txt, .jsonl(.gz, .zst) or .parquet files, or folders",
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="where to write the model; ends in .model")
+    parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens")
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="algorithm (default: bpe)")
+    parser.add_argument(
+        "--key", default="text", help="key or column of the text in .jsonl and .parquet (default: text)"
+    )
+    parser.add_argument(
+        "--skip-invalid", action="store_true", help="leave out invalid or empty text instead of stopping"
+    )
+    parser.add_argument(
+        "--sample-mib", type=int, default=256, help="train on an even sample of at most this many MiB (default: 256)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of that sample (default: 1)")
+    arguments = parser.parse_args()
+    try:
+        train_tokenizer(
+            arguments.input,
+            arguments.output,
+            arguments.vocab_size,
+            model_type=arguments.model_type,
+            key=arguments.key,
+            skip_invalid=arguments.skip_invalid,
+            sample_bytes=arguments.sample_mib << 20,
+            seed=arguments.seed,
+        )
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    print(f"{arguments.output}: {arguments.vocab_size} tokens")
+
+
+if __name__ == "__main__":
+    main()
