@@ -1,0 +1,66 @@
+"""AdamW on torch's fused update, with one step count for each parameter group.
+
+megatron-core's optimizers expect the habits of apex's and TransformerEngine's FusedAdam: the step count lives in the
+parameter group and no state but the two moments in `state`. torch.optim.AdamW keeps a count for each parameter, which
+megatron-core 0.16 cannot save and resume exactly with its distributed optimizer.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter, 2019):
+
+    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
+    w = w (1 - lr decay) - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        adam_w_mode: bool = True,
+    ) -> None:
+        if not adam_w_mode:
+            raise ValueError("FusedAdam decouples weight decay from the gradient; adam_w_mode must be true")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            group["step"] += 1  # also of a group that is empty on this rank: the count is the same on all
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            states = [self._moments(p) for p in params]
+            # A tensor on the parameters' device, as the fused kernel wants it; one serves all parameters.
+            count = torch.tensor(float(group["step"]), device=params[0].device)
+            torch._fused_adamw_(
+                params,
+                [p.grad for p in params],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [count] * len(params),
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _moments(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = self.state[param]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(param)
+        return state

@@ -1,0 +1,121 @@
+"""megatron-core's data parallelism and optimizer over the trainable weights of a model."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
+from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
+
+from megatron_step.config.optimization import OptimizerConfig
+from megatron_step.engine.parallel import Parallel
+from megatron_step.optim.adam import FusedAdam
+
+
+def wrap_data_parallel(chunks: list[torch.nn.Module], parallel: Parallel) -> list[DistributedDataParallel]:
+    """Give the trainable weights of every model chunk fp32 gradient buffers that are averaged over data-parallel ranks.
+
+    What is trainable is fixed here: a weight that is unfrozen later would never be updated.
+    """
+    overlap = parallel.config.overlap_grad_reduce and parallel.dp_size > 1
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap,
+        use_distributed_optimizer=parallel.config.distributed_optimizer,
+    )
+    wrap = DistributedDataParallel if parallel.dp_size > 1 else _SingleReplica
+    wrapped = [
+        # Only the first chunk's gradients are reduced in several buckets: the others have time to hide one.
+        wrap(chunk.config, config, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+    if overlap:
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        chunks[0].config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+    return wrapped
+
+
+class _SingleReplica(DistributedDataParallel):
+    """The only data-parallel rank: its gradients are the average, its weights complete.
+
+    megatron-core runs its collectives over this one rank too, and gloo copies every gradient and weight in them.
+    """
+
+    def start_grad_sync(self, *unused: Any) -> None:
+        """There is nothing to reduce."""
+
+    def finish_grad_sync(self, force_all_reduce: bool | None = False) -> None:
+        """There is nothing to wait for."""
+
+    def start_param_sync(self, *unused: Any, force_sync: bool = False, force_dispatch: bool = False) -> None:
+        """There is nothing to gather."""
+
+
+def build_optimizer(
+    config: OptimizerConfig, chunks: list[DistributedDataParallel], precision: str
+) -> MegatronOptimizer:
+    """AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
+
+    Its moments exist when it returns, so that what it needs is allocated before the first step.
+    """
+    ddp_config = chunks[0].ddp_config
+    one_dimensional = ParamKey(predicate=ParamPredicate(name="one_dimensional", fn=lambda param: param.dim() == 1))
+    with _fused_adam():
+        optimizer = megatron_optimizer.get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=config.learning_rate,
+                min_lr=0.0,
+                weight_decay=config.weight_decay,
+                adam_beta1=config.beta1,
+                adam_beta2=config.beta2,
+                adam_eps=config.epsilon,
+                # The norm is always computed, for the log; an infinite limit never scales.
+                clip_grad=config.clip_grad if config.clip_grad > 0 else float("inf"),
+                bf16=precision == "bf16",
+                params_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+                use_distributed_optimizer=ddp_config.use_distributed_optimizer,
+            ),
+            chunks,
+            config_overrides={one_dimensional: {"wd_mult": 0.0}},
+        )
+    for part in optimizer.chained_optimizers:
+        if not part.is_stub_optimizer:
+            part.init_state_fn(part.optimizer, part.config)
+    return optimizer
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
+    """Set the learning rate of every parameter group, and its weight decay where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        group["weight_decay"] = weight_decay * group["wd_mult"]
+
+
+def clip_gradients(params: Iterable[torch.Tensor], max_norm: float, norm: float) -> None:
+    """Scale the gradients of `params`, whose global norm is `norm`, so that it is at most `max_norm`; in place.
+
+    As megatron-core's clip_grad_by_total_norm_fp32, which copies every gradient where Apex is missing.
+    """
+    scale = max_norm / (norm + 1.0e-6)
+    grads = [param.grad for param in params if param.grad is not None]
+    if scale < 1.0 and grads:
+        torch._foreach_mul_(grads, scale)
+
+
+@contextmanager
+def _fused_adam() -> Iterator[None]:
+    """Have megatron-core build its optimizers on `FusedAdam` where neither TransformerEngine nor Apex is installed."""
+    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        yield
+        return
+    with (
+        patch.multiple(megatron_optimizer, Adam=FusedAdam, USING_PYTORCH_OPTIMIZER=False),
+        patch.multiple(distrib_optimizer, Adam=FusedAdam),
+    ):
+        yield
