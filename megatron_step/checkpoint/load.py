@@ -1,0 +1,150 @@
+"""Finds and loads checkpoints, into any parallel layout."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
+
+from megatron_step.checkpoint.directory import list_checkpoints
+from megatron_step.checkpoint.manifest import DamagedCheckpointError, Manifest, damage, read_manifest
+from megatron_step.checkpoint.sharding import (
+    Sharded,
+    optimizer_state_requests,
+    set_adam_step,
+    set_optimizer_state,
+    sharded_weights,
+    state_names,
+)
+from megatron_step.engine.parallel import Parallel, first_problem
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A whole checkpoint, and what was wrong with newer ones."""
+
+    path: Path
+    """Its folder."""
+    manifest: Manifest
+    """What it says about itself."""
+    passed_over: list[str]
+    """Why newer checkpoints cannot be used, newest first."""
+
+
+def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheckpoint | None:
+    """The checkpoint to resume from: with "auto" the newest whole one in `folder`, with "none" none, else that path's.
+
+    Every file is read and compared with its checksum, each by one rank.
+
+    Raises FileNotFoundError if there is nothing at the path, and DamagedCheckpointError if the checkpoint there is
+    damaged, or all of those in `folder` are.
+    """
+    if resume == "none":
+        return None
+    if resume != "auto":
+        if not Path(resume).is_dir():
+            raise FileNotFoundError(f"there is no checkpoint {resume}")
+        manifest, problem = _verify(Path(resume), parallel)
+        if manifest is None:
+            raise DamagedCheckpointError(problem)
+        return FoundCheckpoint(Path(resume), manifest, [])
+    passed_over: list[str] = []
+    for path in _broadcast([path for _, path in reversed(list_checkpoints(folder))]):
+        manifest, problem = _verify(path, parallel)
+        if manifest is not None:
+            return FoundCheckpoint(path, manifest, passed_over)
+        passed_over.append(problem)
+    if passed_over:
+        raise DamagedCheckpointError(
+            f"no checkpoint in {folder} can be used ({'; '.join(passed_over)}); choose another output_dir to start anew"
+        )
+    return None
+
+
+def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:
+    """The manifest of a checkpoint, if all its files are whole; else None and what is wrong. Alike on every rank."""
+    try:
+        manifest: Manifest | None = read_manifest(path)
+        problem = damage(path, manifest.files, sorted(manifest.files)[parallel.global_rank :: parallel.world_size])
+    except DamagedCheckpointError as error:
+        manifest, problem = None, str(error)
+    first = first_problem(problem)
+    return (manifest, "") if first is None else (None, first)
+
+
+def _broadcast(value: Any) -> Any:
+    """Rank 0's value on every rank: a folder may change while it is listed."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def load_checkpoint(
+    found: FoundCheckpoint,
+    chunks: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    precision: str,
+    parallel: Parallel,
+) -> None:
+    """Load weights and optimizer states, in place, whatever layout wrote them.
+
+    Raises ValueError if the checkpoint lacks a tensor, has another shape of it, or holds values that are not finite.
+    """
+    load_weights(found.path, chunks, parallel)
+    weights = sharded_weights(chunks, parallel)
+    # One state at a time: with the distributed optimizer each is whole for a moment.
+    for name in state_names(precision):
+        states = _load(found.path, optimizer_state_requests(weights, name))
+        set_optimizer_state(optimizer, weights, name, states)
+    set_adam_step(optimizer, found.manifest.adam_step)
+
+
+def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
+    """Load the weights alone, in place, whatever layout wrote them; raises as `load_checkpoint` does."""
+    loaded = _load(path, sharded_weights(chunks, parallel))
+    for key, shard in sharded_weights(chunks, parallel).items():  # anew: loading takes its request apart
+        shard.data.data.copy_(loaded[key])
+
+
+def _load(path: Path, requests: dict[str, Sharded]) -> dict[str, Tensor]:
+    """The requested tensors' parts of this rank; `requests` is used up."""
+    _check_request(path, requests)
+    names = {key: shard.key for key, shard in requests.items()}
+    loaded = dist_checkpointing.load({"tensors": requests}, str(path), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    _check_finite(path, {names[key]: tensor for key, tensor in loaded["tensors"].items()})
+    return loaded["tensors"]
+
+
+def _check_request(path: Path, requests: dict[str, Sharded]) -> None:
+    """Raise ValueError, on every rank, if the checkpoint lacks a requested tensor or has it in another shape."""
+    problem = first_problem(next(_mismatches(path, requests), None))
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _mismatches(path: Path, requests: dict[str, Sharded]) -> Iterator[str]:
+    """What a checkpoint has not as requested, in words."""
+    saved = dist_checkpointing.load_tensors_metadata(str(path))
+    for shard in requests.values():
+        for tensor in shard.build() if isinstance(shard, ShardedTensorFactory) else [shard]:
+            if tensor.key not in saved:
+                yield f"{path} has no tensor {tensor.key}: it was written by another model or precision"
+            elif tuple(saved[tensor.key].global_shape) != tuple(tensor.global_shape):
+                shape = list(saved[tensor.key].global_shape)
+                yield f"{path} has {tensor.key} in shape {shape}; the model needs {list(tensor.global_shape)}"
+
+
+def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise ValueError, on every rank, if a loaded tensor holds a value that is not finite."""
+    key = first_problem(next((key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()), None))
+    if key is not None:
+        raise ValueError(
+            f"{path} holds values of {key} that are not finite; resume from an earlier checkpoint with --resume PATH"
+        )

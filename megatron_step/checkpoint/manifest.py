@@ -1,0 +1,98 @@
+"""What a checkpoint says about itself, and whether its files are whole."""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_FILE = "manifest.json"
+_FORMAT = 1
+_BLOCK_BYTES = 1 << 22
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint is not complete, or its files are not what was written."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json of a checkpoint, written last: without it a checkpoint is not complete."""
+
+    step: int
+    """Finished optimizer steps."""
+    adam_step: int
+    """Updates that Adam's moments have seen (for its bias correction)."""
+    consumed_samples: int
+    """Samples of the training data that the steps took."""
+    vocab_size: int
+    """Tokens of the tokenizer's vocabulary."""
+    config: dict[str, Any]
+    """The run's config, every key."""
+    data_fingerprint: dict[str, Any]
+    """What the order and content of the training data follow from."""
+    layout: dict[str, int]
+    """The parallel layout that wrote it, for the reader's interest: any other may load it."""
+    files: dict[str, tuple[int, int]]
+    """Bytes and CRC-32 of every other file of the checkpoint."""
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into a checkpoint's folder and wait until it is on disk."""
+        with open(folder / _FILE, "w", encoding="utf-8") as stream:
+            json.dump({"format": _FORMAT, **asdict(self)}, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the checkpoint in `folder`.
+
+    Raises DamagedCheckpointError if there is none or it cannot be read.
+    """
+    path = folder / _FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("format") != _FORMAT:
+            raise DamagedCheckpointError(f"{path} has a format that this version does not read")
+        values["files"] = {name: (int(size), int(crc)) for name, (size, crc) in values["files"].items()}
+        return Manifest(**values)
+    except FileNotFoundError:
+        raise DamagedCheckpointError(f"{folder} is not a complete checkpoint: it has no {_FILE}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def file_table(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Bytes and CRC-32 of the named files of a folder."""
+    return {name: ((folder / name).stat().st_size, _crc32(folder / name)) for name in names}
+
+
+def content_files(folder: Path) -> list[str]:
+    """Names of a checkpoint's files, without the manifest, sorted."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _FILE)
+
+
+def damage(folder: Path, files: dict[str, tuple[int, int]], names: Iterable[str]) -> str | None:
+    """What is wrong with the named files of a checkpoint, in words; None if nothing is."""
+    for name in names:
+        path = folder / name
+        size, crc = files[name]
+        try:
+            actual = path.stat().st_size
+            if actual != size:
+                return f"{path} has {actual} bytes instead of {size}"
+            if _crc32(path) != crc:
+                return f"{path} is corrupt: its checksum does not match"
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}"
+    return None
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc

@@ -1,0 +1,172 @@
+"""Saves the training state: sharded, atomic, at once or while training goes on."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import is_main_replica
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_step.checkpoint import directory
+from megatron_step.checkpoint.manifest import Manifest, content_files, file_table
+from megatron_step.checkpoint.sharding import Sharded, adam_step, sharded_optimizer_states, sharded_weights
+from megatron_step.checkpoint.writer_results import prepare_results_queue
+from megatron_step.config.run import CheckpointConfig
+from megatron_step.engine.parallel import Parallel, first_problem
+
+_SPARE_BYTES = 16 << 20  # room for the small files of a checkpoint
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; earlier ones are untouched. Raised on every rank."""
+
+
+class CheckpointSaver:
+    """Writes checkpoints into one folder. Every method must be called on every rank."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig, parallel: Parallel) -> None:
+        self._folder = folder
+        self._config = config
+        self._parallel = parallel
+        self._queue = AsyncCallsQueue()
+        self._pending: tuple[Path, dict[str, Any]] | None = None  # folder and manifest of an asynchronous save
+        prepare_results_queue()
+        if parallel.is_main:
+            directory.remove_partial(folder)
+        torch.distributed.barrier()
+
+    def save(
+        self,
+        chunks: list[DistributedDataParallel],
+        optimizer: MegatronOptimizer,
+        precision: str,
+        step: int,
+        description: dict[str, Any],
+    ) -> None:
+        """Save weights and optimizer states after `step` steps; `description` completes the manifest.
+
+        An asynchronous save returns when the state is copied; `poll` or `finish` publishes it.
+
+        Raises SaveError if there is no room or a file cannot be written.
+        """
+        self.finish()
+        weights = sharded_weights(chunks, self._parallel)
+        states = sharded_optimizer_states(optimizer, weights, precision)
+        partial = self._make_partial(step, [*weights.values(), *states.values()])
+        manifest = {"step": step, "adam_step": adam_step(optimizer), **description}
+        request = dist_checkpointing.save(
+            # One dictionary: an empty one for a rank without optimizer states would be taken for a difference of ranks.
+            {"tensors": {**weights, **states}},
+            str(partial),
+            sharded_strategy=TorchDistSaveShardedStrategy("torch_dist", 1),
+            async_sharded_save=True,
+        )
+        if self._config.asynchronous:
+            self._queue.schedule_async_request(request)
+            self._pending = (partial, manifest)
+        else:
+            self._guard(request.execute_sync, step)
+            self._publish(partial, manifest)
+
+    def poll(self) -> None:
+        """Publish a pending asynchronous checkpoint if every rank has written its part.
+
+        Raises SaveError if it could not be written.
+        """
+        self._collect(blocking=False)
+
+    def finish(self) -> None:
+        """Wait for a pending asynchronous checkpoint and publish it.
+
+        Raises SaveError if it could not be written.
+        """
+        self._collect(blocking=True)
+
+    def _collect(self, blocking: bool) -> None:
+        if self._pending is None:
+            return
+        partial, manifest = self._pending
+        try:
+            done = self._guard(lambda: self._queue.maybe_finalize_async_calls(blocking=blocking), manifest["step"])
+        except SaveError:
+            self._pending = None
+            raise
+        if done:
+            self._pending = None
+            self._publish(partial, manifest)
+
+    def _make_partial(self, step: int, shards: Iterable[Sharded]) -> Path:
+        """A folder to write into, the same on every rank, if there is room for the checkpoint."""
+        own = torch.tensor(sum(map(_own_bytes, shards)), dtype=torch.int64, device=self._parallel.device)
+        torch.distributed.all_reduce(own)
+        needed = int(own) + _SPARE_BYTES
+        answer: list[str | None] = [None, None]
+        if self._parallel.is_main:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                free = shutil.disk_usage(self._folder).free
+                if free < needed:
+                    raise OSError(f"it needs {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free")
+                answer[0] = str(directory.make_partial(self._folder, step))
+            except OSError as error:
+                answer[1] = f"cannot save the checkpoint of step {step} in {self._folder}: {error}"
+        torch.distributed.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise SaveError(answer[1])
+        return Path(str(answer[0]))
+
+    def _guard(self, write: Callable[[], Any], step: int) -> Any:
+        """Run a write that reports failures on every rank, as a SaveError."""
+        try:
+            return write()
+        except CheckpointException as error:
+            # The causes are known on the coordinating rank only.
+            causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items())
+            self._raise_together(causes or None, step)
+            raise
+
+    def _publish(self, partial: Path, manifest: dict[str, Any]) -> None:
+        """Describe the written files, give the checkpoint its name, and remove what is not to be kept."""
+        rank, world_size, step = self._parallel.global_rank, self._parallel.world_size, manifest["step"]
+        table: dict[str, tuple[int, int]] = {}
+        problem = None
+        try:
+            table = file_table(partial, content_files(partial)[rank::world_size])
+        except OSError as error:
+            problem = str(error)
+        self._raise_together(problem, step)
+        tables: list[dict[str, tuple[int, int]]] = [{} for _ in range(world_size)]
+        torch.distributed.all_gather_object(tables, table)
+        if self._parallel.is_main:
+            files = {name: entry for part in tables for name, entry in part.items()}
+            try:
+                Manifest(**manifest, files=dict(sorted(files.items()))).write(partial)
+                directory.publish(partial, step)
+                directory.prune(self._folder, step, self._config.keep, self._config.keep_every)
+            except OSError as error:
+                problem = str(error)
+        self._raise_together(problem, step)
+
+    def _raise_together(self, problem: str | None, step: int) -> None:
+        """Raise SaveError on every rank if some rank has a problem, after what was written is removed."""
+        problem = first_problem(problem)
+        if problem is None:
+            return
+        if self._parallel.is_main:
+            directory.remove_partial(self._folder)
+        torch.distributed.barrier()
+        raise SaveError(f"cannot save the checkpoint of step {step} in {self._folder}: {problem}")
+
+
+def _own_bytes(shard: Sharded) -> int:
+    """Bytes that this rank writes of a tensor."""
+    if not is_main_replica(shard.replica_id):
+        return 0
+    return shard.data.numel() * shard.data.element_size()

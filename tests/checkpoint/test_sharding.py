@@ -1,0 +1,82 @@
+from typing import Any
+
+import pytest
+import torch
+from small_run import TIED, VOCAB_SIZE, made_up_batch, small_config
+from worlds import Worlds
+
+from megatron_step.checkpoint.sharding import (
+    adam_step,
+    optimizer_state_requests,
+    set_adam_step,
+    sharded_optimizer_states,
+    sharded_weights,
+    state_names,
+)
+from megatron_step.config.run import RunConfig
+from megatron_step.engine.parallel import parallel_layout
+from megatron_step.training.state import initial_state
+from megatron_step.training.step import train_step
+
+LAYOUTS: list[tuple[int, dict[str, Any]]] = [
+    (2, {}),
+    (2, {"distributed_optimizer": False}),
+    (2, {"tensor_parallel_size": 2}),
+    (2, {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}),
+    (4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "sequence_parallel": True}),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_keys_and_shapes_are_the_same_in_every_layout(worlds: Worlds, precision: str) -> None:
+    training = {"precision": precision}
+    (expected,) = worlds(1).run(keys_and_shapes, config=small_config(model=TIED, training=training))
+    weights = {key for key in expected if not key.startswith("optimizer.")}
+    assert expected.keys() - weights == {
+        f"optimizer.state.{name}.{key}" for name in state_names(precision) for key in weights
+    }
+    assert expected["decoder.layers.3.self_attention.linear_proj.weight"] == (64, 64)
+    for size, layout in LAYOUTS:
+        ranks = worlds(size).run(keys_and_shapes, config=small_config(model=TIED, training=training, parallel=layout))
+        found = {key: shape for rank in ranks for key, shape in rank.items()}
+        assert found == expected, layout
+
+
+def test_adam_step_counts_updates_and_is_set_for_every_group(worlds: Worlds) -> None:
+    for size, layout in ((1, {"distributed_optimizer": False}), (2, {}), (2, {"pipeline_parallel_size": 2})):
+        for counted, groups in worlds(size).run(adam_steps, config=small_config(parallel=layout)):
+            assert counted == 2
+            assert set(groups) == {40}
+
+
+# What the ranks run.
+
+
+def keys_and_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
+    """Of all that this rank saves, and that it asks for when it loads, which must be the same."""
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = initial_state(config, VOCAB_SIZE, parallel)
+        weights = sharded_weights(state.chunks, parallel)
+        states = sharded_optimizer_states(state.optimizer, weights, config.training.precision)
+        saved = flatten([*weights.values(), *states.values()])
+        for name in state_names(config.training.precision):
+            requested = flatten(optimizer_state_requests(weights, name).values())
+            held = {key: shape for key, shape in saved.items() if key.startswith(f"optimizer.state.{name}.")}
+            # The distributed optimizer's states are saved by one data-parallel rank, and loaded by all.
+            assert requested == held or (not held and parallel.dp_rank > 0)
+        return saved
+
+
+def flatten(shards: Any) -> dict[str, tuple[int, ...]]:
+    tensors = [part for shard in shards for part in (shard.build() if hasattr(shard, "build") else [shard])]
+    return {tensor.key: tuple(tensor.global_shape) for tensor in tensors}
+
+
+def adam_steps(config: RunConfig) -> tuple[int, list[int]]:
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = initial_state(config, VOCAB_SIZE, parallel)
+        for step in range(2):
+            train_step(state, made_up_batch(config, step, parallel), 1e-3, config, parallel, False)
+        counted = adam_step(state.optimizer)
+        set_adam_step(state.optimizer, 40)
+        return counted, [int(torch.as_tensor(group["step"])) for group in state.optimizer.param_groups]
