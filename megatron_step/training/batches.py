@@ -1,0 +1,79 @@
+"""The micro-batches of a run's steps and of its validation set, on this rank."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from megatron_step.config.run import RunConfig, batch_size_at, consumed_samples
+from megatron_step.data.batches import BatchStream, batches
+from megatron_step.data.datasets import Datasets, build_datasets
+from megatron_step.data.tokenizer import Tokenizer
+from megatron_step.engine.parallel import Parallel
+from megatron_step.training.step import Microbatch
+
+
+def run_datasets(config: RunConfig, tokenizer: Tokenizer, parallel: Parallel) -> Datasets:
+    """The whole run's training samples and the validation set, on the ranks that have the embedding or the loss."""
+    return build_datasets(
+        config.data,
+        config.model.seq_length,
+        tokenizer,
+        num_train_samples=consumed_samples(config.training, config.stages.steps),
+        num_validation_samples=config.evaluation.steps * config.training.global_batch_size,
+        is_built_on_rank=parallel.reads_data,
+    )
+
+
+@contextmanager
+def training_batches(
+    datasets: Datasets, config: RunConfig, parallel: Parallel, first_step: int
+) -> Iterator[Iterator[list[Microbatch]]]:
+    """The micro-batches of every step from `first_step` on."""
+    schedule = list(_positions(config, first_step))
+    if datasets.train is None:
+        yield ([None] * _num_microbatches(config, parallel, size) for _, size in schedule)
+        return
+    micro_batch_size = config.training.micro_batch_size
+    with BatchStream(datasets.train, schedule, micro_batch_size, parallel.dp_rank, parallel.dp_size) as stream:
+        yield (_to_device(step, parallel) for step in stream)
+
+
+def _positions(config: RunConfig, first_step: int) -> Iterator[tuple[int, int]]:
+    """First sample and number of samples of every step from `first_step` on."""
+    sample = consumed_samples(config.training, first_step)
+    for _ in range(first_step, config.stages.steps):
+        size = batch_size_at(config.training, sample)
+        yield sample, size
+        sample += size
+
+
+def validation_reader(datasets: Datasets, config: RunConfig, parallel: Parallel) -> Callable[[int], list[Microbatch]]:
+    """Gives this rank's micro-batches of the i-th global batch of the validation set."""
+    size = config.training.global_batch_size
+
+    def read(index: int) -> list[Microbatch]:
+        if datasets.validation is None:
+            return [None] * _num_microbatches(config, parallel, size)
+        read_batches = batches(
+            datasets.validation,
+            index * size,
+            size,
+            config.training.micro_batch_size,
+            parallel.dp_rank,
+            parallel.dp_size,
+        )
+        return _to_device(read_batches, parallel)
+
+    return read
+
+
+def _num_microbatches(config: RunConfig, parallel: Parallel, global_batch_size: int) -> int:
+    return global_batch_size // (config.training.micro_batch_size * parallel.dp_size)
+
+
+def _to_device(microbatches: list[dict[str, torch.Tensor]], parallel: Parallel) -> list[Microbatch]:
+    return [
+        {name: tensor.to(parallel.device, non_blocking=True) for name, tensor in batch.items()}
+        for batch in microbatches
+    ]

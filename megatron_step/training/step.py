@@ -1,0 +1,131 @@
+"""One optimizer step: forward and backward over the micro-batches, reduction, clipping, update."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+from torch.nn import Module
+
+from megatron_step.config.run import RunConfig
+from megatron_step.engine.parallel import Parallel
+from megatron_step.optim.optimizer import clip_gradients, set_learning_rate
+from megatron_step.training.state import TrainState
+
+Microbatch = dict[str, Tensor] | None
+"""tokens and labels [b, s]; None on a pipeline rank that has neither the embedding nor the loss."""
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is not a number, or infinite: the run stops before the weights are spoilt."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step tells about itself, alike on every rank."""
+
+    loss: float
+    """Mean loss of the global batch, in nats per token, before the update."""
+    grad_norm: float
+    """Global norm of the gradient, before clipping."""
+    stop: bool
+    """Whether some rank was asked to stop."""
+
+
+def train_step(
+    state: TrainState,
+    microbatches: Sequence[Microbatch],
+    learning_rate: float,
+    config: RunConfig,
+    parallel: Parallel,
+    stop_requested: bool,
+) -> StepResult:
+    """Train on one global batch and advance `state` by one step.
+
+    Raises NonFiniteError if the loss or the gradient norm is not finite; the weights are then unchanged.
+    """
+    for chunk in state.chunks:
+        chunk.zero_grad_buffer()
+    state.optimizer.zero_grad()
+    losses = forward_backward(state.chunks, microbatches, config, forward_only=False)
+    loss, stops = reduce_over_world([_loss_share(losses, parallel), float(stop_requested)], parallel)
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"the loss of step {state.step + 1} is {loss}: the weights of step {state.step} are kept")
+    set_learning_rate(state.optimizer, learning_rate, config.optimizer.weight_decay)
+    grad_norm = _update(state)
+    state.step += 1
+    return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0)
+
+
+def _update(state: TrainState) -> float:
+    """Clip the gradient and update the weights; returns the norm before clipping."""
+    optimizer = state.optimizer
+    optimizer.prepare_grads()
+    grad_norm = float(optimizer.get_grad_norm())
+    if not math.isfinite(grad_norm):
+        raise NonFiniteError(
+            f"the gradient norm of step {state.step + 1} is {grad_norm}: the weights of step {state.step} are kept"
+        )
+    for part in optimizer.chained_optimizers:
+        if not part.is_stub_optimizer:
+            clip_gradients(part.get_parameters(), part.config.clip_grad, grad_norm)
+    optimizer.step_with_ready_grads()
+    return grad_norm
+
+
+def evaluate_batch(
+    chunks: list[Module], microbatches: Sequence[Microbatch], config: RunConfig, parallel: Parallel
+) -> float:
+    """Mean loss of a global batch, in nats per token, without gradients; alike on every rank."""
+    losses = forward_backward(chunks, microbatches, config, forward_only=True)
+    (loss,) = reduce_over_world([_loss_share(losses, parallel)], parallel)
+    return loss
+
+
+def forward_backward(
+    chunks: list[Module], microbatches: Sequence[Microbatch], config: RunConfig, forward_only: bool
+) -> list[Tensor]:
+    """Run the schedule of the pipeline layout; returns the mean loss of each micro-batch on the last pipeline rank."""
+    megatron_config = chunks[0].config
+    megatron_config.finalize_model_grads_func = finalize_model_grads
+    megatron_config.grad_scale_func = None
+    iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
+    return get_forward_backward_func()(
+        forward_step_func=_forward_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(microbatches),
+        seq_length=config.model.seq_length,
+        micro_batch_size=config.training.micro_batch_size,
+        forward_only=forward_only,
+    )
+
+
+def _forward_step(microbatches: Iterator[Microbatch], chunk: Module) -> tuple[Tensor, Any]:
+    batch = next(microbatches) or {}
+    output = chunk(input_ids=batch.get("tokens"), position_ids=None, attention_mask=None, labels=batch.get("labels"))
+    return output, _mean_loss
+
+
+def _mean_loss(losses: Tensor) -> tuple[Tensor, Tensor]:
+    """losses [b, s] of a micro-batch -> what is differentiated, and what is reported."""
+    loss = losses.mean()
+    return loss, loss.detach().clone()  # a copy: the schedule divides the loss by the number of micro-batches in place
+
+
+def reduce_over_world(values: list[float | Tensor], parallel: Parallel) -> list[float]:
+    """The sum of each value over all ranks, alike on every rank."""
+    total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=parallel.device) for value in values])
+    torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+def _loss_share(losses: list[Tensor], parallel: Parallel) -> Tensor | float:
+    """This rank's share of the global batch's mean loss: the shares of all ranks add up to it."""
+    if not losses or parallel.tp_rank > 0:
+        return 0.0
+    return torch.stack(losses).double().mean() / parallel.dp_size

@@ -1,0 +1,276 @@
+"""From one checkpoint and the same data, every parallel layout computes what one process computes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_run import PLAIN, TIED, VOCAB_SIZE, gather_gradients, made_up_batch, small_config, whole_tensors
+from worlds import WorldError, Worlds
+
+from megatron_step.checkpoint.load import find_checkpoint, load_checkpoint
+from megatron_step.checkpoint.save import CheckpointSaver
+from megatron_step.config.parallel import ParallelConfig
+from megatron_step.config.run import RampUpConfig, RunConfig, batch_size_at, check_world
+from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.training.evaluation import validation_loss
+from megatron_step.training.state import TrainState, initial_state
+from megatron_step.training.step import forward_backward, train_step
+
+ARCHITECTURES = {"plain": PLAIN, "tied": TIED}
+
+ODD: dict[str, Any] = {
+    "num_layers": 6,
+    "hidden_size": 60,
+    "head_size": 10,
+    "num_attention_heads": 6,
+    "num_query_groups": 2,
+    "ffn_hidden_size": 50,
+    "seq_length": 31,
+    "vocab_size_multiple": 14,
+}
+
+TP2 = {"tensor_parallel_size": 2}
+SP = {**TP2, "sequence_parallel": True}
+PP2 = {"pipeline_parallel_size": 2}
+PP3 = {"pipeline_parallel_size": 3}
+VPP2 = {**PP2, "virtual_pipeline_size": 2}
+FULL = {"recompute": "full"}
+SELECTIVE = {"recompute": "selective"}
+
+# World size, and what differs from the default layout.
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one, full": (1, FULL),
+    "one, selective": (1, SELECTIVE),
+    "TP2": (2, TP2),
+    "TP2, full": (2, {**TP2, **FULL}),
+    "TP2, selective": (2, {**TP2, **SELECTIVE}),
+    "TP2 SP": (2, SP),
+    "TP2 SP, full": (2, {**SP, **FULL}),
+    "TP2 SP, selective": (2, {**SP, **SELECTIVE}),
+    "PP2": (2, PP2),
+    "PP2, full": (2, {**PP2, **FULL}),
+    "PP2 VPP2": (2, VPP2),
+    "PP2 VPP2, full": (2, {**VPP2, **FULL}),
+    "DP2": (2, {"distributed_optimizer": False}),
+    "DP2, full": (2, {"distributed_optimizer": False, **FULL}),
+    "DP2 distributed": (2, {}),
+    "DP2 distributed, full": (2, FULL),
+    "DP2 overlap": (2, {"overlap_grad_reduce": True}),
+    "DP2 overlap, full": (2, {"overlap_grad_reduce": True, "distributed_optimizer": False, **FULL}),
+    "TP2 PP2": (4, {**TP2, **PP2}),
+    "TP2 PP2 SP, full": (4, {**SP, **PP2, **FULL}),
+    "PP4": (4, {"pipeline_parallel_size": 4}),
+    "PP2 VPP2 DP2 overlap": (4, {**VPP2, "overlap_grad_reduce": True}),
+    "TP2 PP2 DP2": (8, {**TP2, **PP2}),
+    "TP2 PP2 DP2 SP, full": (8, {**SP, **PP2, **FULL}),
+}
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def serial(request: pytest.FixtureRequest, worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process's checkpoint of the third step and what it computes from there."""
+    model = ARCHITECTURES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    config = small_config(model=model, parallel={"distributed_optimizer": False})
+    worlds(1).run(write_checkpoint, config=config, folder=folder)
+    (result,) = worlds(1).run(train, config=config, folder=folder)
+    return {"model": model, "folder": folder, "result": result}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_equals_one_process(serial: dict[str, Any], worlds: Worlds, name: str) -> None:
+    world_size, layout = LAYOUTS[name]
+    config = small_config(model=serial["model"], parallel=layout)
+    result = worlds(world_size).run(train, config=config, folder=serial["folder"])[0]
+    assert differences(result, serial["result"]) == []
+
+
+def test_odd_sizes_equal_one_process(worlds: Worlds, tmp_path: Path) -> None:
+    """Three ranks in a row or side by side; nothing a power of two; a vocabulary that is padded."""
+    sections: dict[str, Any] = {"model": ODD, "training": {"global_batch_size": 12}}
+    config = small_config(parallel={"distributed_optimizer": False}, **sections)
+    worlds(1).run(write_checkpoint, config=config, folder=tmp_path)
+    (expected,) = worlds(1).run(train, config=config, folder=tmp_path)
+    for world_size, layout in (
+        (2, TP2),
+        (3, {}),
+        (3, {**PP3, "virtual_pipeline_size": 2}),
+        (6, {**TP2, **PP3, **FULL}),
+        (6, {**PP3, "overlap_grad_reduce": True}),
+    ):
+        config = small_config(parallel=layout, **sections)
+        result = worlds(world_size).run(train, config=config, folder=tmp_path)[0]
+        assert differences(result, expected) == [], layout
+
+
+@pytest.mark.parametrize(
+    ("fault", "layout"),
+    [("swapped messages", VPP2), ("norm gradients not summed", SP), ("no data-parallel reduction", {})],
+)
+def test_oracle_catches_planted_fault(serial: dict[str, Any], worlds: Worlds, fault: str, layout: dict) -> None:
+    config = small_config(model=serial["model"], parallel=layout)
+    try:
+        result = worlds(2).run(train, config=config, folder=serial["folder"], fault=fault)[0]
+    except WorldError as error:
+        assert "ranks disagree about decoder.layers" in str(error)
+    else:
+        assert any(line.startswith("gradient decoder.layers") for line in differences(result, serial["result"]))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "layout"), [(2, SP), (2, VPP2), (2, {}), (4, {**TP2, **PP2}), (8, {**SP, **PP2, **FULL})]
+)
+def test_bf16_agrees_to_its_own_rounding(worlds: Worlds, world_size: int, layout: dict[str, Any]) -> None:
+    config = small_config(parallel=layout, training={"precision": "bf16"})
+    serial = worlds(1).run(train_from_start, config=replace(config, parallel=ParallelConfig()))[0]
+    parallel = worlds(world_size).run(train_from_start, config=config)[0]
+    assert parallel["losses"] == pytest.approx(serial["losses"], rel=5e-3)
+    assert parallel["grad_norms"] == pytest.approx(serial["grad_norms"], rel=5e-2)
+    assert serial["losses"][-1] < serial["losses"][0]
+
+
+@pytest.mark.parametrize(("world_size", "layout"), [(2, SP), (2, VPP2), (2, {}), (4, {**TP2, **PP2})])
+def test_ramped_batches_equal_one_process(worlds: Worlds, world_size: int, layout: dict[str, Any]) -> None:
+    ramp_up = {"start": 4, "increment": 4, "samples": 24}
+    config = small_config(parallel=layout, training={"micro_batch_size": 1, "global_batch_size": 16})
+    serial = replace(config, parallel=ParallelConfig())
+    expected = worlds(1).run(train_from_start, config=serial, ramp_up=ramp_up)[0]
+    result = worlds(world_size).run(train_from_start, config=config, ramp_up=ramp_up)[0]
+    assert expected["batch_sizes"] == [4, 4, 8, 12, 16, 16, 16, 16, 16, 16]
+    assert result["batch_sizes"] == expected["batch_sizes"]
+    assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    assert result["grad_norms"] == pytest.approx(expected["grad_norms"], rel=1e-5)
+
+
+def test_first_weights_are_the_same_in_every_layout(worlds: Worlds) -> None:
+    for model in ARCHITECTURES.values():
+        (expected,) = worlds(1).run(first_weights, config=small_config(model=model))
+        for world_size, layout in ((2, SP), (2, VPP2), (4, {**TP2, **PP2})):
+            weights = worlds(world_size).run(first_weights, config=small_config(model=model, parallel=layout))[0]
+            assert weights.keys() == expected.keys()
+            for key, weight in weights.items():
+                assert torch.equal(weight, expected[key]), key
+
+
+def differences(result: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Every quantity that is further from the serial one than rounding explains, in words."""
+    found = []
+
+    def check(name: str, error: float, tolerance: float) -> None:
+        if not error <= tolerance:
+            found.append(f"{name}: relative error {error:.1e} above {tolerance:.0e}")
+
+    for what, name in (("losses", "loss"), ("grad_norms", "gradient norm")):
+        assert len(result[what]) == len(expected[what])
+        for step, (ours, theirs) in enumerate(zip(result[what], expected[what]), start=1):
+            check(f"{name} of step {step}", abs(ours / theirs - 1), 1e-5)
+    check("validation loss", abs(result["validation_loss"] / expected["validation_loss"] - 1), 1e-5)
+    for what, tolerance in (("gradient", 1e-5), ("weight", 1e-4)):
+        assert result[what].keys() == expected[what].keys()
+        for key, tensor in expected[what].items():
+            check(f"{what} {key}", float((result[what][key] - tensor).norm() / tensor.norm()), tolerance)
+    return found
+
+
+# What the ranks run.
+
+
+def write_checkpoint(config: RunConfig, folder: Path) -> None:
+    """Train three steps, so that Adam's moments and step count matter, and save."""
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = initial_state(config, VOCAB_SIZE, parallel)
+        for step in range(3):
+            train_step(state, made_up_batch(config, 1000 + step, parallel), 1e-3, config, parallel, False)
+        saver = CheckpointSaver(folder, config.checkpoint, parallel)
+        facts = {"consumed_samples": 24, "vocab_size": VOCAB_SIZE, "config": {}, "data_fingerprint": {}, "layout": {}}
+        saver.save(state.chunks, state.optimizer, "fp32", state.step, facts)
+
+
+def train(config: RunConfig, folder: Path, fault: str | None = None) -> dict[str, Any]:
+    """The first step's gradients, then ten steps and an evaluation, from the checkpoint in `folder`."""
+    check_world(config, torch.distributed.get_world_size())
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = initial_state(config, VOCAB_SIZE, parallel)
+        found = find_checkpoint(folder, "auto", parallel)
+        assert found is not None
+        load_checkpoint(found, state.chunks, state.optimizer, "fp32", parallel)
+        if fault is not None:
+            FAULTS[fault](state)
+        gradient = first_gradient(state, config, parallel)
+        results = [
+            train_step(state, made_up_batch(config, step, parallel), 1e-3 * (1 + step % 3), config, parallel, False)
+            for step in range(10)
+        ]
+        return {
+            "losses": [result.loss for result in results],
+            "grad_norms": [result.grad_norm for result in results],
+            "gradient": gradient,
+            "weight": whole_tensors(state, parallel, lambda weight: weight.detach()),
+            "validation_loss": validation_loss(
+                state.chunks, lambda index: made_up_batch(config, 500 + index, parallel), config, parallel
+            ),
+        }
+
+
+def first_gradient(state: TrainState, config: RunConfig, parallel: Parallel) -> dict[str, torch.Tensor] | None:
+    for chunk in state.chunks:
+        chunk.zero_grad_buffer()
+    forward_backward(state.chunks, made_up_batch(config, 0, parallel), config, forward_only=False)
+    gather_gradients(state, parallel)
+    return whole_tensors(state, parallel, lambda weight: weight.main_grad)
+
+
+def train_from_start(config: RunConfig, ramp_up: dict[str, int] | None = None) -> dict[str, Any]:
+    """Ten steps from the initial weights."""
+    training = replace(config.training, ramp_up=RampUpConfig(**ramp_up) if ramp_up else None)
+    config = replace(config, training=training)
+    check_world(config, torch.distributed.get_world_size())
+    results, sizes, samples = [], [], 0
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = initial_state(config, VOCAB_SIZE, parallel)
+        for step in range(10):
+            sizes.append(batch_size_at(training, samples))
+            samples += sizes[-1]
+            batch = made_up_batch(config, step % 2, parallel, sizes[-1])
+            results.append(train_step(state, batch, 3e-3, config, parallel, False))
+    return {
+        "losses": [result.loss for result in results],
+        "grad_norms": [result.grad_norm for result in results],
+        "batch_sizes": sizes,
+    }
+
+
+def first_weights(config: RunConfig) -> dict[str, torch.Tensor] | None:
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = initial_state(config, VOCAB_SIZE, parallel)
+        return whole_tensors(state, parallel, lambda weight: weight.detach())
+
+
+def swap_messages(state: TrainState) -> None:
+    """megatron-core's default for interleaved pipelines: wrong under gloo where both neighbours are one rank."""
+    state.chunks[0].config.batch_p2p_comm = True
+    state.chunks[0].config.overlap_p2p_comm = False
+
+
+def forget_norms(state: TrainState) -> None:
+    """What happens to a norm's gradient if its weight is not marked as one that sees a part of the sequence."""
+    for chunk in state.chunks:
+        for parameter in chunk.parameters():
+            if getattr(parameter, "sequence_parallel", False):
+                parameter.sequence_parallel = False
+
+
+def forget_reduction(state: TrainState) -> None:
+    """Each data-parallel rank goes on with its own gradient."""
+    for chunk in state.chunks:
+        chunk.finish_grad_sync = lambda *unused, **unused_too: None
+
+
+FAULTS: dict[str, Callable[[TrainState], None]] = {
+    "swapped messages": swap_messages,
+    "norm gradients not summed": forget_norms,
+    "no data-parallel reduction": forget_reduction,
+}

@@ -1,0 +1,44 @@
+"""A checkpoint shows the loss that its run measured, and writes text."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small_run import small_config
+
+from megatron_step.config.data import DataConfig
+from megatron_step.training.inspection import checkpoint_loss, generate, open_checkpoint
+from megatron_step.training.run import run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_data: DataConfig) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    assert run(small_config(str(output), data=small_data, steps=6, evaluation={"interval": 0, "steps": 2}))
+    return output
+
+
+def test_the_loss_is_that_of_the_run(trained: Path) -> None:
+    measured = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["validation_loss"]
+    with open_checkpoint(trained) as inspected:
+        assert inspected.found.path.name == "step_00000006"
+        assert checkpoint_loss(inspected) == pytest.approx(measured, rel=1e-6)
+    with open_checkpoint(trained / "checkpoints/step_00000005") as inspected:
+        assert checkpoint_loss(inspected) != pytest.approx(measured, rel=1e-6)
+
+
+def test_text_follows_from_seed_and_temperature(trained: Path) -> None:
+    with open_checkpoint(trained) as inspected:
+        texts = [generate(inspected, "Emma was", 12, temperature, seed) for temperature, seed in _DRAWS]
+    assert all(text.startswith("Emma was") for text in texts)
+    assert texts[0] == texts[1], "the likeliest tokens need no seed"
+    assert texts[2] == texts[3] != texts[4]
+
+
+_DRAWS = [(0.0, 1), (0.0, 2), (1.0, 1), (1.0, 1), (1.0, 2)]
+
+
+def test_a_folder_without_checkpoints_says_so(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="has no checkpoint yet"), open_checkpoint(tmp_path):
+        pass

@@ -1,0 +1,115 @@
+"""When a checkpoint is saved, what its manifest says, and which changes a resumed run may not make."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from small_run import VOCAB_SIZE, small_config
+
+from megatron_step.checkpoint.manifest import Manifest
+from megatron_step.checkpoint.save import SaveError
+from megatron_step.config.run import RampUpConfig, RunConfig
+from megatron_step.engine.parallel import Parallel
+from megatron_step.training.saving import check_resumable, description, saving_hook
+from megatron_step.training.stage import StepContext
+from megatron_step.training.state import TrainState
+
+_FINGERPRINT: dict[str, Any] = {"corpora": [], "seed": 1}
+
+
+class _Saver:
+    """Notes the steps it saved; fails at chosen ones, at once or, as an asynchronous save does, when it is finished."""
+
+    def __init__(self, fails_at: tuple[int, ...] = (), fails_later_at: tuple[int, ...] = ()) -> None:
+        self.saved: list[int] = []
+        self.finished: list[int] = []
+        self._fails_at, self._fails_later_at = fails_at, fails_later_at
+        self._pending: int | None = None
+
+    def poll(self) -> None:
+        """A pending save takes until it is waited for."""
+
+    def finish(self) -> None:
+        step, self._pending = self._pending, None
+        if step in self._fails_later_at:
+            raise SaveError(f"the disk was full at step {step}")
+        self.finished += [] if step is None else [step]
+
+    def save(self, chunks: Any, optimizer: Any, precision: str, step: int, described: dict[str, Any]) -> None:
+        if step in self._fails_at:
+            raise SaveError(f"no room for step {step}")
+        assert described["consumed_samples"] == 8 * step
+        self.saved.append(step)
+        self._pending = step
+
+
+def _run_hook(saver: _Saver, config: RunConfig, parallel: Parallel, last: int) -> None:
+    describe = description(config, VOCAB_SIZE, _FINGERPRINT, parallel)
+    hook = saving_hook(saver, config, describe, parallel)  # type: ignore[arg-type]
+    state = TrainState(step=0, chunks=[], optimizer=None)  # type: ignore[arg-type]
+    for step in range(1, last + 1):
+        state.step = step
+        hook(StepContext(state, {}, None, is_last=step == last))
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(3, [3, 6, 7]), (0, [7])])
+def test_a_checkpoint_every_interval_and_at_the_end(alone: Parallel, interval: int, steps: list[int]) -> None:
+    saver = _Saver()
+    _run_hook(saver, small_config(checkpoint={"interval": interval}), alone, last=7)
+    assert saver.saved == saver.finished == steps
+
+
+def test_a_save_in_between_may_fail(alone: Parallel, capsys: pytest.CaptureFixture[str]) -> None:
+    saver = _Saver(fails_at=(2,), fails_later_at=(4,))
+    _run_hook(saver, small_config(checkpoint={"interval": 2}), alone, last=7)
+    assert saver.finished == [6, 7]
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert warnings[0].startswith("warning: no room for step 2; training goes on")
+    assert warnings[1].startswith("warning: the disk was full at step 4; training goes on")
+
+
+@pytest.mark.parametrize("fails", [{"fails_at": (7,)}, {"fails_later_at": (7,)}])
+def test_the_last_save_may_not_fail(alone: Parallel, fails: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(SaveError, match="step 7"):
+        _run_hook(_Saver(**fails), small_config(), alone, last=7)
+
+
+def _manifest(config: RunConfig, parallel: Parallel, step: int = 5) -> Manifest:
+    described = description(config, VOCAB_SIZE, _FINGERPRINT, parallel)(step)
+    return Manifest(step=step, adam_step=step, files={}, **described)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"hidden_size": 128}},
+        {"training": {"global_batch_size": 16}},
+        {"training": {"precision": "bf16"}},
+        {"training": {"ramp_up": RampUpConfig(2, 2, 10)}},
+    ],
+    ids=["hidden_size", "global_batch_size", "precision", "ramp_up"],
+)
+def test_another_run_is_refused_by_the_name_of_what_differs(
+    alone: Parallel, change: dict, request: pytest.FixtureRequest
+) -> None:
+    manifest = _manifest(small_config(), alone)
+    name = request.node.callspec.id
+    with pytest.raises(ValueError, match=rf"is of another run: \w+\.{name} .* -> "):
+        check_resumable(manifest, small_config(**change), VOCAB_SIZE, _FINGERPRINT)
+
+
+def test_another_vocabulary_is_refused(alone: Parallel) -> None:
+    with pytest.raises(ValueError, match="vocabulary 250 -> 251"):
+        check_resumable(_manifest(small_config(), alone), small_config(), VOCAB_SIZE + 1, _FINGERPRINT)
+
+
+def test_a_run_shorter_than_its_checkpoint_is_refused(alone: Parallel) -> None:
+    with pytest.raises(ValueError, match="step 5, beyond stages.steps 4"):
+        check_resumable(_manifest(small_config(), alone), small_config(steps=4), VOCAB_SIZE, _FINGERPRINT)
+
+
+def test_layout_micro_batch_and_learning_rate_may_change(alone: Parallel) -> None:
+    other = small_config(parallel={"tensor_parallel_size": 2}, training={"micro_batch_size": 4})
+    other = replace(other, optimizer=replace(other.optimizer, learning_rate=1.0))
+    check_resumable(_manifest(small_config(), alone), other, VOCAB_SIZE, _FINGERPRINT)

@@ -1,0 +1,33 @@
+"""Compare runs: a table of what each has come to, and a plot of the losses."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from megatron_step.training.report import plot, read_run, table
+
+
+def main() -> int:
+    """Exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/report.py runs/austen --output report.png"
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folders of runs")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the plot, a .png file")
+    arguments = parser.parse_args()
+    if arguments.output is not None and arguments.output.suffix != ".png":
+        parser.error(f"--output {arguments.output} must end in .png")
+    try:
+        runs = [read_run(folder) for folder in arguments.runs]
+        print(table(runs))
+        if arguments.output is not None:
+            plot(runs, arguments.output)
+            print(f"the losses over the tokens are drawn in {arguments.output}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
