@@ -1,0 +1,47 @@
+"""The models that the benchmarks train, and a run's config around one."""
+
+from megatron_step.config.data import DataConfig
+from megatron_step.config.model import ModelConfig
+from megatron_step.config.optimization import OptimizerConfig
+from megatron_step.config.run import (
+    CheckpointConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    RunConfig,
+    StagesConfig,
+    TrainingConfig,
+)
+
+MODEL = ModelConfig(
+    num_layers=8, hidden_size=512, ffn_hidden_size=1376, num_attention_heads=8, seq_length=512, vocab_size=8192
+)
+"""34 million weights: matrix products that fill a processor."""
+SMALL_MODEL = ModelConfig(
+    num_layers=4, hidden_size=128, ffn_hidden_size=344, num_attention_heads=4, seq_length=128, vocab_size=1024
+)
+"""A million weights: what a step costs beside its arithmetic shows."""
+
+
+def run_config(
+    model: ModelConfig,
+    micro_batch_size: int,
+    precision: str,
+    *,
+    steps: int = 1,
+    output_dir: str = "unused",
+    data: DataConfig | None = None,
+) -> RunConfig:
+    """A run of one micro-batch a step, with nothing saved before its end and nothing evaluated."""
+    return RunConfig(
+        output_dir=output_dir,
+        model=model,
+        data=data or DataConfig(train=[(1.0, "unused")], tokenizer="unused"),
+        stages=StagesConfig(steps=steps),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        training=TrainingConfig(
+            global_batch_size=micro_batch_size, micro_batch_size=micro_batch_size, precision=precision
+        ),
+        evaluation=EvaluationConfig(steps=0),
+        checkpoint=CheckpointConfig(interval=0),
+        logging=LoggingConfig(),
+    )

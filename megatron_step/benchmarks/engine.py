@@ -1,0 +1,143 @@
+"""Two ways to run megatron-core without CUDA: adapting its sources as they are imported, or torch's calls as they run.
+
+Both train a small model by the product's own step. They exclude each other, so each measurement is a process of its
+own, and this file imports nothing that imports megatron-core.
+"""
+
+import multiprocessing
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from time import perf_counter, thread_time
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from megatron_step.benchmarks.configs import run_config
+from megatron_step.benchmarks.timing import Row, percentile
+from megatron_step.config.model import ModelConfig
+from megatron_step.engine import cpu, cuda_on_cpu
+
+HOOK = "import hook"
+SHIM = "torch function mode"
+MODEL = ModelConfig(
+    num_layers=4, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4, seq_length=32, vocab_size=512
+)
+"""Small enough for the calls of torch, not their arithmetic, to make up the step."""
+_MICRO_BATCH_SIZE = 2
+_WARMUP = 3
+
+
+def run(repeats: int, model: ModelConfig = MODEL, steps: int = 50) -> list[Row]:
+    """One row for each way: processor time of a step, over `repeats` processes of `steps` steps, and time of the start.
+
+    Raises RuntimeError where there is a CUDA device, if a process fails, or if the ways' losses differ.
+    """
+    if torch.cuda.is_available():
+        raise RuntimeError("the engine benchmark compares ways to run without CUDA; this machine has a CUDA device")
+    if repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, not {repeats}")
+    measured: dict[str, list[Any]] = {HOOK: [], SHIM: []}
+    for _ in range(repeats):
+        for way, results in measured.items():
+            results.append(_in_process(way, model, steps))
+    if len({loss for results in measured.values() for _, _, loss in results}) > 1:
+        raise RuntimeError("the two ways trained to different losses")
+    return [_row(way, measured) for way in measured]
+
+
+def _row(way: str, measured: dict[str, list[Any]]) -> Row:
+    def milliseconds(way: str) -> list[float]:
+        return [1e3 * value for seconds, _, _ in measured[way] for value in seconds]
+
+    values = milliseconds(way)
+    return {
+        "benchmark": "megatron-core without CUDA: cost of a step",
+        "way": way,
+        "milliseconds": statistics.median(values),
+        "p10": percentile(values, 0.1),
+        "p90": percentile(values, 0.9),
+        "of_the_hook": statistics.median(values) / statistics.median(milliseconds(HOOK)),
+        "start_seconds": statistics.median(start for _, start, _ in measured[way]),
+    }
+
+
+def _in_process(way: str, model: ModelConfig, steps: int) -> tuple[list[float], float, float]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(way, model, steps, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"the process that measures the {way} failed") from None
+    finally:
+        process.join()
+
+
+def _measure(way: str, model: ModelConfig, steps: int, sender: Connection) -> None:
+    """Send the processor seconds of each step, the seconds that imports and building took, and the last loss."""
+    torch.set_num_threads(1)  # the difference is Python's, which has one
+    warnings.simplefilter("ignore")  # megatron-core's on what is not installed: the hook drops them, the shim cannot
+    if way == SHIM:
+        install_shim()
+    start = perf_counter()
+    step, close = _training(model)
+    start_seconds = perf_counter() - start
+    seconds = []
+    for _ in range(_WARMUP + steps):
+        begin = thread_time()
+        loss = step()
+        seconds.append(thread_time() - begin)
+    close()
+    sender.send((seconds[_WARMUP:], start_seconds, loss))
+
+
+def _training(model: ModelConfig) -> tuple[Callable[[], float], Callable[[], None]]:
+    """One training step as a function, and what ends it."""
+    from megatron_step.benchmarks.train_arms import megatron_step_arm, random_batch
+    from megatron_step.engine.parallel import parallel_layout, stop_world
+    from megatron_step.training.state import initial_state
+
+    config = run_config(model, _MICRO_BATCH_SIZE, "fp32")
+    layout = parallel_layout(config.parallel, config.training.seed)
+    parallel = layout.__enter__()
+    assert model.vocab_size is not None
+    state = initial_state(config, model.vocab_size, parallel)
+    step = megatron_step_arm(state, random_batch(model, _MICRO_BATCH_SIZE), config, parallel)
+
+    def close() -> None:
+        layout.__exit__(None, None, None)
+        stop_world()
+
+    return step, close
+
+
+def install_shim() -> None:
+    """Take the import hook away and have torch itself stand for CUDA by the CPU, for the rest of the process."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != cpu.__name__]
+    for name, value in vars(cuda_on_cpu).items():
+        if getattr(value, "__module__", None) == cuda_on_cpu.__name__ and not name.startswith("__"):
+            setattr(torch.cuda, name, value)
+    torch.cuda.default_generators = cuda_on_cpu.default_generators
+    torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    _CudaMeansCpu().__enter__()
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Rewrites device="cuda" in every call of torch, and gives CPU tensors CUDA's type names."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if str(kwargs.get("device")).startswith("cuda"):
+            kwargs = {**kwargs, "device": "cpu"}
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.type and isinstance(result, str):
+            return result.replace("torch.", "torch.cuda.", 1)
+        return result

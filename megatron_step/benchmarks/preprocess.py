@@ -1,0 +1,132 @@
+"""Preprocessing: tokens per second against a plain loop, and peak memory at two sizes of input."""
+
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from megatron_step.data.preprocess import preprocess
+from megatron_step.data.tokenizer import load_tokenizer
+from megatron_step.data.train_tokenizer import train_tokenizer
+
+_WORKERS = 2
+_VOCAB_SIZE = 8192
+_SPEED_MIB = 32
+_MEMORY_MIB = (16, 64)
+_SAMPLE_SECONDS = 0.02
+
+
+def run(repeats: int, texts: Sequence[str | Path] = ("examples/data/austen.txt",)) -> list[dict[str, Any]]:
+    """Rows of the two tables: speed (medians and extremes of `repeats` interleaved runs) and peak memory.
+
+    The input is the paragraphs of `texts` as .jsonl, over and over up to the size wanted.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_path = f"{folder}/tokenizer.model"
+        train_tokenizer(texts, tokenizer_path, _VOCAB_SIZE)
+        inputs = {size: _write_input(texts, Path(folder), size) for size in {_SPEED_MIB, *_MEMORY_MIB}}
+        return [
+            *preprocess_benchmark(inputs[_SPEED_MIB], tokenizer_path, folder, repeats),
+            *(_memory_row(inputs[size], tokenizer_path, folder, size) for size in _MEMORY_MIB),
+        ]
+
+
+def preprocess_benchmark(source: Path, tokenizer_path: str, folder: str, repeats: int) -> list[dict[str, Any]]:
+    """Tokens per second, start to end with all that starts and stops in between, of both arms in turns."""
+    arms: dict[str, Callable[[], int]] = {
+        "plain loop": lambda: _plain_loop(source, tokenizer_path, f"{folder}/plain"),
+        f"megatron_step, {_WORKERS} workers": lambda: (
+            preprocess([source], f"{folder}/ours", tokenizer_path, workers=_WORKERS).tokens
+        ),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, arm in arms.items():
+            start = time.perf_counter()
+            tokens = arm()
+            speeds[name].append(tokens / (time.perf_counter() - start))
+    for suffix in ("bin", "idx"):
+        if Path(f"{folder}/plain.{suffix}").read_bytes() != Path(f"{folder}/ours.{suffix}").read_bytes():
+            raise RuntimeError(f"the two arms wrote different .{suffix} files")
+    plain = statistics.median(speeds["plain loop"])
+    return [
+        {
+            "benchmark": "preprocess speed",
+            "arm": name,
+            "input_mib": _SPEED_MIB,
+            "tokens_per_second": statistics.median(values),
+            "lowest": min(values),
+            "highest": max(values),
+            "repeats": repeats,
+            "ratio": statistics.median(values) / plain,
+        }
+        for name, values in speeds.items()
+    ]
+
+
+def _plain_loop(source: Path, tokenizer_path: str, prefix: str) -> int:
+    """One document at a time through the same tokenizer into megatron-core's builder; returns the number of tokens."""
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+    tokenizer = load_tokenizer(tokenizer_path)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(tokenizer.vocab_size))
+    tokens = 0
+    with source.open(encoding="utf-8") as file:
+        for line in file:
+            ids = [*tokenizer.encode(json.loads(line)["text"]), tokenizer.eod_id]
+            builder.add_document(torch.tensor(ids, dtype=torch.int32), [len(ids)])
+            tokens += len(ids)
+    builder.finalize(f"{prefix}.idx")
+    return tokens
+
+
+def _memory_row(source: Path, tokenizer_path: str, folder: str, size_mib: int) -> dict[str, Any]:
+    """The most memory that preprocessing holds at a time, its workers included, in a process of its own."""
+    arguments = ([source], f"{folder}/memory", tokenizer_path, "text", None, False, _WORKERS)
+    process = multiprocessing.get_context("spawn").Process(target=preprocess, args=arguments)
+    process.start()
+    peak_bytes = 0
+    while process.is_alive():
+        peak_bytes = max(peak_bytes, _tree_bytes(process.pid))
+        time.sleep(_SAMPLE_SECONDS)
+    if process.exitcode:
+        raise RuntimeError(f"preprocessing ended with exit code {process.exitcode}")
+    return {
+        "benchmark": "preprocess memory",
+        "arm": f"megatron_step, {_WORKERS} workers",
+        "input_mib": size_mib,
+        "peak_mib": peak_bytes / 2**20,
+    }
+
+
+def _tree_bytes(pid: int | None) -> int:
+    """Resident bytes of a process and its children; pages that they share count for each."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:  # ended between two lines
+        pass
+    return total
+
+
+def _write_input(texts: Sequence[str | Path], folder: Path, size_mib: int) -> Path:
+    paragraphs = [
+        part for text in texts for part in Path(text).read_text(encoding="utf-8").split("\n\n") if part.strip()
+    ]
+    lines = [json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs]
+    path = folder / f"input_{size_mib}.jsonl"
+    written = 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < size_mib << 20:
+            for line in lines:
+                written += file.write(line)
+    return path

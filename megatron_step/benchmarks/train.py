@@ -1,0 +1,106 @@
+"""The whole training step against megatron-core's stock layers and transformers, and against its own arithmetic."""
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+from megatron_step.benchmarks.breakdown import step_breakdown
+from megatron_step.benchmarks.configs import MODEL, run_config
+from megatron_step.benchmarks.products import product_arms, product_flops
+from megatron_step.benchmarks.timing import Row, interleave, spread, use_all_cores
+from megatron_step.benchmarks.train_arms import (
+    Arm,
+    megatron_core_arm,
+    megatron_step_arm,
+    random_batch,
+    transformers_arm,
+    weights_of,
+)
+from megatron_step.config.model import ModelConfig
+from megatron_step.engine.parallel import parallel_layout, stop_world
+from megatron_step.model.transformer_config import DTYPES
+from megatron_step.training.state import initial_state
+
+_OURS = "megatron_step"
+_LOSS_TOLERANCE = 1e-3
+_PROFILED_STEPS = 3
+
+
+def run(
+    repeats: int,
+    model: ModelConfig = MODEL,
+    micro_batch_size: int = 4,
+    precisions: Sequence[str] = ("fp32", "bf16"),
+) -> list[Row]:
+    """Rows of three tables for each precision: speed of the arms, the step against its products, its parts.
+
+    Raises RuntimeError if the arms do not begin with the same loss: they would not train the same model.
+    """
+    use_all_cores()
+    rows: list[Row] = []
+    for precision in precisions:
+        rows += _precision_rows(repeats, model, micro_batch_size, precision)
+    return rows
+
+
+def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, precision: str) -> list[Row]:
+    config = run_config(model, micro_batch_size, precision)
+    batch = random_batch(model, micro_batch_size)
+    tokens = micro_batch_size * model.seq_length
+    try:
+        with parallel_layout(config.parallel, config.training.seed) as parallel:
+            assert model.vocab_size is not None
+            state = initial_state(config, model.vocab_size, parallel)
+            weights = weights_of(state)
+            arms: dict[str, Arm] = {
+                _OURS: megatron_step_arm(state, batch, config, parallel),
+                "megatron-core, local layers": megatron_core_arm(weights, batch, config),
+                "transformers Llama, SDPA": transformers_arm(weights, batch, config),
+            }
+            check_same_loss(arms)
+            products = product_arms(model, tokens, DTYPES[precision])
+            seconds = interleave({**arms, **products}, repeats)
+            parts = step_breakdown(arms[_OURS], _PROFILED_STEPS)
+    finally:
+        stop_world()
+    flops = product_flops(model, tokens)
+    return [
+        *(_speed_row(name, precision, seconds, tokens) for name in arms),
+        *(_product_row(name, precision, seconds, flops) for name in (_OURS, *products)),
+        *(_part_row(part, precision, share) for part, share in parts.items()),
+    ]
+
+
+def check_same_loss(arms: dict[str, Arm]) -> None:
+    """Take each arm's first step; raises RuntimeError if the losses before it are not the same to rounding."""
+    losses = {name: arm() for name, arm in arms.items()}
+    reference = losses[_OURS]
+    for name, loss in losses.items():
+        if abs(loss - reference) > _LOSS_TOLERANCE * abs(reference):
+            raise RuntimeError(f"{name} begins with loss {loss}, {_OURS} with {reference}: not the same model")
+
+
+def _speed_row(name: str, precision: str, seconds: dict[str, list[float]], tokens: int) -> Row:
+    return {
+        "benchmark": f"training step, {torch.get_num_threads()} threads",
+        "precision": precision,
+        "arm": name,
+        **spread([tokens / value for value in seconds[name]], "tokens_per_second"),
+        "megatron_step_is_faster_by": statistics.median(seconds[name]) / statistics.median(seconds[_OURS]),
+    }
+
+
+def _product_row(name: str, precision: str, seconds: dict[str, list[float]], flops: int) -> Row:
+    return {
+        "benchmark": "the step against its matrix products",
+        "precision": precision,
+        "arm": "whole step" if name == _OURS else name,
+        **spread(seconds[name], "seconds"),
+        "gflops_per_second_of_products": flops / statistics.median(seconds[name]) / 1e9,
+        "share_of_step": statistics.median(seconds[name]) / statistics.median(seconds[_OURS]),
+    }
+
+
+def _part_row(part: str, precision: str, share: float) -> Row:
+    return {"benchmark": "parts of the step", "precision": precision, "part": part, "share": share}

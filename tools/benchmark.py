@@ -1,0 +1,112 @@
+"""Measure the product against what stands beside it, in turns; prints tables of medians with their spread."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_step.benchmarks.configs import MODEL
+from megatron_step.benchmarks.timing import Row, machine, table, use_all_cores, write_json
+from megatron_step.config.model import ModelConfig
+
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length", "vocab_size")
+
+
+def main() -> None:
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        parser.exit(2, f"{parser.prog}: error: the folder {arguments.json.parent} of --json does not exist\n")
+    use_all_cores()
+    print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
+    try:
+        rows = arguments.benchmark(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    print("\n" + table(rows))
+    if arguments.json is not None:
+        write_json(arguments.json, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/benchmark.py train --repeats 10 --json train.json"
+    )
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    _add(commands, "ops", _ops, 20, "every C++ operation against torch's own, forward and backward")
+    train = _add(
+        commands, "train", _train, 10, "the training step against megatron-core's stock layers and transformers"
+    )
+    _add_sizes(train)
+    train.add_argument(
+        "--precision", choices=("fp32", "bf16", "both"), default="both", help="number format (default: both)"
+    )
+    _add(commands, "engine", _engine, 5, "two ways to run megatron-core without CUDA; repeats are processes")
+    _add_sizes(_add(commands, "loop", _loop, 10, "what the training loop adds to the step; repeats are steps"))
+    _add(commands, "preprocess", _preprocess, 5, "tokenizing text against a plain loop, and its memory")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    benchmark: Callable[[argparse.Namespace], list[Row]],
+    repeats: int,
+    text: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(benchmark=benchmark)
+    command.add_argument(
+        "--repeats", type=int, default=repeats, metavar="N", help=f"measurements of each arm (default: {repeats})"
+    )
+    command.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to PATH")
+    return command
+
+
+def _add_sizes(command: argparse.ArgumentParser) -> None:
+    for name in _SIZES:
+        default = getattr(MODEL, name)
+        command.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=default, metavar="N", help=f"default: {default}"
+        )
+    command.add_argument("--micro-batch-size", type=int, default=4, metavar="N", help="samples of a step (default: 4)")
+
+
+def _model(arguments: argparse.Namespace) -> ModelConfig:
+    return replace(MODEL, **{name: getattr(arguments, name) for name in _SIZES})
+
+
+# Each imports its own: a benchmark needs not what the others measure.
+def _ops(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import ops
+
+    return ops.run(arguments.repeats)
+
+
+def _train(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import train
+
+    precisions = ("fp32", "bf16") if arguments.precision == "both" else (arguments.precision,)
+    return train.run(arguments.repeats, _model(arguments), arguments.micro_batch_size, precisions)
+
+
+def _engine(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import engine
+
+    return engine.run(arguments.repeats)
+
+
+def _loop(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import loop
+
+    return loop.run(arguments.repeats, _model(arguments), arguments.micro_batch_size)
+
+
+def _preprocess(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import preprocess
+
+    return preprocess.run(arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
