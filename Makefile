@@ -1,0 +1,28 @@
+# make demo | make test | make lint | make clean     PYTHON=python3.12 chooses the interpreter of a new .venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	PATH="$(BIN):$$PATH" examples/austen/run.sh
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# torch first: the C++ extension is compiled against the very torch that it will run with.
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt torch numpy setuptools wheel ninja pybind11
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info megatron_step/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

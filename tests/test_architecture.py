@@ -1,0 +1,216 @@
+"""Rules about the source tree: which file may import which, what has a test, how long things are, which words stand."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "megatron_step"
+
+# A file may import from its own package and from those before it.
+ORDER = [
+    "config",
+    "planner",
+    "engine",
+    "ops",
+    "layers",
+    "model",
+    "adapters",
+    "data",
+    "optim",
+    "checkpoint",
+    "growth",
+    "training",
+    "export",
+    "benchmarks",
+]
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 80
+SOURCE_FOLDERS = ["megatron_step", "tools", "tests", "csrc"]
+# Words that have another name here, or speak of how the code came about rather than of what it does.
+BANNED = re.compile(
+    r"\b(TODO|FIXME|XXX|HACK|NotImplementedError|n_layers?|n_heads?|d_model|batch_size_per_gpu|iterations?)\b"
+    r"|\b(issue|session|helper) #?\d+\b"
+    r"|(?<![\w.])/(work|tmp)/"
+)
+
+
+def _python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Modules of the product that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("megatron_step"))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{_name(path)}:{node.lineno}: relative import"
+            if node.module and node.module.split(".")[0] == "megatron_step":
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    yield whole if _is_module(whole) else node.module
+
+
+def _is_module(name: str) -> bool:
+    path = REPOSITORY / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+@pytest.mark.parametrize("path", _python_files("megatron_step"), ids=_name)
+def test_a_file_imports_only_from_packages_above_its_own(path: Path) -> None:
+    parts = path.relative_to(PACKAGE).parts
+    if len(parts) == 1:
+        return  # __init__.py and train.py, which stand outside the order
+    assert parts[0] in ORDER, f"{parts[0]} has no place in the order of packages"
+    allowed = ORDER[: ORDER.index(parts[0]) + 1]
+    below = [name for name in _imports(path) if [*name.split("."), ""][1] not in allowed]
+    assert not below, f"{_name(path)} imports {below}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {_module(path): set(_imports(path)) for path in _python_files("megatron_step")}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"import cycle: {' -> '.join([*trail[trail.index(module) :], module])}"
+        if module in done:
+            return
+        for imported in graph.get(module, ()):
+            visit(imported, (*trail, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_config_and_planner_work_without_torch() -> None:
+    modules = [_module(path) for package in ("config", "planner") for path in _python_files(f"megatron_step/{package}")]
+    program = (
+        f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
+        "heavy = {'torch', 'megatron.core', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+_TESTED_FILES = [path for path in _python_files("megatron_step", "tools") if path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", _TESTED_FILES, ids=_name)
+def test_a_source_file_has_a_test_file(path: Path) -> None:
+    root = PACKAGE if path.is_relative_to(PACKAGE) else REPOSITORY
+    test = REPOSITORY / "tests" / path.relative_to(root).with_name(f"test_{path.name}")
+    assert test.is_file(), f"{_name(path)} has no {_name(test)}"
+
+
+@pytest.mark.parametrize("path", [*_python_files(*SOURCE_FOLDERS), REPOSITORY / "setup.py"], ids=_name)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES, f"{_name(path)} holds more than one idea: split it by subject"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{_name(path)}:{node.lineno}: {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", _python_files("megatron_step", "tools"), ids=_name)
+def test_public_names_have_a_docstring(path: Path) -> None:
+    if path == PACKAGE / "ops/fakes.py":
+        return  # one-line shapes, under the names of the operations that they stand for
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree) or path.stat().st_size == 0, f"{_name(path)} does not say what it is for"
+    bare = [
+        node.name
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        and not node.name.startswith("_")
+        and not (node.name == "main" and path.parent.name == "tools")
+        and not ast.get_docstring(node)
+    ]
+    assert not bare, f"{_name(path)}: {bare} have no docstring"
+
+
+@pytest.mark.parametrize("path", _python_files("tests"), ids=_name)
+def test_a_test_can_fail(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            checks = [
+                inner
+                for inner in ast.walk(node)
+                if isinstance(inner, ast.Assert)
+                or (
+                    isinstance(inner, ast.Call)
+                    and re.search(r"assert|raises|check|expect|run|spawn", ast.unparse(inner.func))
+                )
+            ]
+            assert checks, f"{_name(path)}:{node.lineno}: {node.name} checks nothing"
+
+
+def _written_files() -> list[Path]:
+    code = [path for folder in SOURCE_FOLDERS for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
+    prose = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "examples").rglob("*.md")]
+    kinds = {".py", ".cpp", ".h", ".cu", ".cuh", ".md"}
+    return sorted(path for path in [*code, *prose] if path.suffix in kinds and path != Path(__file__))
+
+
+@pytest.mark.parametrize("path", _written_files(), ids=_name)
+def test_words(path: Path) -> None:
+    if path.name == "CONTRIBUTING.md":
+        return  # the table of words names those that are not used
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        found = BANNED.search(line)
+        assert found is None, f"{_name(path)}:{number}: {found.group() if found else ''}"
+
+
+def test_the_readme_names_every_file() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = ("megatron_step/", "csrc/", "tools/", "docs/")
+    files = {
+        name
+        for name in listed.stdout.splitlines()
+        if name.startswith(shown) and not name.endswith("__init__.py") and (REPOSITORY / name).is_file()
+    }
+    readme = _readme_tree()
+    assert not files - readme, f"not in the README's tree: {sorted(files - readme)}"
+    assert not readme - files, f"in the README's tree, but not there: {sorted(readme - files)}"
+
+
+def _readme_tree() -> set[str]:
+    """Paths of the files below megatron_step, csrc, tools and docs in the README's tree: two spaces a level."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"```text\n(megatron_step/.*?)```", text, re.DOTALL)
+    assert tree, "README.md has no tree"
+    folders: list[str] = []
+    files = set()
+    for line in tree.group(1).splitlines():
+        entry = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = [*folders[:depth], entry]
+        path = "".join(folders)
+        if not entry.endswith("/") and depth > 0:
+            files.add(path)
+    return files

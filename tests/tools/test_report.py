@@ -1,0 +1,25 @@
+"""tools/report.py prints the table, draws the plot, and refuses what is no run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_LINE = {"step": 1, "tokens": 10, "loss": 2.5, "tokens_per_second": 5.0}
+
+
+def test_table_and_plot(tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(_LINE) + "\n")
+    assert tool("report", tmp_path, "--output", tmp_path / "report.png") == 0
+    assert "2.5000" in capsys.readouterr().out
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nowhere"], "error: nowhere is not the output folder"), (["x", "--output", "x.pdf"], "must end in .png")],
+)
+def test_bad_input(tool: Callable, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert tool("report", *arguments) == 2
+    assert message in capsys.readouterr().err
