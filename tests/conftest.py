@@ -32,3 +32,10 @@ def alone() -> Iterator[Parallel]:
     with parallel_layout(ParallelConfig(), seed=1) as parallel:
         yield parallel
     stop_world()
+
+
+@pytest.fixture(autouse=True)
+def no_world_is_left() -> Iterator[None]:
+    """A test that a run's error ends leaves the process in a world, which the next test would find."""
+    yield
+    stop_world()
