@@ -41,7 +41,7 @@ def batches(
 ) -> list[Batch]:
     """This rank's micro-batches of the global batch that begins at sample `first_sample`.
 
-    Each holds `tokens`, `labels` and `position_ids`, [b, s] int64; position ids are shared by all micro-batches.
+    Each holds `tokens` and `labels`, [b, s] int64.
     Raises ValueError where the dataset has not that many samples.
     """
     num_samples = len(dataset)  # type: ignore[arg-type]
@@ -55,8 +55,7 @@ def batches(
         items = [dataset[sample] for sample in samples]
         tokens = torch.stack([item["tokens"] for item in items])
         labels = torch.stack([item["labels"] for item in items])
-        positions = made[0]["position_ids"] if made else torch.arange(tokens.shape[1]).expand_as(tokens).contiguous()
-        made.append({"tokens": tokens, "labels": labels, "position_ids": positions})
+        made.append({"tokens": tokens, "labels": labels})
     return made
 
 
