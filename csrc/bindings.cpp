@@ -5,6 +5,7 @@
 #include "operations.h"
 
 TORCH_LIBRARY(megatron_step, m) {
+  m.def("adapter_dropout(Tensor x, float probability, int seed, int first_index, int row_stride) -> Tensor");
   m.def("attention_forward(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
   m.def(
       "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, float scale) -> "
@@ -26,6 +27,7 @@ TORCH_LIBRARY(megatron_step, m) {
 }
 
 TORCH_LIBRARY_IMPL(megatron_step, CPU, m) {
+  m.impl("adapter_dropout", &megatron_step::adapter_dropout);
   m.impl("attention_forward", &megatron_step::attention_forward);
   m.impl("attention_backward", &megatron_step::attention_backward);
   m.impl("cross_entropy_forward", &megatron_step::cross_entropy_forward);

@@ -85,6 +85,8 @@ inline void transpose_block(const float* source, int64_t source_row, float* targ
 }
 
 // The operations, in the order of their files; each file's first comment is its contract.
+at::Tensor adapter_dropout(const at::Tensor& x, double probability, int64_t seed, int64_t first_index,
+                           int64_t row_stride);
 std::tuple<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                      double scale);
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tensor& dout, const at::Tensor& q,

@@ -4,6 +4,15 @@ An operation is a pure function with autograd. It runs in the C++ extension (csr
 are float32 or bfloat16 on the CPU, and as torch's own operations everywhere else.
 """
 
+from megatron_step.ops.adapter_dropout import AdapterDropout, dropout_mask
+from megatron_step.ops.adapter_linear import (
+    adapter_input_gradient,
+    adapter_linear,
+    adapter_output,
+    adapter_output_gradients,
+    adapter_shrink,
+    adapter_shrink_gradient,
+)
 from megatron_step.ops.attention import attention
 from megatron_step.ops.dispatch import extension_available
 from megatron_step.ops.linear import linear, linear_input_gradient, linear_output, linear_weight_gradient
@@ -13,7 +22,15 @@ from megatron_step.ops.rotary import rotary, split_qkv_rotary
 from megatron_step.ops.swiglu import swiglu
 
 __all__ = [
+    "AdapterDropout",
+    "adapter_input_gradient",
+    "adapter_linear",
+    "adapter_output",
+    "adapter_output_gradients",
+    "adapter_shrink",
+    "adapter_shrink_gradient",
     "attention",
+    "dropout_mask",
     "extension_available",
     "linear",
     "linear_cross_entropy",

@@ -14,6 +14,7 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple]:
     x, weight, rstd = torch.randn(6, 8).to(dtype), torch.randn(8).to(dtype), torch.ones(6)
     logits, labels = torch.randn(6, 10).to(dtype), torch.arange(6)
     return {
+        "adapter_dropout": (x, 0.1, 3, 8, 16),
         "attention_forward": (q, k, v, 0.5),
         "attention_backward": (out, q, k, v, out, logsumexp, 0.5),
         "cross_entropy_forward": (logits, labels, 9),

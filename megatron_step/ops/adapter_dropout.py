@@ -1,0 +1,105 @@
+"""Dropout of an adapter's input, drawn from an element's index in forward and again in backward: nothing is stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_step.ops.dispatch import use_kernel
+
+_WORD = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class AdapterDropout:
+    """Which elements of x an adapter does not see: the same ones for a seed, wherever they are held.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    probability: float
+    """Of an element to be dropped, at least 0 and below 1."""
+    seed: int
+    """At least 0 and below 2^63; each gives an independent mask."""
+    first_column: int
+    """Index in the whole x of the first column that is held here."""
+    num_columns: int
+    """Columns of the whole x, over all ranks."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability < 1:
+            raise ValueError(f"AdapterDropout: probability must be in [0, 1), got {self.probability}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"AdapterDropout: seed must be in [0, 2^63), got {self.seed}")
+        if not 0 <= self.first_column < self.num_columns:
+            raise ValueError(
+                f"AdapterDropout: first_column must be in [0, {self.num_columns} columns), got {self.first_column}"
+            )
+
+    def check_columns(self, columns: int) -> None:
+        """An x with this many columns must lie within the whole one, else ValueError."""
+        if self.first_column + columns > self.num_columns:
+            raise ValueError(
+                f"adapter dropout: x has columns {self.first_column} to {self.first_column + columns} of "
+                f"{self.num_columns}: first_column or num_columns does not fit its shape"
+            )
+
+
+def drop(x: Tensor, dropout: AdapterDropout, first_row: int = 0) -> Tensor:
+    """mask * x without autograd, for rows x [tokens, k] that begin at ``first_row`` of the whole x; a new tensor.
+
+    Raises:
+        ValueError: x has columns beyond those of the whole x.
+    """
+    dropout.check_columns(x.shape[-1])
+    if use_kernel(x):
+        first_index = first_row * dropout.num_columns + dropout.first_column
+        return torch.ops.megatron_step.adapter_dropout(
+            x, dropout.probability, dropout.seed, first_index, dropout.num_columns
+        )
+    return (x * dropout_mask_reference(x.shape, dropout, x.device, first_row)).to(x.dtype)
+
+
+def dropout_mask(shape: Sequence[int], dropout: AdapterDropout, device: torch.device | str = "cpu") -> Tensor:
+    """The mask over an x of this shape [..., columns]: 0, or 1 / (1 - probability), in float32.
+
+    The element in a row and a column of the whole x, its leading dimensions taken as one, is dropped if the hash of the
+    seed and of row * num_columns + column is below probability * 2^32: ranks that hold other columns of x draw parts of
+    one mask.
+
+    Raises:
+        ValueError: x has columns beyond those of the whole x.
+    """
+    rows = torch.Size(shape[:-1]).numel()
+    return drop(torch.ones(rows, shape[-1], device=device), dropout).view(*shape)
+
+
+def dropout_mask_reference(
+    shape: Sequence[int], dropout: AdapterDropout, device: torch.device | str = "cpu", first_row: int = 0
+) -> Tensor:
+    """The same in plain torch, from a later row on if asked; in int64, which has every operation of the hash."""
+    seed_low, seed_high = _seed_words(dropout.seed)
+    row = torch.arange(first_row, first_row + torch.Size(shape[:-1]).numel(), device=device)
+    column = torch.arange(dropout.first_column, dropout.first_column + shape[-1], device=device)
+    index = row.unsqueeze(1) * dropout.num_columns + column
+    # The rounds of triple32 (https://github.com/skeeto/hash-prospector). The upper words of seed and index come in
+    # after the first of them, so that one seed's mask is no permutation of another's.
+    h = (index & _WORD) ^ seed_low
+    h = ((h ^ (h >> 17)) * 0xED5AD4BB) & _WORD
+    h = ((h ^ (h >> 11)) + seed_high + (index >> 32) * 0x9E3779B9) & _WORD
+    h = (h * 0xAC4C1B51) & _WORD
+    h = ((h ^ (h >> 15)) * 0x31848BAB) & _WORD
+    h = h ^ (h >> 14)
+    kept = h >= min(round(dropout.probability * 2**32), _WORD)
+    return (kept.float() * (1 / (1 - dropout.probability))).view(*shape)
+
+
+def _seed_words(seed: int) -> tuple[int, int]:
+    """Lower and upper word of 32 bits from a seed, by SplitMix64 (Steele et al., 2014)."""
+    z = (seed + 0x9E3779B97F4A7C15) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    z ^= z >> 31
+    return z & _WORD, z >> 32

@@ -1,0 +1,184 @@
+"""Linear with a frozen weight and a trainable low-rank adapter (LoRA, Hu et al., 2022): y = x Wᵀ + s (drop(x) Aᵀ) Bᵀ.
+
+It comes in pieces, because under tensor parallelism ranks exchange u and its gradient between them:
+
+    forward    u  = drop(x) Aᵀ                        adapter_shrink
+               y  = x Wᵀ + s u Bᵀ                     adapter_output
+    backward   du = s dy B,  dB = s dyᵀ u             adapter_output_gradients
+               dx = dy W + mask * (du A)              adapter_input_gradient
+               dA = duᵀ drop(x)                       adapter_shrink_gradient
+
+The adapter's products cost little arithmetic; what a graph of separate operations adds is temporaries of the size of x
+and y, passes over them and fresh pages of memory. Here the product of rank r is added in place to the frozen one, and
+the dropout mask is drawn anew where it is needed, a block of rows at a time. The pieces have no autograd and check
+nothing; ``adapter_linear`` is the whole.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_step.ops.adapter_dropout import AdapterDropout, drop, dropout_mask_reference
+from megatron_step.ops.linear import linear_input_gradient, linear_output
+
+_BLOCK_ELEMENTS = 2**18
+
+
+def adapter_linear(
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: AdapterDropout | None = None
+) -> Tensor:
+    """y = x Wᵀ + s (drop(x) Aᵀ) Bᵀ on one rank, keeping only x and u for backward.
+
+    Args:
+        x: [..., k]
+        weight: [n, k], frozen
+        a: [r, k]
+        b: [n, r]
+        scaling: s, the adapter's alpha / rank
+        dropout: what the adapter does not see of x; None drops nothing
+
+    Returns:
+        [..., n]
+
+    Raises:
+        ValueError: shapes or types do not fit together, or the weight is not frozen.
+    """
+    _check(x, weight, a, b, dropout)
+    return _AdapterLinear.apply(x, weight, a, b, scaling, dropout)
+
+
+def adapter_linear_reference(
+    x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: AdapterDropout | None = None
+) -> Tensor:
+    """The same in plain torch."""
+    dropped = x if dropout is None else (x * dropout_mask_reference(x.shape, dropout, x.device)).to(x.dtype)
+    return F.linear(x, weight) + scaling * F.linear(F.linear(dropped, a), b)
+
+
+def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
+    """u = drop(x) Aᵀ: x [..., k], a [r, k] -> [..., r], in float32 (or float64, as x), so that ranks can add theirs."""
+    rows = _rows(x)
+    u = [linear_output(_drop(rows, block, dropout), a) for block in _blocks(rows, dropout)]
+    return torch.cat(u).to(_wide(x.dtype)).view(*x.shape[:-1], a.shape[0])
+
+
+def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """y = x Wᵀ + s u Bᵀ: x [..., k], weight [n, k], u [..., r], b [n, r] -> [..., n] in the type of x.
+
+    It is x Wᵀ bit for bit where B is 0.
+    """
+    y = linear_output(_rows(x), weight)
+    y.addmm_((_rows(u) * scaling).to(x.dtype), b.t())
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def adapter_output_gradients(
+    dy: Tensor, u: Tensor | None, b: Tensor, scaling: float, need_du: bool = True, need_db: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """du = s dy B and dB = s dyᵀ u, each None if it is not needed.
+
+    Args:
+        dy: [..., n]
+        u: [..., r]; only dB needs it
+        b: [n, r]
+        scaling: s
+        need_du: whether du is asked for
+        need_db: whether dB is asked for
+
+    Returns:
+        du [..., r] in float32 (or float64, as dy), dB [n, r] in that of b
+    """
+    du = db = None
+    if need_du:
+        du = linear_input_gradient(dy, b).to(_wide(dy.dtype)).mul_(scaling)
+    if need_db:
+        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(b.dtype).contiguous()
+    return du, db
+
+
+def adapter_input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
+    """dx = dy W + mask * (du A): dy [..., n], weight [n, k], du [..., r], a [r, k] -> [..., k] in the type of dy."""
+    dx, du = linear_input_gradient(_rows(dy), weight), _rows(du).to(dy.dtype)
+    if dropout is None:
+        dx.addmm_(du, a)
+    else:
+        for block in _blocks(dx, dropout):
+            dx[block] += drop(linear_input_gradient(du[block], a), dropout, block.start)
+    return dx.view(*dy.shape[:-1], weight.shape[1])
+
+
+def adapter_shrink_gradient(du: Tensor, x: Tensor, dropout: AdapterDropout | None, dtype: torch.dtype) -> Tensor:
+    """dA = duᵀ drop(x): du [..., r], x [..., k] -> [r, k] in ``dtype``."""
+    rows, narrow = _rows(x), _rows(du).to(x.dtype)
+    da = du.new_zeros(du.shape[-1], x.shape[-1])
+    for block in _blocks(rows, dropout):
+        da += _sum_over_rows(narrow[block], _drop(rows, block, dropout))
+    return da.to(dtype)
+
+
+def _drop(rows: Tensor, block: slice, dropout: AdapterDropout | None) -> Tensor:
+    """A block of mask * x."""
+    return rows[block] if dropout is None else drop(rows[block], dropout, block.start)
+
+
+def _blocks(rows: Tensor, dropout: AdapterDropout | None) -> Iterator[slice]:
+    """Slices over x [tokens, k]: all rows at once, or as many as leave a masked copy in a CPU's cache, at least one.
+
+    A masked copy of all rows costs little arithmetic, but on the CPU more time than that for its pages of memory.
+    """
+    tokens = rows.shape[0]
+    whole = dropout is None or rows.device.type != "cpu"
+    size = max(tokens if whole else _BLOCK_ELEMENTS // rows.shape[1], 1)
+    return (slice(first, min(first + size, tokens)) for first in range(0, max(tokens, 1), size))
+
+
+def _sum_over_rows(narrow: Tensor, wide: Tensor) -> Tensor:
+    """narrowᵀ wide: [tokens, r], [tokens, k] -> [r, k]. The transposed copy is small and the product faster with it."""
+    return narrow.t().contiguous().mm(wide)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., k] -> [tokens, k]; a view where x is contiguous."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+def _check(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, dropout: AdapterDropout | None) -> None:
+    operands = {"x [..., k]": x, "weight [n, k]": weight, "a [r, k]": a, "b [n, r]": b}
+    fits = x.dim() > 0 and weight.dim() == a.dim() == b.dim() == 2 and a.shape[0] > 0
+    fits = fits and weight.shape[1] == a.shape[1] == x.shape[-1] and b.shape == (weight.shape[0], a.shape[0])
+    if not fits or len({operand.dtype for operand in operands.values()}) > 1:
+        got = ", ".join(f"{name} is {operand.dtype} {[*operand.shape]}" for name, operand in operands.items())
+        raise ValueError(f"adapter_linear: operands must agree in k, n, r > 0 and type: {got}")
+    if weight.requires_grad:
+        raise ValueError("adapter_linear: the weight gets no gradient here: set its requires_grad to False")
+    if dropout is not None:
+        dropout.check_columns(x.shape[-1])
+
+
+class _AdapterLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: AdapterDropout | None
+    ) -> Tensor:
+        u = adapter_shrink(x, a, dropout)
+        # x is kept for dA only, u for dB only.
+        need_x, need_u = ctx.needs_input_grad[2:4]
+        ctx.save_for_backward(x if need_x else None, weight, a, b, u if need_u else None)
+        ctx.scaling, ctx.dropout = scaling, dropout
+        return adapter_output(x, weight, u, b, scaling)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, u = ctx.saved_tensors
+        need_dx, _, need_da, need_db = ctx.needs_input_grad[:4]
+        du, db = adapter_output_gradients(dy, u, b, ctx.scaling, need_dx or need_da, need_db)
+        dx = adapter_input_gradient(dy, weight, du, a, ctx.dropout) if need_dx else None
+        da = adapter_shrink_gradient(du, x, ctx.dropout, a.dtype) if need_da else None
+        return dx, None, da, db, None, None
