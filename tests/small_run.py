@@ -1,7 +1,7 @@
 """Runs small enough for tests: their config, made-up batches, and whole tensors put together from shards."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,10 @@ from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
-from megatron_step.config.run import (
-    CheckpointConfig,
-    EvaluationConfig,
-    LoggingConfig,
-    RunConfig,
-    StagesConfig,
-    TrainingConfig,
-)
+from megatron_step.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, RunConfig, TrainingConfig
+from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, first_problem
+from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch
 
@@ -42,6 +37,10 @@ def small_config(
     model: dict[str, Any] | None = None,
     data: DataConfig | None = None,
     steps: int = 10,
+    stages: dict[str, Any] | None = None,
+    growth: dict[str, Any] | None = None,
+    freeze: dict[str, Any] | None = None,
+    adapter: dict[str, Any] | None = None,
     parallel: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
@@ -53,10 +52,13 @@ def small_config(
         output_dir=output_dir,
         model=ModelConfig(**{**sizes, **(PLAIN if model is None else model)}),
         data=data or DataConfig(train=[(1.0, "unused")], tokenizer="unused", validation=[(1.0, "unused")]),
-        stages=StagesConfig(steps=steps),
+        stages=StagesConfig(**{"steps": steps, **(stages or {})}),
+        growth=GrowthConfig(**(growth or {})),
+        freeze=FreezeConfig(**(freeze or {})),
+        adapter=AdapterConfig(**{"rank": 4, "alpha": 8, **(adapter or {})}),
         # A step that does not make training chaotic, and an epsilon above tiny gradients: rounding errors stay small.
         optimizer=OptimizerConfig(learning_rate=2e-3, epsilon=1e-6),
-        schedule=ScheduleConfig(kind="wsd", warmup_steps=3),
+        schedule=ScheduleConfig(kind="wsd", warmup_steps=3, rewarm_steps=2),
         parallel=ParallelConfig(**(parallel or {})),
         training=TrainingConfig(
             **{"global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32", **(training or {})}
@@ -77,14 +79,29 @@ def made_up_batch(config: RunConfig, seed: int, parallel: Parallel, batch_size: 
     return [{"tokens": part[:, :-1].contiguous(), "labels": part[:, 1:].contiguous()} for part in own]
 
 
-def whole_tensors(state: TrainState, parallel: Parallel, read: Callable[[Tensor], Tensor]) -> dict[str, Tensor] | None:
-    """`read(weight)` of every weight, put together from all ranks' shards, by key; on rank 0, elsewhere None.
+def manifest_facts(config: RunConfig, stage_index: int = 0) -> dict[str, Any]:
+    """What the manifest of a checkpoint says beside its step and files, for one made without a run's data."""
+    return {
+        "stage_index": stage_index,
+        "consumed_samples": 0,
+        "vocab_size": VOCAB_SIZE,
+        "config": asdict(config),
+        "plan": make_plan(config, VOCAB_SIZE).to_dict(),
+        "data_fingerprint": {},
+        "layout": {},
+    }
+
+
+def whole_tensors(
+    state: TrainState, parallel: Parallel, read: Callable[[Tensor], Tensor], trained_only: bool = False
+) -> dict[str, Tensor] | None:
+    """`read(weight)` of every weight, or trained weight, whole from all ranks' shards, by key; on rank 0, else None.
 
     Raises AssertionError if ranks that hold the same part of a tensor disagree about it, by more than rounding.
     """
     own = [
         (shard.key, shard.global_shape, shard.global_offset, shard.data.clone())
-        for shard in _shards(state, parallel, read)
+        for shard in _shards(state, parallel, read, trained_only)
     ]
     ranks: list[Any] = [None] * parallel.world_size
     torch.distributed.all_gather_object(ranks, own)
@@ -107,8 +124,12 @@ def _put_together(shards: list[tuple[str, Any, Any, Tensor]]) -> tuple[dict[str,
     return whole, f"no rank holds all of {missing}" if missing else None
 
 
-def _shards(state: TrainState, parallel: Parallel, read: Callable[[Tensor], Tensor]) -> Iterator[ShardedTensor]:
+def _shards(
+    state: TrainState, parallel: Parallel, read: Callable[[Tensor], Tensor], trained_only: bool
+) -> Iterator[ShardedTensor]:
     for shard in sharded_weights(state.chunks, parallel).values():
+        if trained_only and not shard.data.requires_grad:
+            continue
         other = replace(shard, data=read(shard.data).view_as(shard.data))
         if isinstance(other, ShardedTensorFactory):
             yield from other.build()

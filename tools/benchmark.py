@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--precision", choices=("fp32", "bf16", "both"), default="both", help="number format (default: both)"
     )
+    _add(commands, "stage", _stage, 10, "a step of a grown stage against an ordinary one, and its adapters' cost")
     _add(commands, "engine", _engine, 5, "two ways to run megatron-core without CUDA; repeats are processes")
     _add_sizes(_add(commands, "loop", _loop, 10, "what the training loop adds to the step; repeats are steps"))
     _add(commands, "preprocess", _preprocess, 5, "tokenizing text against a plain loop, and its memory")
@@ -88,6 +89,12 @@ def _train(arguments: argparse.Namespace) -> list[Row]:
 
     precisions = ("fp32", "bf16") if arguments.precision == "both" else (arguments.precision,)
     return train.run(arguments.repeats, _model(arguments), arguments.micro_batch_size, precisions)
+
+
+def _stage(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import stage
+
+    return stage.run(arguments.repeats)
 
 
 def _engine(arguments: argparse.Namespace) -> list[Row]:

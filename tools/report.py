@@ -1,10 +1,10 @@
-"""Compare runs: a table of what each has come to, and a plot of the losses."""
+"""Compare runs: tables of what they and their stages have come to, and a plot of losses and memory."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from megatron_step.training.report import plot, read_run, table
+from megatron_step.training.report import plot, read_run, stage_table, table
 
 
 def main() -> int:
@@ -19,10 +19,10 @@ def main() -> int:
         parser.error(f"--output {arguments.output} must end in .png")
     try:
         runs = [read_run(folder) for folder in arguments.runs]
-        print(table(runs))
+        print(f"{table(runs)}\n\n{stage_table(runs)}")
         if arguments.output is not None:
             plot(runs, arguments.output)
-            print(f"the losses over the tokens are drawn in {arguments.output}")
+            print(f"losses and memory over the tokens are drawn in {arguments.output}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,14 +3,8 @@
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig
-from megatron_step.config.run import (
-    CheckpointConfig,
-    EvaluationConfig,
-    LoggingConfig,
-    RunConfig,
-    StagesConfig,
-    TrainingConfig,
-)
+from megatron_step.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, RunConfig, TrainingConfig
+from megatron_step.config.stages import StagesConfig
 
 MODEL = ModelConfig(
     num_layers=8, hidden_size=512, ffn_hidden_size=1376, num_attention_heads=8, seq_length=512, vocab_size=8192

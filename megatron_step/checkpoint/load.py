@@ -18,7 +18,6 @@ from megatron_step.checkpoint.manifest import DamagedCheckpointError, Manifest, 
 from megatron_step.checkpoint.sharding import (
     Sharded,
     optimizer_state_requests,
-    set_adam_step,
     set_optimizer_state,
     sharded_weights,
     state_names,
@@ -101,25 +100,35 @@ def load_checkpoint(
     weights = sharded_weights(chunks, parallel)
     # One state at a time: with the distributed optimizer each is whole for a moment.
     for name in state_names(precision):
-        states = _load(found.path, optimizer_state_requests(weights, name))
+        states = load_tensors(found.path, optimizer_state_requests(weights, name))
         set_optimizer_state(optimizer, weights, name, states)
-    set_adam_step(optimizer, found.manifest.adam_step)
 
 
 def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
     """Load the weights alone, in place, whatever layout wrote them; raises as `load_checkpoint` does."""
-    loaded = _load(path, sharded_weights(chunks, parallel))
+    loaded = load_tensors(path, sharded_weights(chunks, parallel))
     for key, shard in sharded_weights(chunks, parallel).items():  # anew: loading takes its request apart
         shard.data.data.copy_(loaded[key])
 
 
-def _load(path: Path, requests: dict[str, Sharded]) -> dict[str, Tensor]:
-    """The requested tensors' parts of this rank; `requests` is used up."""
+def load_tensors(path: Path, requests: dict[str, Sharded], shared: bool = False) -> dict[str, Tensor]:
+    """The requested tensors' parts of this rank; `requests` is used up. Every rank must call it.
+
+    `shared` is for ranks that ask for the same part of a tensor: else each is to be asked for once.
+
+    Raises ValueError, on every rank, as `load_checkpoint` does.
+    """
     _check_request(path, requests)
     names = {key: shard.key for key, shard in requests.items()}
-    loaded = dist_checkpointing.load({"tensors": requests}, str(path), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
-    _check_finite(path, {names[key]: tensor for key, tensor in loaded["tensors"].items()})
-    return loaded["tensors"]
+    loaded = dist_checkpointing.load(
+        {"tensors": requests},
+        str(path),
+        validate_access_integrity=not shared,
+        strict=StrictHandling.ASSUME_OK_UNEXPECTED,
+    )
+    tensors: dict[str, Tensor] = loaded.get("tensors", {})
+    _check_finite(path, {names[key]: tensor for key, tensor in tensors.items()})
+    return tensors
 
 
 def _check_request(path: Path, requests: dict[str, Sharded]) -> None:

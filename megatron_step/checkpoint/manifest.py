@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _FILE = "manifest.json"
-_FORMAT = 1
+_FORMAT = 2
 _BLOCK_BYTES = 1 << 22
 
 
@@ -23,14 +23,16 @@ class Manifest:
 
     step: int
     """Finished optimizer steps."""
-    adam_step: int
-    """Updates that Adam's moments have seen (for its bias correction)."""
+    stage_index: int
+    """Growth stage that the steps have reached; after a stage's last step, that stage still."""
     consumed_samples: int
     """Samples of the training data that the steps took."""
     vocab_size: int
     """Tokens of the tokenizer's vocabulary."""
     config: dict[str, Any]
     """The run's config, every key."""
+    plan: dict[str, Any]
+    """The run's stages: layers, where they come from, steps."""
     data_fingerprint: dict[str, Any]
     """What the order and content of the training data follow from."""
     layout: dict[str, int]

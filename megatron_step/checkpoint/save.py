@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_step.checkpoint import directory
 from megatron_step.checkpoint.manifest import Manifest, content_files, file_table
-from megatron_step.checkpoint.sharding import Sharded, adam_step, sharded_optimizer_states, sharded_weights
+from megatron_step.checkpoint.sharding import Sharded, sharded_optimizer_states, sharded_weights
 from megatron_step.checkpoint.writer_results import prepare_results_queue
 from megatron_step.config.run import CheckpointConfig
 from megatron_step.engine.parallel import Parallel, first_problem
@@ -60,7 +60,7 @@ class CheckpointSaver:
         weights = sharded_weights(chunks, self._parallel)
         states = sharded_optimizer_states(optimizer, weights, precision)
         partial = self._make_partial(step, [*weights.values(), *states.values()])
-        manifest = {"step": step, "adam_step": adam_step(optimizer), **description}
+        manifest = {"step": step, **description}
         request = dist_checkpointing.save(
             # One dictionary: an empty one for a rank without optimizer states would be taken for a difference of ranks.
             {"tensors": {**weights, **states}},
@@ -129,7 +129,9 @@ class CheckpointSaver:
         except CheckpointException as error:
             # The causes are known on the coordinating rank only.
             causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items())
-            self._raise_together(causes or None, step)
+            # torch reports a full disk as a file position that it did not expect: the free room tells.
+            free = shutil.disk_usage(self._folder).free / 2**20
+            self._raise_together(f"{causes}; {free:,.0f} MiB are free" if causes else None, step)
             raise
 
     def _publish(self, partial: Path, manifest: dict[str, Any]) -> None:

@@ -98,6 +98,18 @@ def _set_slice(part: DistributedOptimizer, param: Tensor, name: str, tensor: Ten
     part._get_main_param_and_optimizer_states(param)[name].copy_(tensor.flatten()[owned.start : owned.end])
 
 
+def own_states(optimizer: MegatronOptimizer, param: Tensor) -> dict[str, Tensor]:
+    """What this rank holds of a trainable weight's optimizer states, live, by name; nothing if it holds no part."""
+    for part in optimizer.chained_optimizers:
+        if part.is_stub_optimizer:
+            continue
+        if not isinstance(part, DistributedOptimizer):
+            return dict(_states(part, param, ["exp_avg", "exp_avg_sq"]))
+        if param in part.model_param_group_index_map:
+            return part._get_main_param_and_optimizer_states(param)
+    return {}
+
+
 def _trainable(weights: dict[str, Sharded]) -> Iterator[tuple[Sharded, Tensor]]:
     return ((shard, shard.data) for shard in weights.values() if shard.data.requires_grad)
 
@@ -107,14 +119,3 @@ def _states(part: MegatronOptimizer, param: Tensor, names: list[str]) -> Iterato
     main = getattr(param, "main_param", param)
     for name in names:
         yield name, main if name == "param" else part.optimizer.state[main][name]
-
-
-def adam_step(optimizer: MegatronOptimizer) -> int:
-    """Updates that Adam's moments have seen."""
-    return max((int(group.get("step", 0)) for group in optimizer.param_groups), default=0)
-
-
-def set_adam_step(optimizer: MegatronOptimizer, step: int) -> None:
-    """Set the count of updates that Adam's moments have seen."""
-    for group in optimizer.param_groups:
-        group["step"] = step

@@ -1,6 +1,7 @@
 """The shape of the model: a decoder-only transformer of the Llama family."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ModelConfig:
     hidden_size: int
     """Width of the residual stream."""
     ffn_hidden_size: int
-    """Width of the MLP, of the gate and of the up projection each."""
+    """Width of the MLP; of a gated one, of the gate and of the up projection each."""
     num_attention_heads: int
     """Query heads of a layer."""
     seq_length: int
@@ -49,6 +50,8 @@ class ModelConfig:
     """The embedding has its rows padded to a multiple of this; the same for every layout."""
     tie_embeddings: bool = False
     """Whether the output layer uses the weight of the input embedding."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """The MLP: gated, down(silu(gate x) * up x), or plain, down(gelu(up x))."""
     qkv_bias: bool = False
     """Whether the query, key and value projections have a bias (Qwen2)."""
     qk_norm: bool = False

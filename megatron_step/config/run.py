@@ -7,24 +7,7 @@ from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
-
-
-@dataclass(frozen=True)
-class StagesConfig:
-    """The growth stages of the run."""
-
-    steps: int
-    """Optimizer steps of the stage."""
-    count: int = 1
-    """Growth stages; 1 is ordinary (vanilla) training."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"stages.steps must be at least 1, not {self.steps}")
-        if self.count != 1:
-            raise ValueError(
-                f"stages.count must be 1 (ordinary training), not {self.count}: this version does not grow"
-            )
+from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, StagesConfig
 
 
 @dataclass(frozen=True)
@@ -147,7 +130,13 @@ class RunConfig:
     training: TrainingConfig
     """Batch, precision, seed."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """Learning rate over the steps."""
+    """Learning rate over the steps of a stage."""
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    """How new layers are made."""
+    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    """What is no longer trained after growth."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Adapters on what is frozen."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How the model is spread over ranks."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -157,10 +146,16 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """What the run shows."""
 
+    @property
+    def adapts(self) -> bool:
+        """Whether layers that are frozen after growth get adapters."""
+        return self.stages.count > 1 and self.freeze.layers and self.adapter.rank > 0
+
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("output_dir is empty: name the folder of the run")
-        _check_layers(self.model, self.parallel)
+        _check_splits(self.model, self.parallel)
+        _check_stages(self)
         if self.evaluation.steps and self.evaluation.interval and not self.data.has_validation:
             raise ValueError(
                 "evaluation is on but there is nothing to evaluate on: set data.validation or data.split, "
@@ -168,14 +163,8 @@ class RunConfig:
             )
 
 
-def _check_layers(model: ModelConfig, parallel: ParallelConfig) -> None:
-    """Every rank must get whole layers, heads, channels and vocabulary rows."""
-    chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
-    if model.num_layers % chunks:
-        raise ValueError(
-            f"model.num_layers {model.num_layers} is not divisible by parallel.pipeline_parallel_size "
-            f"{parallel.pipeline_parallel_size} x parallel.virtual_pipeline_size {parallel.virtual_pipeline_size}"
-        )
+def _check_splits(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Every tensor-parallel rank must get whole heads, channels and vocabulary rows."""
     tensor = parallel.tensor_parallel_size
     for name, size in (
         ("model.num_attention_heads", model.num_attention_heads),
@@ -189,6 +178,27 @@ def _check_layers(model: ModelConfig, parallel: ParallelConfig) -> None:
         raise ValueError(
             f"model.seq_length {model.seq_length} is not divisible by parallel.tensor_parallel_size {tensor}, "
             "which parallel.sequence_parallel needs"
+        )
+
+
+def _check_stages(config: RunConfig) -> None:
+    """The stages must add up to the model, and each must fill the pipeline."""
+    stages, num_layers = config.stages, config.model.num_layers
+    if isinstance(stages.layers, list) and sum(stages.layers) != num_layers:
+        raise ValueError(
+            f"stages.layers {stages.layers} add up to {sum(stages.layers)} layers, but model.num_layers is {num_layers}"
+        )
+    if stages.layers == "auto" and stages.count > 1 and config.growth.operator == "stack":
+        raise ValueError(
+            "stages.layers must be a list with growth.operator stack, which adds whole repetitions of the model, "
+            "as in [6, 6, 12]"
+        )
+    if stages.layers == "auto" and stages.count > num_layers:
+        raise ValueError(f"stages.count {stages.count} is more than model.num_layers {num_layers}: each adds a layer")
+    if config.adapts and config.adapter.rank % config.parallel.tensor_parallel_size:
+        raise ValueError(
+            f"adapter.rank {config.adapter.rank} is not divisible by parallel.tensor_parallel_size "
+            f"{config.parallel.tensor_parallel_size}: adapters are split over their rank"
         )
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from megatron_step import ops
+from megatron_step.layers.adapter import Exchange, Split, adapter_linear
+from megatron_step.layers.communication import all_gather, reduce_scatter
 
 
 class _ParallelLinear(torch.autograd.Function):
@@ -38,7 +41,7 @@ class _ParallelLinear(torch.autograd.Function):
         ctx.reduce_input_gradient = reduce_input_gradient
         ctx.gather_sequence = gather_sequence
         ctx.group = group
-        total_x = _all_gather(x, group)[0] if gather_sequence else x
+        total_x = all_gather(x, group)[0] if gather_sequence else x
         y = ops.linear_output(total_x, weight)
         return y if bias is None else y + bias
 
@@ -49,14 +52,14 @@ class _ParallelLinear(torch.autograd.Function):
         needs_dx, needs_dweight, needs_dbias = ctx.needs_input_grad[:3]
         gathering = None
         if needs_dweight and ctx.gather_sequence:
-            x, gathering = _all_gather(x, ctx.group, asynchronous=True)
+            x, gathering = all_gather(x, ctx.group, asynchronous=True)
         dx = reducing = dweight = None
         if needs_dx:
             dx = ops.linear_input_gradient(dy, weight)
             if ctx.reduce_input_gradient:
                 reducing = torch.distributed.all_reduce(dx, group=ctx.group, async_op=True)
             elif ctx.gather_sequence:
-                dx, reducing = _reduce_scatter(dx, ctx.group)
+                dx, reducing = reduce_scatter(dx, ctx.group)
         if needs_dweight:
             if gathering is not None:
                 gathering.wait()
@@ -68,7 +71,13 @@ class _ParallelLinear(torch.autograd.Function):
 
 
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
-    """megatron-core's ColumnParallelLinear with `_ParallelLinear` as its arithmetic."""
+    """megatron-core's ColumnParallelLinear with `_ParallelLinear` as its arithmetic, and room for an adapter."""
+
+    split: Split = "column"
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.register_module("adapter", None)
 
     def _forward_impl(
         self,
@@ -80,27 +89,49 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         tp_group: torch.distributed.ProcessGroup,
         **unused: Any,
     ) -> Tensor:
+        if self.adapter is not None:
+            exchange = Exchange("column", tp_group, allreduce_dgrad, sequence_parallel)
+            return adapter_linear(input, weight, bias, self.adapter, exchange)
         return _ParallelLinear.apply(input, weight, bias, allreduce_dgrad, sequence_parallel, tp_group)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """Weight, bias, A and B, all split by rows."""
+        axes = {"weight": 0, "bias": 0, **dict.fromkeys(_FACTORS, 0)}
+        return _sharded_state_dict(self, axes, prefix, sharded_offsets, metadata)
 
 
 class RowParallelLinear(tensor_parallel.RowParallelLinear):
-    """megatron-core's RowParallelLinear with `_ParallelLinear` as its arithmetic; the caller reduces the output."""
+    """megatron-core's RowParallelLinear in the same way; the caller reduces the output."""
+
+    split: Split = "row"
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.register_module("adapter", None)
 
     def _forward_impl(self, input: Tensor, weight: Tensor, bias: Tensor | None, **unused: Any) -> Tensor:
+        if self.adapter is not None:
+            return adapter_linear(input, weight, bias, self.adapter, Exchange("row", self.tp_group, False, False))
         return _ParallelLinear.apply(input, weight, bias, False, False, None)
 
-
-def _all_gather(
-    x: Tensor, group: torch.distributed.ProcessGroup, asynchronous: bool = False
-) -> tuple[Tensor, torch.distributed.Work | None]:
-    """[s / t, b, i] on each rank -> [s, b, i] on every rank."""
-    gathered = x.new_empty((x.shape[0] * group.size(), *x.shape[1:]))
-    work = torch.distributed.all_gather_into_tensor(gathered, x.contiguous(), group=group, async_op=asynchronous)
-    return gathered, work
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """Weight, A and B, all split by columns."""
+        axes = {"weight": 1, **dict.fromkeys(_FACTORS, 1)}
+        return _sharded_state_dict(self, axes, prefix, sharded_offsets, metadata)
 
 
-def _reduce_scatter(x: Tensor, group: torch.distributed.ProcessGroup) -> tuple[Tensor, torch.distributed.Work]:
-    """[s, b, i] on each rank -> the sum over ranks, [s / t, b, i] on each; done once the work is waited for."""
-    scattered = x.new_empty((x.shape[0] // group.size(), *x.shape[1:]))
-    work = torch.distributed.reduce_scatter_tensor(scattered, x.contiguous(), group=group, async_op=True)
-    return scattered, work
+_FACTORS = ("adapter.linear_in.weight", "adapter.linear_out.weight")
+
+
+def _sharded_state_dict(
+    linear: ColumnParallelLinear | RowParallelLinear, axes: dict[str, int], prefix: str, offsets: Any, metadata: Any
+) -> dict[str, Any]:
+    """The linear's tensors, each split over the tensor-parallel ranks along its axis."""
+    return make_sharded_tensors_for_checkpoint(
+        linear.state_dict(prefix="", keep_vars=True),
+        prefix,
+        axes,
+        offsets,
+        tp_group=linear.tp_group,
+        dp_cp_group=metadata["dp_cp_group"],
+    )

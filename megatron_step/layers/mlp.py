@@ -1,7 +1,8 @@
-"""The gated MLP: down(silu(gate(x)) * up(x))."""
+"""The MLP: gated, down(silu(gate(x)) * up(x)), or plain, down(gelu(up(x)))."""
 
 from typing import Any
 
+import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer import mlp as megatron_mlp
 from torch import Tensor
@@ -11,7 +12,7 @@ from megatron_step.layers.linear import ColumnParallelLinear, RowParallelLinear
 
 
 class MLP(megatron_mlp.MLP):
-    """megatron-core's MLP with SwiGLU (Shazeer, 2020) in one operation."""
+    """megatron-core's MLP with SwiGLU (Shazeer, 2020) in one operation, or with GELU."""
 
     def __init__(self, config: TransformerConfig) -> None:
         submodules = megatron_mlp.MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
@@ -19,5 +20,15 @@ class MLP(megatron_mlp.MLP):
 
     def forward(self, hidden_states: Tensor, **unused: Any) -> tuple[Tensor, Tensor | None]:
         """hidden_states [s, b, h] -> output [s, b, h] and its bias."""
-        gate_up, _ = self.linear_fc1(hidden_states)  # [s, b, 2 f / t]
-        return self.linear_fc2(ops.swiglu(gate_up))
+        up, _ = self.linear_fc1(hidden_states)  # [s, b, f / t], or gate and up [s, b, 2 f / t]
+        return self.linear_fc2(ops.swiglu(up) if self.config.gated_linear_unit else F.gelu(up))
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """megatron-core's, with an adapter's B cut into gate and up as its base weight is."""
+        shards = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        key = f"{prefix}linear_fc1.adapter.linear_out.weight"
+        if self.config.gated_linear_unit and key in shards:
+            shards[key] = megatron_mlp.apply_swiglu_sharded_factory(shards[key], sharded_offsets)
+        return shards

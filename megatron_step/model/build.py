@@ -1,8 +1,10 @@
 """Builds this rank's part of the model."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from megatron.core import parallel_state
 from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megatron_step.config.model import ModelConfig
 from megatron_step.engine.compat import has_transformer_engine
@@ -11,24 +13,34 @@ from megatron_step.layers.spec import block_spec
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
 from megatron_step.model.transformer_config import transformer_config
+from megatron_step.planner.stages import even_layout
 
 
 def build_model(
-    model: ModelConfig, vocab_size: int, parallel: Parallel, precision: str, seed: int
+    model: ModelConfig,
+    vocab_size: int,
+    parallel: Parallel,
+    precision: str,
+    seed: int,
+    layout: Sequence[int] | None = None,
 ) -> list[GPTModel | Float16Module]:
     """This rank's model chunks, one for each virtual pipeline rank, with initial weights.
 
-    `vocab_size` is the tokenizer's; the embedding is padded to model.padded_vocab_size(vocab_size) rows.
+    `vocab_size` is the tokenizer's; the embedding is padded to model.padded_vocab_size(vocab_size) rows. `layout` gives
+    the layers of every chunk of the pipeline, and so the depth; without it model.num_layers are spread evenly.
     """
     transformer_engine = has_transformer_engine()
-    config = transformer_config(model, parallel.config, precision, transformer_engine)
+    pipeline, virtual = parallel.config.pipeline_parallel_size, parallel.config.virtual_pipeline_size
+    layout = even_layout(model.num_layers, pipeline * virtual) if layout is None else layout
+    model = replace(model, num_layers=sum(layout))
+    config = transformer_config(model, layout, parallel.config, precision, transformer_engine)
     chunks: list[GPTModel | Float16Module] = []
-    for vp_stage in range(parallel.config.virtual_pipeline_size):
-        vp = vp_stage if parallel.config.virtual_pipeline_size > 1 else None
+    for vp_stage in range(virtual):
+        vp = vp_stage if virtual > 1 else None
         chunk = GPTModel(
             model,
             config,
-            block_spec(get_num_layers_to_build(config, vp, parallel.pp_rank), model.qk_norm, transformer_engine),
+            block_spec(layout[vp_stage * pipeline + parallel.pp_rank], model.qk_norm, transformer_engine),
             parallel.groups,
             vocab_size,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp),

@@ -20,7 +20,8 @@ def initialize(shards: dict[str, object], model: ModelConfig, seed: int) -> None
     """Fill the tensors behind a model chunk's sharded state dict, in place.
 
     Matrices get a normal distribution of standard deviation `init_std`, those that write into the residual stream
-    init_std / sqrt(2 num_layers) (GPT-2, Radford et al., 2019), norms ones and biases zeros.
+    init_std / sqrt(2 num_layers) (GPT-2, Radford et al., 2019), norms ones and biases zeros. An adapter's A gets
+    1 / sqrt(3 k) for k inputs, and B zeros, so that it changes nothing (LoRA, Hu et al., 2022).
     """
     for shard in shards.values():
         if isinstance(shard, ShardedTensorFactory):
@@ -34,10 +35,12 @@ def initialize(shards: dict[str, object], model: ModelConfig, seed: int) -> None
 @torch.no_grad()
 def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
     name = shard.key
-    if name.endswith(".bias"):
+    if name.endswith((".bias", ".adapter.linear_out.weight")):
         shard.data.zero_()
     elif shard.data.dim() == 1:
         shard.data.fill_(1.0)
+    elif name.endswith(".adapter.linear_in.weight"):
+        _fill_normal(shard, 1 / math.sqrt(3 * shard.global_shape[1]), seed)
     else:
         writes_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
         std = model.init_std / math.sqrt(2 * model.num_layers) if writes_residual else model.init_std

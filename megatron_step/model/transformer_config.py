@@ -1,5 +1,7 @@
 """megatron-core's TransformerConfig for a model under a parallel layout."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
@@ -11,9 +13,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, precision: str, transformer_engine: bool
+    model: ModelConfig, layout: Sequence[int], parallel: ParallelConfig, precision: str, transformer_engine: bool
 ) -> TransformerConfig:
-    """All that megatron-core needs to know to build and run `model`, with TransformerEngine's modules or without."""
+    """All that megatron-core needs to know to build and run `model`, with TransformerEngine's modules or without.
+
+    `layout` gives the layers of every chunk of the pipeline, in the order of the layers.
+    """
     dtype = DTYPES[precision]
     return TransformerConfig(
         # Shape
@@ -26,8 +31,8 @@ def transformer_config(
         # Architecture
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=F.silu,
+        gated_linear_unit=model.mlp == "swiglu",
+        activation_func=F.silu if model.mlp == "swiglu" else F.gelu,
         add_bias_linear=False,
         add_qkv_bias=model.qkv_bias,
         qk_layernorm=model.qk_norm,
@@ -48,6 +53,7 @@ def transformer_config(
         masked_softmax_fusion=False,
         bias_dropout_fusion=False,
         **_parallel_fields(parallel),
+        pipeline_model_parallel_layout=_layers_of_chunks(layout) if len(layout) > 1 else None,
         **_recompute_fields(parallel),
     )
 
@@ -70,6 +76,14 @@ def _parallel_fields(parallel: ParallelConfig) -> dict[str, object]:
         # An output may be freed once it is on its way only where streams keep the order: a gloo send still reads it.
         "deallocate_pipeline_outputs": torch.cuda.is_available(),
     }
+
+
+def _layers_of_chunks(layout: Sequence[int]) -> list[list[str]]:
+    """The layout in megatron-core's terms: what each chunk holds."""
+    chunks = [["decoder"] * num_layers for num_layers in layout]
+    chunks[0].insert(0, "embedding")
+    chunks[-1].append("loss")
+    return chunks
 
 
 def _recompute_fields(parallel: ParallelConfig) -> dict[str, object]:

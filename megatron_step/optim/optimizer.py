@@ -1,6 +1,6 @@
 """megatron-core's data parallelism and optimizer over the trainable weights of a model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -61,10 +61,11 @@ def build_optimizer(
 ) -> MegatronOptimizer:
     """AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
 
-    Its moments exist when it returns, so that what it needs is allocated before the first step.
+    Weights with another `role` (their learning rate may differ) or `since` (Adam has seen another number of their
+    gradients) are in groups of their own. Its moments exist when it returns, so that what it needs is allocated before
+    the first step.
     """
     ddp_config = chunks[0].ddp_config
-    one_dimensional = ParamKey(predicate=ParamPredicate(name="one_dimensional", fn=lambda param: param.dim() == 1))
     with _fused_adam():
         optimizer = megatron_optimizer.get_megatron_optimizer(
             MegatronOptimizerConfig(
@@ -82,7 +83,7 @@ def build_optimizer(
                 use_distributed_optimizer=ddp_config.use_distributed_optimizer,
             ),
             chunks,
-            config_overrides={one_dimensional: {"wd_mult": 0.0}},
+            config_overrides=_group_overrides(chunks),
         )
     for part in optimizer.chained_optimizers:
         if not part.is_stub_optimizer:
@@ -90,11 +91,44 @@ def build_optimizer(
     return optimizer
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
-    """Set the learning rate of every parameter group, and its weight decay where it has one."""
+def _group_overrides(chunks: list[DistributedDataParallel]) -> dict[ParamKey, dict[str, Any]]:
+    """What puts weights into groups, as megatron-core takes it; groups of other ranks are added there, empty."""
+    overrides: dict[ParamKey, dict[str, Any]] = {
+        _where("one_dimensional", lambda param: param.dim() == 1): {"wd_mult": 0.0}
+    }
+    kinds = {_kind(param) for chunk in chunks for param in chunk.parameters() if param.requires_grad}
+    for role, since in kinds:
+        key = _where(f"{role}_{since}", lambda param, kind=(role, since): _kind(param) == kind)
+        overrides[key] = {"role": role, "since": since}
+    return overrides
+
+
+def _where(name: str, condition: Callable[[torch.Tensor], bool]) -> ParamKey:
+    return ParamKey(predicate=ParamPredicate(name=name, fn=condition))
+
+
+def _kind(param: torch.Tensor) -> tuple[str, int]:
+    """What a weight is to the optimizer, and the stage in which its moments began."""
+    return getattr(param, "role", "base"), getattr(param, "since", 0)
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, config: OptimizerConfig) -> None:
+    """Set the learning rate of every parameter group by its role, and its weight decay where it has one."""
+    scales = {
+        "base": 1.0,
+        "embedding": config.embeddings_scale,
+        "new_layer": config.new_layers_scale,
+        "adapter": config.adapters_scale,
+    }
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-        group["weight_decay"] = weight_decay * group["wd_mult"]
+        group["lr"] = learning_rate * scales[group["role"]]
+        group["weight_decay"] = config.weight_decay * group["wd_mult"]
+
+
+def set_update_counts(optimizer: MegatronOptimizer, updates: Mapping[int, int]) -> None:
+    """Set the count of updates that Adam's moments have seen; `updates` gives it by the stage in which they began."""
+    for group in optimizer.param_groups:
+        group["step"] = updates[group["since"]]
 
 
 def clip_gradients(params: Iterable[torch.Tensor], max_norm: float, norm: float) -> None:

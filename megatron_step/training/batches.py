@@ -13,13 +13,13 @@ from megatron_step.engine.parallel import Parallel
 from megatron_step.training.step import Microbatch
 
 
-def run_datasets(config: RunConfig, tokenizer: Tokenizer, parallel: Parallel) -> Datasets:
+def run_datasets(config: RunConfig, num_steps: int, tokenizer: Tokenizer, parallel: Parallel) -> Datasets:
     """The whole run's training samples and the validation set, on the ranks that have the embedding or the loss."""
     return build_datasets(
         config.data,
         config.model.seq_length,
         tokenizer,
-        num_train_samples=consumed_samples(config.training, config.stages.steps),
+        num_train_samples=consumed_samples(config.training, num_steps),
         num_validation_samples=config.evaluation.steps * config.training.global_batch_size,
         is_built_on_rank=parallel.reads_data,
     )
@@ -27,10 +27,10 @@ def run_datasets(config: RunConfig, tokenizer: Tokenizer, parallel: Parallel) ->
 
 @contextmanager
 def training_batches(
-    datasets: Datasets, config: RunConfig, parallel: Parallel, first_step: int
+    datasets: Datasets, config: RunConfig, parallel: Parallel, steps: range
 ) -> Iterator[Iterator[list[Microbatch]]]:
-    """The micro-batches of every step from `first_step` on."""
-    schedule = list(_positions(config, first_step))
+    """The micro-batches of each of `steps`, which count from 0 over the whole run."""
+    schedule = list(_positions(config, steps))
     if datasets.train is None:
         yield ([None] * _num_microbatches(config, parallel, size) for _, size in schedule)
         return
@@ -39,10 +39,10 @@ def training_batches(
         yield (_to_device(step, parallel) for step in stream)
 
 
-def _positions(config: RunConfig, first_step: int) -> Iterator[tuple[int, int]]:
-    """First sample and number of samples of every step from `first_step` on."""
-    sample = consumed_samples(config.training, first_step)
-    for _ in range(first_step, config.stages.steps):
+def _positions(config: RunConfig, steps: range) -> Iterator[tuple[int, int]]:
+    """First sample and number of samples of each of `steps`."""
+    sample = consumed_samples(config.training, steps.start)
+    for _ in steps:
         size = batch_size_at(config.training, sample)
         yield sample, size
         sample += size

@@ -12,7 +12,7 @@ from megatron_step.training.step import Microbatch, evaluate_batch
 
 
 def evaluation_hook(read_batch: Callable[[int], list[Microbatch]], config: RunConfig, parallel: Parallel) -> Hook:
-    """A hook that adds `validation_loss` and `validation_perplexity` every `evaluation.interval` steps and at the end.
+    """A hook that adds `validation_loss` and `validation_perplexity`, every interval and at the end of each stage.
 
     `read_batch(i)` gives this rank's micro-batches of the i-th global batch of the validation set.
     """
@@ -20,7 +20,7 @@ def evaluation_hook(read_batch: Callable[[int], list[Microbatch]], config: RunCo
 
     def hook(context: StepContext) -> None:
         due = interval and context.state.step % interval == 0
-        finished = context.state.step == config.stages.steps
+        finished = context.state.step == context.state.stage.last_step
         if due or finished:
             loss = validation_loss(context.state.chunks, read_batch, config, parallel)
             context.metrics["validation_loss"] = loss

@@ -8,28 +8,37 @@ from megatron_step.engine.parallel import Parallel
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
+CHECKED_STEPS = 3
+"""Steps of a stage whose gradients are looked at. The first one's may be zero by design: of a fresh adapter's A, since
+its B is zero, and of what comes before an output projection that begins as zero."""
+
 
 class NoGradientError(RuntimeError):
-    """A trainable weight got no gradient in the first step."""
+    """A trainable weight got no gradient in the first steps of a stage."""
 
 
 def gradient_check_hook(parallel: Parallel) -> Hook:
-    """A hook that looks at the first step's gradients.
+    """A hook that looks at the gradients of the first steps of each stage in this process.
 
     It raises NoGradientError, on every rank, with the names of the trainable weights whose gradient is zero throughout.
     """
-    checked = False
+    checked_stage, suspects, looks = -1, set[str](), 0
 
     def hook(context: StepContext) -> None:
-        nonlocal checked
-        if checked:
+        nonlocal checked_stage, suspects, looks
+        if context.state.stage.index != checked_stage:
+            checked_stage, looks = context.state.stage.index, 0
+        elif not suspects or looks == CHECKED_STEPS:
             return
-        checked = True
-        names = weights_without_gradient(context.state, parallel)
-        if names:
+        without = set(weights_without_gradient(context.state, parallel))
+        suspects = without & suspects if looks else without
+        looks += 1
+        if suspects and looks == CHECKED_STEPS:
+            names = sorted(suspects)
             raise NoGradientError(
-                f"{len(names)} trainable weights got no gradient in step {context.state.step}: {', '.join(names[:5])}"
-                f"{', ...' if len(names) > 5 else ''}; the run stops, as they would never be trained"
+                f"{len(names)} trainable weights got no gradient in {CHECKED_STEPS} steps up to step "
+                f"{context.state.step}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; the run stops, as "
+                "they would never be trained"
             )
 
     return hook

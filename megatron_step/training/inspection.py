@@ -8,20 +8,22 @@ from pathlib import Path
 import torch
 import yaml
 
-from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint, load_weights
+from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint
 from megatron_step.config.load import config_from_text
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout, start_world, stop_world
+from megatron_step.growth.weights import load_merged, saved_stage
 from megatron_step.model.build import build_model
+from megatron_step.planner.stages import plan_from_dict
 from megatron_step.training.batches import run_datasets, validation_reader
 from megatron_step.training.evaluation import validation_loss
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A checkpoint's model on one process."""
+    """A checkpoint's model on one process, its adapters merged."""
 
     found: FoundCheckpoint
     """Where it came from."""
@@ -51,8 +53,11 @@ def open_checkpoint(path: Path) -> Iterator[Inspected]:
         tokenizer = load_tokenizer(config.data.tokenizer)
         if tokenizer.vocab_size > found.manifest.vocab_size:
             raise ValueError(f"{config.data.tokenizer} is not the tokenizer that {found.path} was trained with")
-        chunks = build_model(config.model, found.manifest.vocab_size, parallel, config.training.precision, seed=1)
-        load_weights(found.path, chunks, parallel)
+        layout = (saved_stage(found.manifest).num_layers,)
+        chunks = build_model(
+            config.model, found.manifest.vocab_size, parallel, config.training.precision, seed=1, layout=layout
+        )
+        load_merged(chunks, found, parallel)
         for chunk in chunks:
             chunk.eval()
         yield Inspected(found, config, tokenizer, chunks, parallel)
@@ -64,7 +69,8 @@ def checkpoint_loss(inspected: Inspected) -> float | None:
     config = inspected.config
     if not (config.data.has_validation and config.evaluation.steps):
         return None
-    datasets = run_datasets(config, inspected.tokenizer, inspected.parallel)
+    num_steps = plan_from_dict(inspected.found.manifest.plan).num_steps
+    datasets = run_datasets(config, num_steps, inspected.tokenizer, inspected.parallel)
     read_batch = validation_reader(datasets, config, inspected.parallel)
     return validation_loss(inspected.chunks, read_batch, config, inspected.parallel)
 

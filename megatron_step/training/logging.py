@@ -1,9 +1,10 @@
 """What a run shows and writes about itself: progress, metrics.jsonl, TensorBoard, Weights & Biases."""
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,34 +16,42 @@ from tqdm import tqdm
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.peak import dense_peak_flops
-from megatron_step.planner.flops import training_flops_per_token
-from megatron_step.training.memory import Memory
+from megatron_step.planner.flops import stage_flops_per_token
+from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.stages import StagePlan
 from megatron_step.training.stage import Hook, Metrics, StepContext
+from megatron_step.training.summary import memory_summary
 
 
 @contextmanager
-def logging_hook(config: RunConfig, vocab_size: int, parallel: Parallel, first_step: int) -> Iterator[Hook]:
+def logging_hook(
+    config: RunConfig, plan: StagePlan, vocab_size: int, parallel: Parallel, first_step: int
+) -> Iterator[Hook]:
     """A hook that writes each step's line, and shows and plots it every `logging.interval` steps.
 
     The lines of steps after `first_step` that an earlier, interrupted process left are dropped: they are trained again.
     """
-    flops_per_token = training_flops_per_token(config.model, vocab_size)
     peak = _peak_flops(config.training.precision)
-    ranks_memory: list[Memory] = []
+    measured: dict[str, Any] = {}  # the memory of the stage
     with ExitStack() as stack:
-        sinks = _sinks(stack, config, first_step) if parallel.is_main else []
+        sinks = _sinks(stack, config, plan.num_steps, first_step) if parallel.is_main else []
 
         def hook(context: StepContext) -> None:
+            stage, metrics = context.state.stage, context.metrics
             if context.memory is not None:
-                ranks_memory[:] = _gather(context.memory, parallel)
-            metrics = context.metrics
-            flops = metrics["tokens_per_second"] * flops_per_token / parallel.world_size
-            metrics["tflops_per_second"] = flops / 1e12  # of one rank
+                planned = stage_memory(config, stage, vocab_size, parallel.dp_size)
+                measured.update(_memory_entry(context.memory, context.state.growth_peak_bytes, planned, parallel))
+                if parallel.is_main:
+                    print(memory_summary(measured["ranks"]), flush=True)
+            flops = metrics["tokens_per_second"] * stage_flops_per_token(config, stage, vocab_size)
+            metrics["tflops_per_second"] = flops / parallel.world_size / 1e12  # of one rank
             if peak is not None:
-                metrics["mfu"] = flops / peak
+                metrics["mfu"] = flops / parallel.world_size / peak
             logged = context.is_last or metrics["step"] % config.logging.interval == 0
-            if ranks_memory and (logged or context.memory is not None):
-                metrics["memory"] = _memory_entry(ranks_memory, all_ranks=context.memory is not None)
+            if measured and context.memory is not None:
+                metrics["memory"] = dict(measured)
+            elif measured and logged:
+                metrics["memory"] = {name: value for name, value in measured.items() if name != "ranks"}
             for sink in sinks:
                 sink(metrics, logged)
 
@@ -53,11 +62,11 @@ Sink = Callable[[Metrics, bool], None]
 """Takes a step's metrics, and whether it is one to show."""
 
 
-def _sinks(stack: ExitStack, config: RunConfig, first_step: int) -> list[Sink]:
+def _sinks(stack: ExitStack, config: RunConfig, total_steps: int, first_step: int) -> list[Sink]:
     output = Path(config.output_dir)
     sinks = [
         stack.enter_context(_metrics_file(output / "metrics.jsonl", first_step)),
-        stack.enter_context(_progress(config.stages.steps, first_step)),
+        stack.enter_context(_progress(total_steps, first_step)),
     ]
     if config.logging.tensorboard:
         sinks.append(stack.enter_context(_tensorboard(output / "tensorboard", first_step)))
@@ -70,13 +79,25 @@ def _sinks(stack: ExitStack, config: RunConfig, first_step: int) -> list[Sink]:
 def _metrics_file(path: Path, first_step: int) -> Iterator[Sink]:
     if path.exists():
         _keep_lines(path, first_step)
-    with path.open("a", encoding="utf-8") as stream:
+    waiting = b""  # what a full disk has not taken yet
+    with path.open("ab", buffering=0) as stream:
 
-        def write(metrics: Metrics, logged: bool) -> None:
-            stream.write(json.dumps(metrics) + "\n")
-            stream.flush()
+        def write(metrics: Metrics | None, logged: bool) -> None:
+            nonlocal waiting
+            waiting += json.dumps(metrics).encode() + b"\n" if metrics is not None else b""
+            try:
+                while waiting:
+                    waiting = waiting[stream.write(waiting) :]
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
 
-        yield write
+        try:
+            yield write
+        finally:
+            write(None, False)
+            if waiting:
+                print(f"warning: the last lines of {path} are missing: the disk is full", file=sys.stderr, flush=True)
 
 
 def _keep_lines(path: Path, last_step: int) -> None:
@@ -169,19 +190,27 @@ def _scalars(metrics: Metrics) -> dict[str, float]:
     return scalars
 
 
-def _gather(memory: Memory, parallel: Parallel) -> list[Memory]:
-    ranks: list[Memory | None] = [None] * parallel.world_size
-    torch.distributed.all_gather_object(ranks, memory)
-    return [rank for rank in ranks if rank is not None]
-
-
-def _memory_entry(ranks: list[Memory], all_ranks: bool) -> dict[str, Any]:
-    """The largest of each kind over ranks; with `all_ranks` also each rank's, in the order of the ranks."""
-    names = ("model_state_bytes", "activation_bytes", "peak_bytes")
-    entry: dict[str, Any] = {name: max(getattr(rank, name) for rank in ranks) for name in names}
-    if all_ranks:
-        entry["ranks"] = [{name: getattr(rank, name) for name in names} for rank in ranks]
+def _memory_entry(
+    own: RankMemory, growth_peak_bytes: int | None, planned: Sequence[RankMemory], parallel: Parallel
+) -> dict[str, Any]:
+    """The largest of each kind over ranks, and of each rank, in their order, what was planned and measured."""
+    gathered: list[Any] = [None] * parallel.world_size
+    torch.distributed.all_gather_object(gathered, (parallel.pp_rank, own, growth_peak_bytes))
+    entry: dict[str, Any] = {"planned_bytes": max(memory.peak_bytes for memory in planned)}
+    for name in ("model_state_bytes", "activation_bytes", "peak_bytes"):
+        entry[name] = max(getattr(memory, name) for _, memory, _ in gathered)
+    if growth_peak_bytes is not None:
+        entry["growth_peak_bytes"] = max(growth for _, _, growth in gathered)
+    entry["ranks"] = [
+        {"pp_rank": pp_rank, "planned": _kinds(planned[pp_rank]), "measured": _kinds(memory)}
+        for pp_rank, memory, _ in gathered
+    ]
     return entry
+
+
+def _kinds(memory: RankMemory) -> dict[str, int]:
+    """Bytes by kind, with what they come to."""
+    return {**asdict(memory), "model_state_bytes": memory.model_state_bytes, "peak_bytes": memory.peak_bytes}
 
 
 def _peak_flops(precision: str) -> float | None:

@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -10,52 +9,59 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megatron_step.planner.memory import RankMemory
 from megatron_step.training.state import TrainState
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one rank."""
-
-    model_state_bytes: int
-    """Weights, gradients and optimizer states."""
-    activation_bytes: int
-    """The most that a step needs beside them."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most in use at once."""
-        return self.model_state_bytes + self.activation_bytes
-
-
-def measure_step(state: TrainState, step: Callable[[], T]) -> tuple[T, Memory]:
+def measure_step(state: TrainState, step: Callable[[], T]) -> tuple[T, RankMemory]:
     """Run a training step and measure what it needs; on the CPU by following every tensor, which slows this step."""
-    before = model_state_bytes(state)
+    result, peak_bytes = measure_peak(step)
+    return result, measure_states(state, peak_bytes)
+
+
+def measure_peak(work: Callable[[], T]) -> tuple[T, int]:
+    """What `work` returns, and the most bytes that it had in use at once beside what there was before."""
     if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        result = step()
-        return result, Memory(before, torch.cuda.max_memory_allocated() - before)
+        result = work()
+        return result, torch.cuda.max_memory_allocated() - before
     with _StorageTracker() as tracker:
-        result = step()
-    return result, Memory(before, tracker.peak_bytes)
+        result = work()
+    return result, tracker.peak_bytes
 
 
-def model_state_bytes(state: TrainState) -> int:
-    """Bytes of this rank's weights, gradient buffers and optimizer states, each storage counted once."""
-    return sum(
-        {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _state_tensors(state)
-        }.values()
+def measure_states(state: TrainState, activation_bytes: int) -> RankMemory:
+    """Bytes of this rank's weights, gradient buffers and optimizer states by kind, each storage counted once."""
+    params = [param for chunk in state.chunks for param in chunk.parameters()]
+    adapter_bytes = sum(_nbytes(param) for param in params if getattr(param, "role", "base") == "adapter")
+    trained = _storages(param for param in params if param.requires_grad)
+    optimizer = _storages(_optimizer_tensors(state))
+    return RankMemory(
+        frozen_weight_bytes=sum(_storages(param for param in params if not param.requires_grad).values()),
+        # The distributed optimizer has them in one buffer, adapters among them.
+        trained_weight_bytes=sum(trained.values()) - adapter_bytes,
+        adapter_weight_bytes=adapter_bytes,
+        gradient_bytes=sum(_storages(buffer.grad_data for chunk in state.chunks for buffer in chunk.buffers).values()),
+        optimizer_bytes=sum(nbytes for storage, nbytes in optimizer.items() if storage not in trained),
+        activation_bytes=activation_bytes,
     )
 
 
-def _state_tensors(state: TrainState) -> Iterable[Tensor]:
-    for chunk in state.chunks:
-        yield from chunk.parameters()
-        for buffer in chunk.buffers:
-            yield buffer.grad_data
+def _nbytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the tensors' storages, by their addresses."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def _optimizer_tensors(state: TrainState) -> Iterable[Tensor]:
+    assert state.optimizer is not None
     for part in state.optimizer.chained_optimizers:
         if part.is_stub_optimizer:
             continue

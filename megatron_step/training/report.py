@@ -1,7 +1,8 @@
-"""What runs have come to, side by side: a table and a plot of the lines in their metrics.jsonl."""
+"""What runs have come to, side by side: tables and a plot of the lines in their metrics.jsonl."""
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -39,6 +40,34 @@ class RunReport:
         """Largest measured peak memory of a rank."""
         return max((line["memory"]["peak_bytes"] for line in self.lines if "memory" in line), default=None)
 
+    @property
+    def stages(self) -> list["StageReport"]:
+        """What each growth stage has come to, in order."""
+        indices = sorted({line["stage_index"] for line in self.lines})
+        return [StageReport(index, [line for line in self.lines if line["stage_index"] == index]) for index in indices]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """A growth stage's metrics."""
+
+    index: int
+    """Its number, from 0."""
+    lines: list[dict[str, Any]]
+    """The lines of its steps."""
+
+    @property
+    def seconds(self) -> float:
+        """Median time of a step."""
+        tokens = [after["tokens"] - before["tokens"] for before, after in zip(self.lines, self.lines[1:])]
+        rates = [line["tokens_per_second"] for line in self.lines[1:]]
+        times = [number / rate for number, rate in zip(tokens, rates)]
+        return median(times) if times else self.lines[0]["tokens"] / self.lines[0]["tokens_per_second"]
+
+    def memory(self, name: str) -> int | None:
+        """Bytes of a kind, the largest of a rank; None where they were not measured."""
+        return max((line["memory"][name] for line in self.lines if "memory" in line), default=None)
+
 
 def read_run(folder: Path) -> RunReport:
     """The metrics of the run in `folder`.
@@ -66,12 +95,38 @@ def _metrics(text: str) -> dict[str, Any] | None:
 def table(runs: list[RunReport]) -> str:
     """One line a run, under a heading."""
     heading = ["run", "steps", "tokens", "loss", "validation loss", "perplexity", "peak memory", "tokens/s"]
-    rows = [heading, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
+    return _aligned([heading, *(_row(run) for run in runs)])
+
+
+def stage_table(runs: list[RunReport]) -> str:
+    """One line for each growth stage of each run, under a heading."""
+    heading = ["run", "stage", "steps", "perplexity", "model states", "peak memory", "planned peak", "step time"]
+    return _aligned([heading, *(_stage_row(run, stage) for run in runs for stage in run.stages)])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) if index == 0 else cell.rjust(width) for index, (cell, width) in enumerate(cells))
         for cells in (list(zip(row, widths)) for row in rows)
     )
+
+
+def _stage_row(run: RunReport, stage: StageReport) -> list[str]:
+    evaluated = [line for line in stage.lines if "validation_loss" in line]
+    memory = [stage.memory(name) for name in ("model_state_bytes", "peak_bytes", "planned_bytes")]
+    return [
+        run.name,
+        str(stage.index + 1),
+        f"{len(stage.lines):,}",
+        f"{evaluated[-1]['validation_perplexity']:.2f}" if evaluated else "-",
+        *(_mib(nbytes) for nbytes in memory),
+        f"{stage.seconds:.3f} s",
+    ]
+
+
+def _mib(nbytes: int | None) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB" if nbytes is not None else "-"
 
 
 def _row(run: RunReport) -> list[str]:
@@ -84,33 +139,56 @@ def _row(run: RunReport) -> list[str]:
         f"{run.loss:.4f}",
         f"{evaluated['validation_loss']:.4f}" if evaluated else "-",
         f"{evaluated['validation_perplexity']:.2f}" if evaluated else "-",
-        f"{run.peak_bytes / 2**20:,.0f} MiB" if run.peak_bytes is not None else "-",
+        _mib(run.peak_bytes),
         f"{run.tokens_per_second:,.0f}",
     ]
 
 
 def plot(runs: list[RunReport], path: Path) -> None:
-    """Draw training and validation loss over the tokens seen, into a PNG file that appears when it is complete."""
+    """Draw the losses and the memory of the stages over the tokens seen, into a PNG that appears when it is complete."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    losses, memory = figure.subplots(1, 2)
     for index, run in enumerate(runs):
-        color = f"C{index}"
-        axes.plot(
-            [line["tokens"] for line in run.lines], [line["loss"] for line in run.lines], color=color, alpha=0.35, lw=1
-        )
-        tokens = [line["tokens"] for line in run.evaluated]
-        losses = [line["validation_loss"] for line in run.evaluated]
-        axes.plot(tokens, losses, color=color, marker="o", ms=4, label=f"{run.name}, validation")
-        axes.plot([], [], color=color, alpha=0.35, label=f"{run.name}, training")
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        _plot_losses(losses, run, f"C{index}")
+        _plot_memory(memory, run, f"C{index}")
+    losses.set_ylabel("loss (nats per token)")
+    memory.set_ylabel("memory of the fullest rank (MiB)")
+    memory.set_ylim(bottom=0)
+    for axes in (losses, memory):
+        axes.set_xlabel("tokens")
+        axes.grid(alpha=0.3)
+        axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     figure.savefig(partial, format="png", dpi=150)
     os.replace(partial, path)
+
+
+def _plot_losses(axes: Any, run: RunReport, color: str) -> None:
+    tokens = [line["tokens"] for line in run.lines]
+    axes.plot(tokens, [line["loss"] for line in run.lines], color=color, alpha=0.35, lw=1)
+    tokens = [line["tokens"] for line in run.evaluated]
+    axes.plot(
+        tokens,
+        [line["validation_loss"] for line in run.evaluated],
+        color=color,
+        marker="o",
+        ms=4,
+        label=f"{run.name}, validation",
+    )
+    axes.plot([], [], color=color, alpha=0.35, label=f"{run.name}, training")
+
+
+def _plot_memory(axes: Any, run: RunReport, color: str) -> None:
+    """Peak and model states as steps, one for each stage (STEP, Yano et al., 2025, Figure 2)."""
+    ends = [0, *(stage.lines[-1]["tokens"] for stage in run.stages)]
+    for name, style, label in (("peak_bytes", "-", "peak"), ("model_state_bytes", "--", "model states")):
+        levels = [stage.memory(name) for stage in run.stages]
+        if all(level is not None for level in levels):
+            axes.stairs(
+                [level / 2**20 for level in levels], ends, color=color, ls=style, lw=2, label=f"{run.name}, {label}"
+            )

@@ -1,28 +1,38 @@
 """A run from its config to its last checkpoint."""
 
+import json
 import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from megatron_step.checkpoint.directory import list_checkpoints, set_aside
-from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint, load_checkpoint
+from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.load import config_text
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel, first_problem, parallel_layout, start_world, stop_world
+from megatron_step.planner.plan import make_plan
+from megatron_step.planner.stages import StagePlan, plan_from_dict
+from megatron_step.planner.table import stage_table
 from megatron_step.training.batches import run_datasets, training_batches, validation_reader
+from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.evaluation import evaluation_hook
 from megatron_step.training.gradients import gradient_check_hook
 from megatron_step.training.logging import logging_hook
+from megatron_step.training.restart import restart_hook
 from megatron_step.training.saving import check_resumable, description, saving_hook
 from megatron_step.training.signals import StopRequest, stop_requests
-from megatron_step.training.stage import train_stage
-from megatron_step.training.state import TrainState, initial_state
+from megatron_step.training.stage import Hook, train_stage
+from megatron_step.training.state import TrainState
+from megatron_step.training.step import Microbatch
+from megatron_step.training.summary import stage_summary
 
 
 def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
@@ -43,28 +53,71 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
     tokenizer = load_tokenizer(config.data.tokenizer)
     vocab_size = run_vocab_size(config, tokenizer)
     with parallel_layout(config.parallel, config.training.seed) as parallel:
-        datasets = run_datasets(config, tokenizer, parallel)
-        fingerprint = data_fingerprint(
-            config.data, tokenizer, config.model.seq_length, consumed_samples(config.training, config.stages.steps)
-        )
         found = _find(config, parallel)
+        plan = _plan(config, vocab_size, found)
+        datasets = run_datasets(config, plan.num_steps, tokenizer, parallel)
+        fingerprint = data_fingerprint(
+            config.data, tokenizer, config.model.seq_length, consumed_samples(config.training, plan.num_steps)
+        )
         if found is not None:
-            check_resumable(found.manifest, config, vocab_size, fingerprint)
-        state = _load_or_initialize(config, vocab_size, found, parallel)
-        _write_config(config, parallel)
+            check_resumable(found.manifest, config, plan, vocab_size, fingerprint)
+            _announce(found, plan, parallel)
+        elif parallel.is_main and len(plan.stages) > 1:
+            print(stage_table(config, plan, vocab_size, parallel.dp_size), flush=True)
+        state = first_state(config, plan, found, tokenizer, vocab_size, parallel)
+        _write_config(config, plan, parallel)
         if found is not None and config.checkpoint.resume != "auto":
             _set_aside_later(config, found, parallel)
+        describe = description(config, plan, vocab_size, fingerprint, parallel)
         saver = CheckpointSaver(Path(config.output_dir) / "checkpoints", config.checkpoint, parallel)
-        describe = description(config, vocab_size, fingerprint, parallel)
         with ExitStack() as stack:
-            log = stack.enter_context(logging_hook(config, vocab_size, parallel, state.step))
-            stream = stack.enter_context(training_batches(datasets, config, parallel, state.step))
-            hooks = [gradient_check_hook(parallel), log, saving_hook(saver, config, describe, parallel)]
+            log = stack.enter_context(logging_hook(config, plan, vocab_size, parallel, state.step))
+            steps = range(state.step, plan.num_steps)
+            batches = stack.enter_context(training_batches(datasets, config, parallel, steps))
+            hooks = [gradient_check_hook(parallel)]
             if config.data.has_validation and config.evaluation.steps:
-                hooks.insert(1, evaluation_hook(validation_reader(datasets, config, parallel), config, parallel))
-            finished = train_stage(state, stream, config, parallel, hooks, stop)
+                read_batch = validation_reader(datasets, config, parallel)
+                hooks.append(evaluation_hook(read_batch, config, parallel))
+            hooks += [restart_hook(config, parallel), log, saving_hook(saver, config, describe, parallel)]
+
+            def grow(state: TrainState) -> TrainState:
+                return next_stage(state, config, plan, vocab_size, parallel)
+
+            finished = train_stages(state, plan, batches, config, parallel, hooks, stop, grow)
     stop_world()
     return finished
+
+
+def train_stages(
+    state: TrainState,
+    plan: StagePlan,
+    batches: Iterator[list[Microbatch]],
+    config: RunConfig,
+    parallel: Parallel,
+    hooks: list[Hook],
+    stop: StopRequest,
+    grow: Callable[[TrainState], TrainState],
+) -> bool:
+    """Train from `state` to the end of the last stage, growing in between; whether it got there."""
+    while True:
+        summary = stage_summary(state, plan, config, parallel)
+        if parallel.is_main:
+            print(summary, flush=True)
+        of_stage = islice(batches, state.stage.last_step - state.step)
+        if not train_stage(state, of_stage, config, parallel, hooks, stop):
+            return False
+        if state.stage.index == plan.stages[-1].index:
+            return True
+        state = grow(state)
+
+
+def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None) -> StagePlan:
+    """The plan of the run; the layers that a planner chose when it began stay as they are."""
+    if found is None:
+        return make_plan(config, vocab_size)
+    chosen = [stage.num_new_layers for stage in plan_from_dict(found.manifest.plan).stages]
+    # Another number of stages is refused once both plans are there.
+    return make_plan(config, vocab_size, chosen if len(chosen) == config.stages.count else None)
 
 
 def run_vocab_size(config: RunConfig, tokenizer: Tokenizer) -> int:
@@ -88,22 +141,15 @@ def _find(config: RunConfig, parallel: Parallel) -> FoundCheckpoint | None:
                 "go on with --resume auto or choose another output_dir"
             )
         return None
-    if parallel.is_main:
-        for problem in found.passed_over:
-            print(f"warning: passed over a damaged checkpoint: {problem}", flush=True)
-        finished = found.manifest.step == config.stages.steps
-        print(f"{found.path} is the end of the run" if finished else f"resuming from {found.path}", flush=True)
     return found
 
 
-def _load_or_initialize(
-    config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, parallel: Parallel
-) -> TrainState:
-    state = initial_state(config, vocab_size, parallel)
-    if found is not None:
-        load_checkpoint(found, state.chunks, state.optimizer, config.training.precision, parallel)
-        state.step = found.manifest.step
-    return state
+def _announce(found: FoundCheckpoint, plan: StagePlan, parallel: Parallel) -> None:
+    if parallel.is_main:
+        for problem in found.passed_over:
+            print(f"warning: passed over a damaged checkpoint: {problem}", flush=True)
+        finished = found.manifest.step == plan.num_steps
+        print(f"{found.path} is the end of the run" if finished else f"resuming from {found.path}", flush=True)
 
 
 def _set_aside_later(config: RunConfig, found: FoundCheckpoint, parallel: Parallel) -> None:
@@ -114,11 +160,16 @@ def _set_aside_later(config: RunConfig, found: FoundCheckpoint, parallel: Parall
     torch.distributed.barrier()
 
 
-def _write_config(config: RunConfig, parallel: Parallel) -> None:
+def _write_config(config: RunConfig, plan: StagePlan, parallel: Parallel) -> None:
     if parallel.is_main:
-        path = Path(config.output_dir) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(config_text(config), encoding="utf-8")
-        os.replace(partial, path)
+        folder = Path(config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.yaml", config_text(config))
+        _write(folder / "plan.json", json.dumps(plan.to_dict(), indent=1))
     torch.distributed.barrier()
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

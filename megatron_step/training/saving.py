@@ -10,13 +10,15 @@ from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.data.fingerprint import check_fingerprint
 from megatron_step.engine.parallel import Parallel
+from megatron_step.planner.stages import StagePlan, plan_from_dict
 from megatron_step.training.stage import Hook, StepContext
+from megatron_step.training.state import TrainState
 
 
 def saving_hook(
-    saver: CheckpointSaver, config: RunConfig, describe: Callable[[int], dict[str, Any]], parallel: Parallel
+    saver: CheckpointSaver, config: RunConfig, describe: Callable[[TrainState], dict[str, Any]], parallel: Parallel
 ) -> Hook:
-    """A hook that saves every `checkpoint.interval` steps, and at the end of training.
+    """A hook that saves every `checkpoint.interval` steps, and at the end of each stage.
 
     A save in between that fails is reported and training goes on; the last one raises SaveError.
     """
@@ -32,7 +34,7 @@ def saving_hook(
         if not due:
             return
         try:
-            saver.save(state.chunks, state.optimizer, config.training.precision, state.step, describe(state.step))
+            saver.save(state.chunks, state.optimizer, config.training.precision, state.step, describe(state))
             if context.is_last:
                 saver.finish()
         except SaveError as error:
@@ -49,25 +51,29 @@ def _warn(error: SaveError, parallel: Parallel) -> None:
 
 
 def description(
-    config: RunConfig, vocab_size: int, fingerprint: dict[str, Any], parallel: Parallel
-) -> Callable[[int], dict[str, Any]]:
-    """What the manifest of a checkpoint says beside its tensors, as a function of the step."""
+    config: RunConfig, plan: StagePlan, vocab_size: int, fingerprint: dict[str, Any], parallel: Parallel
+) -> Callable[[TrainState], dict[str, Any]]:
+    """What the manifest of a checkpoint says beside its tensors, as a function of the state."""
     layout = {
         "tensor_parallel_size": config.parallel.tensor_parallel_size,
         "pipeline_parallel_size": config.parallel.pipeline_parallel_size,
         "virtual_pipeline_size": config.parallel.virtual_pipeline_size,
         "data_parallel_size": parallel.dp_size,
     }
-    return lambda step: {
-        "consumed_samples": consumed_samples(config.training, step),
+    return lambda state: {
+        "stage_index": state.stage.index,
+        "consumed_samples": consumed_samples(config.training, state.step),
         "vocab_size": vocab_size,
         "config": asdict(config),
+        "plan": plan.to_dict(),
         "data_fingerprint": fingerprint,
         "layout": layout,
     }
 
 
-def check_resumable(manifest: Manifest, config: RunConfig, vocab_size: int, fingerprint: dict[str, Any]) -> None:
+def check_resumable(
+    manifest: Manifest, config: RunConfig, plan: StagePlan, vocab_size: int, fingerprint: dict[str, Any]
+) -> None:
     """Raise ValueError, naming each difference, if this run cannot go on from a checkpoint exactly where it stopped."""
     saved, current = manifest.config, asdict(config)
     differences = [
@@ -78,14 +84,11 @@ def check_resumable(manifest: Manifest, config: RunConfig, vocab_size: int, fing
     ]
     if manifest.vocab_size != vocab_size:
         differences.append(f"vocabulary {manifest.vocab_size} -> {vocab_size}")
+    differences += _plan_differences(plan_from_dict(manifest.plan), plan)
     if differences:
         raise ValueError(
             f"the checkpoint of step {manifest.step} is of another run: {', '.join(differences)}; "
             "restore these keys to go on, or choose another output_dir to start anew"
-        )
-    if manifest.step > config.stages.steps:
-        raise ValueError(
-            f"the checkpoint is of step {manifest.step}, beyond stages.steps {config.stages.steps}: nothing is left"
         )
     check_fingerprint(manifest.data_fingerprint, fingerprint)
 
@@ -93,5 +96,23 @@ def check_resumable(manifest: Manifest, config: RunConfig, vocab_size: int, fing
 _FIXED: dict[str, set[str] | None] = {
     "model": None,
     "training": {"global_batch_size", "ramp_up", "precision"},
+    "growth": None,
+    "freeze": None,
+    "adapter": None,
 }
 """Keys of the config, by section, that follow a run through all its processes; None for the whole section."""
+
+
+def _plan_differences(saved: StagePlan, plan: StagePlan) -> list[str]:
+    """How the stages of two plans differ, but for their layouts, which may change."""
+    if len(saved.stages) != len(plan.stages):
+        return [f"stages.count {len(saved.stages)} -> {len(plan.stages)}"]
+    found = []
+    for old, new in zip(saved.stages, plan.stages):
+        if old.num_new_layers != new.num_new_layers:
+            found.append(f"new layers of stage {new.index} {old.num_new_layers} -> {new.num_new_layers}")
+        elif old.layers != new.layers:
+            found.append(f"place or sources of the layers of stage {new.index}")
+        if (old.last_step, old.schedule_steps) != (new.last_step, new.schedule_steps):
+            found.append(f"last step of stage {new.index} {old.last_step} -> {new.last_step}")
+    return found

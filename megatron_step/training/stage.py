@@ -8,7 +8,9 @@ from typing import Any
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.schedule import learning_rate
-from megatron_step.training.memory import Memory, measure_step
+from megatron_step.planner.memory import RankMemory
+from megatron_step.planner.stages import Stage
+from megatron_step.training.memory import measure_step
 from megatron_step.training.signals import StopRequest
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch, train_step
@@ -25,10 +27,10 @@ class StepContext:
     """The state after the step."""
     metrics: Metrics
     """The step's line in the making; a hook may add to it, in the order of the hooks."""
-    memory: Memory | None
+    memory: RankMemory | None
     """This rank's memory, on the step on which it was measured."""
     is_last: bool
-    """Whether training ends with this step."""
+    """Whether the stage, or the process's training, ends with this step."""
 
 
 Hook = Callable[[StepContext], None]
@@ -42,35 +44,54 @@ def train_stage(
     hooks: list[Hook],
     stop: StopRequest,
 ) -> bool:
-    """Train from `state.step` to the end of the stage; whether it got there, or was asked to stop.
+    """Train from `state.step` to the end of the state's stage; whether it got there, or was asked to stop.
 
     `batches` gives each step's micro-batches, from the sample that the state has reached.
     """
-    first_step = state.step
+    first_step, last_step = state.step, state.stage.last_step
     for microbatches in batches:
         start = perf_counter()
-        rate = learning_rate(config.schedule, config.optimizer.learning_rate, state.step, config.stages.steps)
+        rate = step_learning_rate(config, state.stage, state.step)
 
         def step(microbatches: list[Microbatch] = microbatches, rate: float = rate) -> Any:
             return train_step(state, microbatches, rate, config, parallel, bool(stop))
 
-        # The second step of a process is like all that follow: by then everything that stays is allocated.
-        measured = state.step == min(first_step + 1, config.stages.steps - 1)
+        # The second step of a stage in a process is like all that follow: everything that stays is allocated.
+        measured = state.step == min(first_step + 1, last_step - 1)
         result, memory = measure_step(state, step) if measured else (step(), None)
         seconds = perf_counter() - start
         before, after = (consumed_samples(config.training, count) for count in (state.step - 1, state.step))
         metrics = {
             "step": state.step,
-            "stage_index": 0,
+            "stage_index": state.stage.index,
             "loss": result.loss,
             "learning_rate": rate,
             "grad_norm": result.grad_norm,
             "tokens": after * config.model.seq_length,
             "tokens_per_second": (after - before) * config.model.seq_length / seconds,
         }
-        is_last = result.stop or state.step == config.stages.steps
+        is_last = result.stop or state.step == last_step
         for hook in hooks:
             hook(StepContext(state, metrics, memory, is_last))
-        if result.stop:
-            return state.step == config.stages.steps
+        if is_last:
+            return state.step == last_step
     return True
+
+
+def step_learning_rate(config: RunConfig, stage: Stage, step: int) -> float:
+    """Learning rate of the update that follows `step` finished steps of the run: each stage has its own schedule."""
+    rates = config.stages.learning_rates
+    peak = rates[stage.index] if rates is not None else config.optimizer.learning_rate
+    schedule, in_stage = config.schedule, step - stage.first_step
+    warmup_steps = schedule.rewarm_steps if stage.index > 0 else schedule.warmup_steps
+    restarts = config.adapts and stage.index > 0 and config.adapter.restart_interval > 0
+    since_restart = in_stage % config.adapter.restart_interval if restarts else in_stage
+    return learning_rate(
+        schedule,
+        peak,
+        in_stage,
+        stage.schedule_steps,
+        warmup_steps=warmup_steps,
+        since_restart=since_restart,
+        grows=stage.grows,
+    )

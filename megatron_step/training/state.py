@@ -1,14 +1,22 @@
-"""All that changes while a run trains."""
+"""All that changes while a run trains, and how a stage's model and optimizer are built."""
 
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
+from megatron_step.adapters.attach import attach_adapters
+from megatron_step.adapters.freeze import apply_treatment
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import build_model
-from megatron_step.optim.optimizer import build_optimizer, wrap_data_parallel
+from megatron_step.optim.optimizer import build_optimizer, set_update_counts, wrap_data_parallel
+from megatron_step.planner.plan import make_plan
+from megatron_step.planner.stages import Stage, StagePlan
+from megatron_step.planner.trainable import has_adapters, treatment
 
 
 @dataclass
@@ -17,16 +25,54 @@ class TrainState:
 
     step: int
     """Finished optimizer steps; the position in the data follows from it."""
+    stage: Stage
+    """The growth stage that the model has."""
     chunks: list[DistributedDataParallel]
     """This rank's model chunks, one for each virtual pipeline rank."""
-    optimizer: MegatronOptimizer
-    """AdamW over their trainable weights."""
+    optimizer: MegatronOptimizer | None
+    """AdamW over their trainable weights; None once the state is released."""
+    growth_peak_bytes: int | None = None
+    """Where this process grew the model: the most bytes that this rank had in use at once while it did."""
+
+    def release(self) -> None:
+        """Let go of weights, gradients and optimizer states, so that a larger model can take their place."""
+        self.chunks.clear()
+        self.optimizer = None
+        gc.collect()  # wrappers and hooks are parts of cycles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def initial_state(config: RunConfig, vocab_size: int, parallel: Parallel) -> TrainState:
-    """A model with initial weights and its optimizer, before the first step."""
-    precision = config.training.precision
-    chunks = wrap_data_parallel(
-        build_model(config.model, vocab_size, parallel, precision, config.training.seed), parallel
-    )
-    return TrainState(step=0, chunks=chunks, optimizer=build_optimizer(config.optimizer, chunks, precision))
+    """The first stage's model with initial weights and its optimizer, before the first step."""
+    plan = make_plan(config, vocab_size)
+    return build_state(config, plan, plan.stages[0], 0, vocab_size, parallel)
+
+
+def build_state(
+    config: RunConfig,
+    plan: StagePlan,
+    stage: Stage,
+    step: int,
+    vocab_size: int,
+    parallel: Parallel,
+    fill: Callable[[list[torch.nn.Module]], None] | None = None,
+) -> TrainState:
+    """The model of a stage and its optimizer, after `step` steps of the run, with initial weights and zero moments.
+
+    `fill` puts weights into the model, before gradients and optimizer states are allocated.
+    """
+    precision, seed = config.training.precision, config.training.seed
+    chunks = build_model(config.model, vocab_size, parallel, precision, seed, stage.layout)
+    for chunk in chunks:
+        attach_adapters(
+            chunk, config.model, config.adapter, lambda layer: has_adapters(layer, stage, config), parallel, seed
+        )
+        apply_treatment(chunk, lambda key: treatment(key, stage, config), parallel)
+    if fill is not None:
+        fill(chunks)
+    wrapped = wrap_data_parallel(chunks, parallel)
+    optimizer = build_optimizer(config.optimizer, wrapped, precision)
+    # Adam's moments have seen the steps since the stage in which they began.
+    set_update_counts(optimizer, {part.index: step - part.first_step for part in plan.stages})
+    return TrainState(step=step, stage=stage, chunks=wrapped, optimizer=optimizer)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from megatron_step.config.run import RunConfig
+from megatron_step.engine.microbatch_seed import set_microbatch_seed
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.optimizer import clip_gradients, set_learning_rate
 from megatron_step.training.state import TrainState
@@ -51,11 +52,12 @@ def train_step(
     for chunk in state.chunks:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
-    losses = forward_backward(state.chunks, microbatches, config, forward_only=False)
+    seeds = microbatch_seeds(config.training.seed, state.step, len(microbatches), parallel)
+    losses = forward_backward(state.chunks, microbatches, config, forward_only=False, seeds=seeds)
     loss, stops = reduce_over_world([_loss_share(losses, parallel), float(stop_requested)], parallel)
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss of step {state.step + 1} is {loss}: the weights of step {state.step} are kept")
-    set_learning_rate(state.optimizer, learning_rate, config.optimizer.weight_decay)
+    set_learning_rate(state.optimizer, learning_rate, config.optimizer)
     grad_norm = _update(state)
     state.step += 1
     return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0)
@@ -86,14 +88,28 @@ def evaluate_batch(
     return loss
 
 
+def microbatch_seeds(seed: int, step: int, num_microbatches: int, parallel: Parallel) -> list[int]:
+    """A seed for each of this rank's micro-batches: that of their samples, in every layout and after a resume."""
+    places = range(parallel.dp_rank, num_microbatches * parallel.dp_size, parallel.dp_size)
+    return [((seed * 1_000_003 + step) * 1_000_003 + place) % (1 << 62) for place in places]
+
+
 def forward_backward(
-    chunks: list[Module], microbatches: Sequence[Microbatch], config: RunConfig, forward_only: bool
+    chunks: list[Module],
+    microbatches: Sequence[Microbatch],
+    config: RunConfig,
+    forward_only: bool,
+    seeds: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """Run the schedule of the pipeline layout; returns the mean loss of each micro-batch on the last pipeline rank."""
+    """Run the schedule of the pipeline layout; returns the mean loss of each micro-batch on the last pipeline rank.
+
+    `seeds` are the micro-batches' own, which adapters draw their dropout from.
+    """
     megatron_config = chunks[0].config
     megatron_config.finalize_model_grads_func = finalize_model_grads
     megatron_config.grad_scale_func = None
-    iterators: list[Iterator[Microbatch]] = [iter(microbatches) for _ in chunks]
+    seeded = list(zip(microbatches, seeds or [0] * len(microbatches)))
+    iterators: list[Iterator[tuple[Microbatch, int]]] = [iter(seeded) for _ in chunks]
     return get_forward_backward_func()(
         forward_step_func=_forward_step,
         data_iterator=iterators if len(iterators) > 1 else iterators[0],
@@ -105,8 +121,10 @@ def forward_backward(
     )
 
 
-def _forward_step(microbatches: Iterator[Microbatch], chunk: Module) -> tuple[Tensor, Any]:
-    batch = next(microbatches) or {}
+def _forward_step(microbatches: Iterator[tuple[Microbatch, int]], chunk: Module) -> tuple[Tensor, Any]:
+    microbatch, seed = next(microbatches)
+    batch = microbatch or {}
+    set_microbatch_seed(seed)
     output = chunk(input_ids=batch.get("tokens"), position_ids=None, attention_mask=None, labels=batch.get("labels"))
     return output, _mean_loss
 

@@ -20,10 +20,11 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / ".metadata").write_bytes(b"short")
     manifest = Manifest(
         step=7,
-        adam_step=7,
+        stage_index=1,
         consumed_samples=56,
         vocab_size=250,
         config={"output_dir": "runs/x", "model": {"num_layers": 4}},
+        plan={"stages": [{"index": 0}, {"index": 1}]},
         data_fingerprint={"seed": 1},
         layout={"tensor_parallel_size": 2},
         files=file_table(tmp_path, content_files(tmp_path)),
@@ -34,8 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_manifest_comes_back_as_it_was_written(folder: Path) -> None:
     manifest = read_manifest(folder)
-    assert (manifest.step, manifest.adam_step, manifest.consumed_samples, manifest.vocab_size) == (7, 7, 56, 250)
+    assert (manifest.step, manifest.stage_index, manifest.consumed_samples, manifest.vocab_size) == (7, 1, 56, 250)
     assert manifest.config["model"] == {"num_layers": 4}
+    assert manifest.plan == {"stages": [{"index": 0}, {"index": 1}]}
     assert manifest.layout == {"tensor_parallel_size": 2}
     assert set(manifest.files) == {"a.distcp", ".metadata"}
     assert manifest.files["a.distcp"][0] == 10240
@@ -81,12 +83,11 @@ def test_cut_off_manifest(folder: Path, keep: int) -> None:
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"step": None}, {"files": {"a": 1}}])
+@pytest.mark.parametrize("change", [{"format": 1}, {"step": None}, {"plan": None}, {"files": {"a": 1}}])
 def test_manifest_of_another_make(folder: Path, change: dict) -> None:
     path = folder / "manifest.json"
     values = json.loads(path.read_text()) | change
-    if change.get("step", 0) is None:
-        del values["step"]
+    values = {name: value for name, value in values.items() if value is not None}
     path.write_text(json.dumps(values))
     with pytest.raises(DamagedCheckpointError):
         read_manifest(folder)

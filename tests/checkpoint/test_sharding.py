@@ -6,9 +6,8 @@ from small_run import TIED, VOCAB_SIZE, made_up_batch, small_config
 from worlds import Worlds
 
 from megatron_step.checkpoint.sharding import (
-    adam_step,
     optimizer_state_requests,
-    set_adam_step,
+    own_states,
     sharded_optimizer_states,
     sharded_weights,
     state_names,
@@ -42,11 +41,20 @@ def test_keys_and_shapes_are_the_same_in_every_layout(worlds: Worlds, precision:
         assert found == expected, layout
 
 
-def test_adam_step_counts_updates_and_is_set_for_every_group(worlds: Worlds) -> None:
-    for size, layout in ((1, {"distributed_optimizer": False}), (2, {}), (2, {"pipeline_parallel_size": 2})):
-        for counted, groups in worlds(size).run(adam_steps, config=small_config(parallel=layout)):
-            assert counted == 2
-            assert set(groups) == {40}
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_own_states_of_the_data_parallel_ranks_are_the_whole_moments(worlds: Worlds, precision: str) -> None:
+    training = {"precision": precision}
+    model = {"num_layers": 3}  # the middle of the buffer lies within a weight
+    whole_config = small_config(model=model, training=training, parallel={"distributed_optimizer": False})
+    whole, also_whole = worlds(2).run(moments, config=whole_config)
+    first, second = worlds(2).run(moments, config=small_config(model=model, training=training))
+    assert whole.keys() == first.keys() == second.keys()
+    for key, moment in whole.items():
+        assert torch.equal(moment, also_whole[key]), key
+        # The reductions of the two layouts add in the same order: each element is the sum of two ranks' gradients.
+        assert torch.equal(torch.cat([first[key], second[key]]), moment), key
+    assert any(len(first[key]) == 0 for key in first), "a rank holds no part of some weights"
+    assert any(len(first[key]) and len(second[key]) for key in first), "and a part of others"
 
 
 # What the ranks run.
@@ -72,11 +80,12 @@ def flatten(shards: Any) -> dict[str, tuple[int, ...]]:
     return {tensor.key: tuple(tensor.global_shape) for tensor in tensors}
 
 
-def adam_steps(config: RunConfig) -> tuple[int, list[int]]:
+def moments(config: RunConfig) -> dict[str, torch.Tensor]:
+    """This rank's part of every second moment after a step, flat."""
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
-        for step in range(2):
-            train_step(state, made_up_batch(config, step, parallel), 1e-3, config, parallel, False)
-        counted = adam_step(state.optimizer)
-        set_adam_step(state.optimizer, 40)
-        return counted, [int(torch.as_tensor(group["step"])) for group in state.optimizer.param_groups]
+        train_step(state, made_up_batch(config, 0, parallel), 1e-3, config, parallel, False)
+        return {
+            key: own_states(state.optimizer, shard.data).get("exp_avg_sq", torch.empty(0)).flatten().clone()
+            for key, shard in sharded_weights(state.chunks, parallel).items()
+        }

@@ -72,7 +72,7 @@ def test_what_is_written_is_read_back(path: Path) -> None:
         (["--model.num_layers", "many"], "num_layers"),
         (["--training.precision", "fp8"], "fp8"),
         (["--model.hidden_size", "63"], "not divisible by model.num_attention_heads 4"),
-        (["--parallel.pipeline_parallel_size", "3"], "model.num_layers 4 is not divisible"),
+        (["--stages.count", "5"], "stages.count 5 is more than model.num_layers 4"),
     ],
 )
 def test_a_bad_option_is_one_clear_line(path: Path, overrides: list[str], message: str) -> None:

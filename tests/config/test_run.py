@@ -12,7 +12,6 @@ from megatron_step.config.run import (
     LoggingConfig,
     RampUpConfig,
     RunConfig,
-    StagesConfig,
     TrainingConfig,
     batch_size_at,
     check_world,
@@ -23,8 +22,6 @@ from megatron_step.config.run import (
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StagesConfig(steps=0), "stages.steps must be at least 1"),
-        (lambda: StagesConfig(steps=1, count=3), "stages.count must be 1"),
         (lambda: TrainingConfig(0, 1), "global_batch_size must be at least 1"),
         (lambda: TrainingConfig(8, 1, RampUpConfig(2, 4, 10)), "in increments of 4"),
         (lambda: RampUpConfig(0, 1, 1), "at least 1"),
@@ -34,7 +31,12 @@ from megatron_step.config.run import (
         (lambda: LoggingConfig(interval=0), "at least 1"),
         (lambda: small_config(output_dir=""), "output_dir is empty"),
         (lambda: small_config(evaluation={"interval": 5}, data=_UNSPLIT), "nothing to evaluate on"),
-        (lambda: small_config(parallel={"pipeline_parallel_size": 3}), "num_layers 4 is not divisible"),
+        (lambda: small_config(stages={"count": 2, "layers": [3, 2]}), r"\[3, 2\] add up to 5 layers.*num_layers is 4"),
+        (lambda: small_config(stages={"count": 5}), "stages.count 5 is more than model.num_layers 4"),
+        (
+            lambda: small_config(stages={"count": 2}, adapter={"rank": 3}, parallel={"tensor_parallel_size": 2}),
+            "adapter.rank 3 is not divisible by parallel.tensor_parallel_size 2",
+        ),
         (lambda: small_config(parallel={"tensor_parallel_size": 3}), "num_attention_heads 4 is not divisible"),
         (lambda: small_config(parallel={"tensor_parallel_size": 4}), "num_query_groups 2 is not divisible"),
         (

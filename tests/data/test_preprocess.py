@@ -168,6 +168,9 @@ def test_killed_run_leaves_no_corpus_and_no_process(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell in the background passes it on ignored
     )
     written = tmp_path / "a.bin.tmp"
     while not (written.exists() and written.stat().st_size > 100_000):

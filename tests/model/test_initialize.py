@@ -10,7 +10,8 @@ from worlds import Worlds
 
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
-from megatron_step.training.state import initial_state
+from megatron_step.planner.plan import make_plan
+from megatron_step.training.state import build_state, initial_state
 
 _VOCAB_SIZE = 1500  # more rows than are drawn at a time
 
@@ -52,6 +53,27 @@ def test_seeds_and_layers_give_other_weights(worlds: Worlds) -> None:
     name = "decoder.layers.{}.mlp.linear_fc2.weight"
     assert not torch.equal(first[name.format(0)], second[name.format(0)])
     assert not torch.equal(first[name.format(0)], first[name.format(1)])
+
+
+def test_adapters_begin_as_no_change(worlds: Worlds) -> None:
+    (weights,) = worlds(1).run(_second_stage_weights)
+    adapters = {key: tensor for key, tensor in weights.items() if ".adapter." in key}
+    assert len(adapters) == 3 * 4 * 2
+    for key, tensor in adapters.items():
+        if key.endswith("linear_out.weight"):
+            assert not tensor.any(), key
+        else:
+            assert float(tensor.std()) == pytest.approx(1 / math.sqrt(3 * tensor.shape[1]), rel=0.15), key
+    inputs = [tensor for key, tensor in adapters.items() if key.endswith("linear_qkv.adapter.linear_in.weight")]
+    assert not torch.equal(inputs[0], inputs[1])
+
+
+def _second_stage_weights() -> dict[str, torch.Tensor] | None:
+    config = small_config(stages={"count": 2, "layers": [3, 1]})
+    plan = make_plan(config, _VOCAB_SIZE)
+    with parallel_layout(config.parallel, seed=1) as parallel:
+        state = build_state(config, plan, plan.stages[1], plan.stages[1].first_step, _VOCAB_SIZE, parallel)
+        return whole_tensors(state, parallel, lambda weight: weight.detach())
 
 
 def _weights(config: RunConfig) -> dict[str, torch.Tensor] | None:

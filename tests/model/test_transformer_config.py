@@ -5,11 +5,13 @@ import torch
 from small_run import TIED, small_config
 
 from megatron_step.model.transformer_config import transformer_config
+from megatron_step.planner.stages import even_layout
 
 
 def _config(model: dict | None = None, precision: str = "fp32", **parallel: object) -> object:
     config = small_config(model=model, parallel=parallel)
-    return transformer_config(config.model, config.parallel, precision, False)
+    layout = even_layout(4, config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size)
+    return transformer_config(config.model, layout, config.parallel, precision, False)
 
 
 def test_the_shape_is_the_models() -> None:
@@ -49,3 +51,16 @@ def test_what_is_computed_again(recompute: str, granularity: str | None, modules
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with streams an output may be freed once it is sent")
 def test_a_sent_output_is_kept_without_cuda() -> None:
     assert not _config(pipeline_parallel_size=2).deallocate_pipeline_outputs
+
+
+def test_the_layout_may_be_uneven() -> None:
+    config = small_config(parallel={"pipeline_parallel_size": 2})
+    built = transformer_config(config.model, (1, 3), config.parallel, "fp32", False)
+    layout = [
+        [str(getattr(part, "name", part)) for part in rank[0]] for rank in built.pipeline_model_parallel_layout.layout
+    ]
+    assert layout == [["embedding", "decoder"], ["decoder", "decoder", "decoder", "loss"]]
+    assert (
+        transformer_config(config.model, (4,), small_config().parallel, "fp32", False).pipeline_model_parallel_layout
+        is None
+    )

@@ -12,7 +12,15 @@ from megatron_step.optim.schedule import learning_rate
 
 
 def _rates(total: int, **schedule: object) -> list[float]:
-    return [learning_rate(ScheduleConfig(**schedule), 2.0, step, total) for step in range(total)]
+    return _learning_rates(ScheduleConfig(**schedule), 2.0, total)
+
+
+def _learning_rates(schedule: ScheduleConfig, peak: float, total: int) -> list[float]:
+    """Of a first stage without restarts."""
+    return [
+        learning_rate(schedule, peak, step, total, warmup_steps=schedule.warmup_steps, since_restart=step)
+        for step in range(total)
+    ]
 
 
 def test_constant_after_a_linear_warm_up() -> None:
@@ -51,7 +59,22 @@ def test_the_rate_stays_between_zero_and_the_peak(
     kind: str, warmup: int, decay: float, minimum: float, total: int
 ) -> None:
     schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, decay_fraction=decay, min_fraction=minimum)  # type: ignore[arg-type]
-    rates = [learning_rate(schedule, 1.0, step, total) for step in range(total)]
+    rates = _learning_rates(schedule, 1.0, total)
     assert all(0 <= rate <= 1 + 1e-12 for rate in rates)
     after = rates[warmup:]
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(after)), "never up after the warm-up"
+
+
+def test_a_restart_warms_up_again() -> None:
+    schedule = ScheduleConfig(kind="constant", rewarm_steps=4)
+    rates = [learning_rate(schedule, 2.0, step, 20, warmup_steps=4, since_restart=step % 10) for step in range(20)]
+    assert rates[:6] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0], "the stage's own warm-up, not twice"
+    assert rates[10:15] == [0.5, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_a_stage_that_grows_does_not_decay() -> None:
+    schedule = ScheduleConfig(kind="wsd", decay_fraction=0.5)
+    rates = [
+        learning_rate(schedule, 2.0, step, 10, warmup_steps=0, since_restart=step, grows=True) for step in range(10)
+    ]
+    assert rates == [2.0] * 10

@@ -7,17 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import PLAIN, TIED, VOCAB_SIZE, gather_gradients, made_up_batch, small_config, whole_tensors
+from serial_oracle import differences, train, write_checkpoint
+from small_run import (
+    PLAIN,
+    TIED,
+    VOCAB_SIZE,
+    made_up_batch,
+    small_config,
+    whole_tensors,
+)
 from worlds import WorldError, Worlds
 
-from megatron_step.checkpoint.load import find_checkpoint, load_checkpoint
-from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RampUpConfig, RunConfig, batch_size_at, check_world
-from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.training.evaluation import validation_loss
+from megatron_step.engine.parallel import parallel_layout
 from megatron_step.training.state import TrainState, initial_state
-from megatron_step.training.step import forward_backward, train_step
+from megatron_step.training.step import train_step
 
 ARCHITECTURES = {"plain": PLAIN, "tied": TIED}
 
@@ -113,7 +118,7 @@ def test_odd_sizes_equal_one_process(worlds: Worlds, tmp_path: Path) -> None:
 def test_oracle_catches_planted_fault(serial: dict[str, Any], worlds: Worlds, fault: str, layout: dict) -> None:
     config = small_config(model=serial["model"], parallel=layout)
     try:
-        result = worlds(2).run(train, config=config, folder=serial["folder"], fault=fault)[0]
+        result = worlds(2).run(train, config=config, folder=serial["folder"], fault=FAULTS[fault])[0]
     except WorldError as error:
         assert "ranks disagree about decoder.layers" in str(error)
     else:
@@ -155,72 +160,7 @@ def test_first_weights_are_the_same_in_every_layout(worlds: Worlds) -> None:
                 assert torch.equal(weight, expected[key]), key
 
 
-def differences(result: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Every quantity that is further from the serial one than rounding explains, in words."""
-    found = []
-
-    def check(name: str, error: float, tolerance: float) -> None:
-        if not error <= tolerance:
-            found.append(f"{name}: relative error {error:.1e} above {tolerance:.0e}")
-
-    for what, name in (("losses", "loss"), ("grad_norms", "gradient norm")):
-        assert len(result[what]) == len(expected[what])
-        for step, (ours, theirs) in enumerate(zip(result[what], expected[what]), start=1):
-            check(f"{name} of step {step}", abs(ours / theirs - 1), 1e-5)
-    check("validation loss", abs(result["validation_loss"] / expected["validation_loss"] - 1), 1e-5)
-    for what, tolerance in (("gradient", 1e-5), ("weight", 1e-4)):
-        assert result[what].keys() == expected[what].keys()
-        for key, tensor in expected[what].items():
-            check(f"{what} {key}", float((result[what][key] - tensor).norm() / tensor.norm()), tolerance)
-    return found
-
-
 # What the ranks run.
-
-
-def write_checkpoint(config: RunConfig, folder: Path) -> None:
-    """Train three steps, so that Adam's moments and step count matter, and save."""
-    with parallel_layout(config.parallel, 1) as parallel:
-        state = initial_state(config, VOCAB_SIZE, parallel)
-        for step in range(3):
-            train_step(state, made_up_batch(config, 1000 + step, parallel), 1e-3, config, parallel, False)
-        saver = CheckpointSaver(folder, config.checkpoint, parallel)
-        facts = {"consumed_samples": 24, "vocab_size": VOCAB_SIZE, "config": {}, "data_fingerprint": {}, "layout": {}}
-        saver.save(state.chunks, state.optimizer, "fp32", state.step, facts)
-
-
-def train(config: RunConfig, folder: Path, fault: str | None = None) -> dict[str, Any]:
-    """The first step's gradients, then ten steps and an evaluation, from the checkpoint in `folder`."""
-    check_world(config, torch.distributed.get_world_size())
-    with parallel_layout(config.parallel, 1) as parallel:
-        state = initial_state(config, VOCAB_SIZE, parallel)
-        found = find_checkpoint(folder, "auto", parallel)
-        assert found is not None
-        load_checkpoint(found, state.chunks, state.optimizer, "fp32", parallel)
-        if fault is not None:
-            FAULTS[fault](state)
-        gradient = first_gradient(state, config, parallel)
-        results = [
-            train_step(state, made_up_batch(config, step, parallel), 1e-3 * (1 + step % 3), config, parallel, False)
-            for step in range(10)
-        ]
-        return {
-            "losses": [result.loss for result in results],
-            "grad_norms": [result.grad_norm for result in results],
-            "gradient": gradient,
-            "weight": whole_tensors(state, parallel, lambda weight: weight.detach()),
-            "validation_loss": validation_loss(
-                state.chunks, lambda index: made_up_batch(config, 500 + index, parallel), config, parallel
-            ),
-        }
-
-
-def first_gradient(state: TrainState, config: RunConfig, parallel: Parallel) -> dict[str, torch.Tensor] | None:
-    for chunk in state.chunks:
-        chunk.zero_grad_buffer()
-    forward_backward(state.chunks, made_up_batch(config, 0, parallel), config, forward_only=False)
-    gather_gradients(state, parallel)
-    return whole_tensors(state, parallel, lambda weight: weight.main_grad)
 
 
 def train_from_start(config: RunConfig, ramp_up: dict[str, int] | None = None) -> dict[str, Any]:

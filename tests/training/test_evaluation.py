@@ -7,6 +7,7 @@ import torch
 from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel
+from megatron_step.planner.plan import make_plan
 from megatron_step.training.evaluation import evaluation_hook, validation_loss
 from megatron_step.training.stage import StepContext
 from megatron_step.training.state import initial_state
@@ -38,3 +39,16 @@ def test_it_is_due_every_interval_and_at_the_end(alone: Parallel, interval: int,
             assert metrics["validation_perplexity"] == pytest.approx(math.exp(metrics["validation_loss"]))
             evaluated.append(step)
     assert evaluated == expected
+
+
+def test_every_stage_ends_with_an_evaluation(alone: Parallel) -> None:
+    config = small_config(steps=8, stages={"count": 2, "layers": [3, 1]}, evaluation={"interval": 0, "steps": 1})
+    state = initial_state(config, VOCAB_SIZE, alone)
+    hook = evaluation_hook(lambda index: made_up_batch(config, index, alone), config, alone)
+    plan, evaluated = make_plan(config, VOCAB_SIZE), []
+    for step in range(1, plan.num_steps + 1):
+        state.step, state.stage = step, plan.stage_at(step - 1)
+        metrics: dict = {}
+        hook(StepContext(state, metrics, memory=None, is_last=False))
+        evaluated += [step] if metrics else []
+    assert evaluated == [6, 14], "three quarters of the first stage's steps, and all of the last one's"

@@ -27,6 +27,19 @@ def test_the_loss_is_that_of_the_run(trained: Path) -> None:
         assert checkpoint_loss(inspected) != pytest.approx(measured, rel=1e-6)
 
 
+def test_the_loss_of_a_grown_model_is_that_with_its_adapters(tmp_path: Path, small_data: DataConfig) -> None:
+    sections = {"evaluation": {"interval": 0, "steps": 2}, "stages": {"count": 2, "layers": [3, 1], "steps": [4, 6]}}
+    assert run(small_config(str(tmp_path), data=small_data, **sections))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert list(measured) == [3, 9]
+    for step, loss in measured.items():
+        with open_checkpoint(tmp_path / f"checkpoints/step_{step:08d}") as inspected:
+            assert len(inspected.chunks[0].decoder.layers) == {3: 3, 9: 4}[step]
+            # Merged once into fp32 weights: the rounding of a few additions.
+            assert checkpoint_loss(inspected) == pytest.approx(loss, rel=1e-5)
+
+
 def test_text_follows_from_seed_and_temperature(trained: Path) -> None:
     with open_checkpoint(trained) as inspected:
         texts = [generate(inspected, "Emma was", 12, temperature, seed) for temperature, seed in _DRAWS]

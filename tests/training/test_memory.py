@@ -1,12 +1,15 @@
 """Measured bytes are those of the tensors, counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel
-from megatron_step.training.memory import Memory, _StorageTracker, measure_step, model_state_bytes
-from megatron_step.training.state import initial_state
+from megatron_step.planner.plan import make_plan
+from megatron_step.training.memory import _StorageTracker, measure_peak, measure_states, measure_step
+from megatron_step.training.state import build_state, initial_state
 from megatron_step.training.step import train_step
 
 
@@ -37,12 +40,49 @@ def test_the_tracker_sees_what_the_backward_pass_keeps() -> None:
     assert tracker._live_bytes >= weight.grad.nbytes
 
 
+def test_the_peak_of_some_work_is_what_it_had_at_once() -> None:
+    before = torch.zeros(1 << 20)
+    result, peak_bytes = measure_peak(lambda: sum(float(torch.ones(1000).sum()) for _ in range(5)))
+    assert result == 5000
+    assert 4000 <= peak_bytes < 8000, "one tensor at a time, and nothing of what was there before"
+    assert before.nbytes > peak_bytes
+
+
 @pytest.mark.parametrize(("precision", "per_weight"), [("fp32", 4 + 4 + 8), ("bf16", 2 + 4 + 4 + 8)])
 def test_model_states_by_the_rule_of_thumb(alone: Parallel, precision: str, per_weight: int) -> None:
     state = initial_state(small_config(training={"precision": precision}), VOCAB_SIZE, alone)
     weights = sum(param.numel() for param in state.chunks[0].parameters())
+    measured = measure_states(state, activation_bytes=7)
     # Gradient buffers are padded, and one buffer can hold several tensors: a little more than the rule.
-    assert weights * per_weight <= model_state_bytes(state) <= weights * per_weight * 1.01 + 8192
+    assert weights * per_weight <= measured.model_state_bytes <= weights * per_weight * 1.01 + 8192
+    assert measured.peak_bytes == measured.model_state_bytes + 7
+    assert measured.frozen_weight_bytes == measured.adapter_weight_bytes == 0
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+@pytest.mark.parametrize(("precision", "weight", "moments"), [("fp32", 4, 8), ("bf16", 2, 12)])
+def test_a_frozen_base_is_counted_by_its_kinds(
+    alone: Parallel, precision: str, weight: int, moments: int, distributed: bool
+) -> None:
+    config = small_config(
+        stages={"count": 2, "layers": [3, 1]},
+        training={"precision": precision},
+        parallel={"distributed_optimizer": distributed},
+    )
+    parallel = replace(alone, config=config.parallel)
+    plan = make_plan(config, VOCAB_SIZE)
+    state = build_state(config, plan, plan.stages[1], plan.stages[1].first_step, VOCAB_SIZE, parallel)
+    params = dict(state.chunks[0].named_parameters())
+    adapters = sum(param.numel() for name, param in params.items() if ".adapter." in name)
+    frozen = sum(param.numel() for param in params.values() if not param.requires_grad)
+    trained = sum(param.numel() for param in params.values() if param.requires_grad)
+    measured = measure_states(state, activation_bytes=0)
+    padding = 64 * len(params) if distributed else 0  # the distributed optimizer's buffers round every weight up
+    assert measured.frozen_weight_bytes == weight * frozen > 0
+    assert measured.adapter_weight_bytes == weight * adapters > 0
+    assert 0 <= measured.trained_weight_bytes - weight * (trained - adapters) <= weight * padding
+    assert 0 <= measured.gradient_bytes - 4 * trained <= 4 * padding
+    assert measured.optimizer_bytes == moments * trained
 
 
 def test_a_longer_step_needs_more_beside_the_same_states(alone: Parallel) -> None:
@@ -60,8 +100,6 @@ def test_a_longer_step_needs_more_beside_the_same_states(alone: Parallel) -> Non
 
 
 def test_recompute_needs_less(alone: Parallel) -> None:
-    from dataclasses import replace
-
     activations = []
     for recompute in ("none", "full"):
         config = small_config(parallel={"recompute": recompute}, training={"micro_batch_size": 8})
@@ -71,7 +109,3 @@ def test_recompute_needs_less(alone: Parallel) -> None:
         _, memory = measure_step(state, lambda: train_step(state, batch, 1e-3, config, parallel, False))  # noqa: B023
         activations.append(memory.activation_bytes)
     assert activations[1] < 0.7 * activations[0]
-
-
-def test_the_peak_is_the_sum() -> None:
-    assert Memory(3, 4).peak_bytes == 7

@@ -77,6 +77,12 @@ def _no_tokenizer(data: DataConfig) -> DataConfig:
         (lambda data: data, {"parallel": {"tensor_parallel_size": 2}}, "a world of 1 ranks does not fit"),
         (lambda data: data, {"model": {"seq_length": 50_000}}, "give more text, a smaller seq_length"),
         (lambda data: data, {"checkpoint": {"resume": "nowhere"}}, "there is no checkpoint nowhere"),
+        (lambda data: data, {"stages": {"start_from": "nowhere"}}, "nowhere"),
+        (
+            lambda data: data,
+            {"stages": {"count": 2, "layers": [3, 1]}, "growth": {"operator": "stack", "init": "copy"}},
+            "it cannot add 1 layers to 3",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_written(

@@ -10,6 +10,7 @@ from megatron_step.checkpoint.manifest import Manifest
 from megatron_step.checkpoint.save import SaveError
 from megatron_step.config.run import RampUpConfig, RunConfig
 from megatron_step.engine.parallel import Parallel
+from megatron_step.planner.plan import make_plan
 from megatron_step.training.saving import check_resumable, description, saving_hook
 from megatron_step.training.stage import StepContext
 from megatron_step.training.state import TrainState
@@ -44,9 +45,10 @@ class _Saver:
 
 
 def _run_hook(saver: _Saver, config: RunConfig, parallel: Parallel, last: int) -> None:
-    describe = description(config, VOCAB_SIZE, _FINGERPRINT, parallel)
+    plan = make_plan(config, VOCAB_SIZE)
+    describe = description(config, plan, VOCAB_SIZE, _FINGERPRINT, parallel)
     hook = saving_hook(saver, config, describe, parallel)  # type: ignore[arg-type]
-    state = TrainState(step=0, chunks=[], optimizer=None)  # type: ignore[arg-type]
+    state = TrainState(step=0, stage=plan.stages[0], chunks=[], optimizer=None)
     for step in range(1, last + 1):
         state.step = step
         hook(StepContext(state, {}, None, is_last=step == last))
@@ -76,8 +78,14 @@ def test_the_last_save_may_not_fail(alone: Parallel, fails: dict[str, tuple[int,
 
 
 def _manifest(config: RunConfig, parallel: Parallel, step: int = 5) -> Manifest:
-    described = description(config, VOCAB_SIZE, _FINGERPRINT, parallel)(step)
-    return Manifest(step=step, adam_step=step, files={}, **described)
+    plan = make_plan(config, VOCAB_SIZE)
+    state = TrainState(step=step, stage=plan.stage_at(step), chunks=[], optimizer=None)
+    described = description(config, plan, VOCAB_SIZE, _FINGERPRINT, parallel)(state)
+    return Manifest(step=step, files={}, **described)
+
+
+def _check(manifest: Manifest, config: RunConfig, vocab_size: int = VOCAB_SIZE) -> None:
+    check_resumable(manifest, config, make_plan(config, vocab_size), vocab_size, _FINGERPRINT)
 
 
 @pytest.mark.parametrize(
@@ -96,20 +104,36 @@ def test_another_run_is_refused_by_the_name_of_what_differs(
     manifest = _manifest(small_config(), alone)
     name = request.node.callspec.id
     with pytest.raises(ValueError, match=rf"is of another run: \w+\.{name} .* -> "):
-        check_resumable(manifest, small_config(**change), VOCAB_SIZE, _FINGERPRINT)
+        _check(manifest, small_config(**change))
 
 
 def test_another_vocabulary_is_refused(alone: Parallel) -> None:
     with pytest.raises(ValueError, match="vocabulary 250 -> 251"):
-        check_resumable(_manifest(small_config(), alone), small_config(), VOCAB_SIZE + 1, _FINGERPRINT)
+        _check(_manifest(small_config(), alone), small_config(), VOCAB_SIZE + 1)
 
 
-def test_a_run_shorter_than_its_checkpoint_is_refused(alone: Parallel) -> None:
-    with pytest.raises(ValueError, match="step 5, beyond stages.steps 4"):
-        check_resumable(_manifest(small_config(), alone), small_config(steps=4), VOCAB_SIZE, _FINGERPRINT)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"count": 2, "layers": [2, 2], "steps": 8}, "last step of stage 0 8 -> 6"),
+        ({"count": 2, "layers": [3, 1]}, "new layers of stage 0 2 -> 3"),
+        ({"count": 1}, "stages.count 2 -> 1"),
+    ],
+)
+def test_another_plan_is_refused(alone: Parallel, change: dict[str, Any], words: str) -> None:
+    saved = small_config(stages={"count": 2, "layers": [2, 2]})
+    with pytest.raises(ValueError, match=words):
+        _check(_manifest(saved, alone), small_config(stages=change))
+
+
+def test_another_growth_is_refused(alone: Parallel) -> None:
+    saved = small_config(stages={"count": 2, "layers": [3, 1]})
+    other = replace(saved, growth=replace(saved.growth, position="lower"))
+    with pytest.raises(ValueError, match=r"growth\.position upper -> lower, place or sources of the layers of stage 1"):
+        _check(_manifest(saved, alone), other)
 
 
 def test_layout_micro_batch_and_learning_rate_may_change(alone: Parallel) -> None:
     other = small_config(parallel={"tensor_parallel_size": 2}, training={"micro_batch_size": 4})
     other = replace(other, optimizer=replace(other.optimizer, learning_rate=1.0))
-    check_resumable(_manifest(small_config(), alone), other, VOCAB_SIZE, _FINGERPRINT)
+    _check(_manifest(small_config(), alone), other)

@@ -7,9 +7,9 @@ from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.config.run import RampUpConfig, RunConfig, batch_size_at, consumed_samples
 from megatron_step.engine.parallel import Parallel
-from megatron_step.optim.schedule import learning_rate
+from megatron_step.planner.plan import make_plan
 from megatron_step.training.signals import StopRequest
-from megatron_step.training.stage import StepContext, train_stage
+from megatron_step.training.stage import StepContext, step_learning_rate, train_stage
 from megatron_step.training.state import initial_state
 from megatron_step.training.step import Microbatch
 
@@ -29,7 +29,8 @@ def test_every_step_has_its_line(alone: Parallel) -> None:
     assert [context.metrics["tokens"] for context in seen] == [32 * samples for samples in (4, 8, 14, 22)]
     assert [context.is_last for context in seen] == [False, False, False, True]
     assert [context.memory is not None for context in seen] == [False, True, False, False]
-    rates = [learning_rate(config.schedule, config.optimizer.learning_rate, step, 4) for step in range(4)]
+    rates = [step_learning_rate(config, state.stage, step) for step in range(4)]
+    assert rates[2] == config.optimizer.learning_rate, "the warm-up takes three steps"
     assert [context.metrics["learning_rate"] for context in seen] == rates
     assert all(context.metrics["tokens_per_second"] > 0 for context in seen)
 
@@ -65,3 +66,39 @@ def test_nothing_is_left_to_do_at_the_end(alone: Parallel) -> None:
     state.step = 3
     hooks = [lambda context: pytest.fail("there is no step left")]
     assert train_stage(state, _batches(config, alone, 3), config, alone, hooks, StopRequest())
+
+
+def _rates(**sections: dict) -> list[list[float]]:
+    """Learning rates of the steps of two stages laid out for 20 steps each, of which the first trains 15."""
+    config = small_config(**{**sections, "stages": {"count": 2, "layers": [3, 1], "steps": 20, **sections["stages"]}})
+    stages = make_plan(config, VOCAB_SIZE).stages
+    assert [(stage.first_step, stage.last_step) for stage in stages] == [(0, 15), (15, 35)]
+    return [
+        [step_learning_rate(config, stage, step) for step in range(stage.first_step, stage.last_step)]
+        for stage in stages
+    ]
+
+
+def test_each_stage_has_its_schedule() -> None:
+    first, second = _rates(stages={})
+    # Three steps of warm-up, later two of re-warm-up; only the last stage comes to the decay, 4 of its 20 steps.
+    assert first == pytest.approx([2e-3 / 3, 4e-3 / 3] + [2e-3] * 13)
+    assert second == pytest.approx([1e-3] + [2e-3] * 16 + [1.5e-3, 1e-3, 0.5e-3])
+
+
+def test_each_stage_has_its_peak() -> None:
+    first, second = _rates(stages={"learning_rates": [4e-3, 1e-3]})
+    assert max(first) == 4e-3
+    assert max(second) == 1e-3
+
+
+def test_the_rate_warms_up_again_after_each_restart() -> None:
+    first, second = _rates(stages={}, adapter={"restart_interval": 8})
+    assert first == _rates(stages={})[0], "the first stage has no adapters"
+    assert second[7:11] == pytest.approx([2e-3, 1e-3, 2e-3, 2e-3])
+    # In the decay: half of what it would be.
+    assert second[15:18] == pytest.approx([2e-3, 1e-3, 1.5e-3])
+
+
+def test_a_run_without_adapters_has_no_restarts() -> None:
+    assert _rates(stages={}, adapter={"restart_interval": 8, "rank": 0}) == _rates(stages={}, adapter={"rank": 0})

@@ -1,22 +1,92 @@
-"""A fresh state has initial weights, zero steps, and an optimizer over every weight."""
+"""A stage's state has its model, an optimizer over what it trains, and counts of the updates that moments have seen."""
 
+from typing import Any
+
+import pytest
 import torch
 from small_run import VOCAB_SIZE, small_config
 
+from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
-from megatron_step.training.state import initial_state
+from megatron_step.planner.plan import make_plan
+from megatron_step.training.state import TrainState, build_state, initial_state
+
+STAGES: dict[str, Any] = {"count": 3, "layers": [2, 1, 1], "steps": [8, 12, 10]}
+
+
+def _state(config: RunConfig, index: int, parallel: Parallel, in_stage: int = 0, **arguments: Any) -> TrainState:
+    plan = make_plan(config, VOCAB_SIZE)
+    stage = plan.stages[index]
+    return build_state(config, plan, stage, stage.first_step + in_stage, VOCAB_SIZE, parallel, **arguments)
+
+
+def _optimized(state: TrainState) -> int:
+    return sum(param.numel() for group in state.optimizer.param_groups for param in group["params"])
 
 
 def test_a_fresh_state(alone: Parallel) -> None:
     state = initial_state(small_config(), VOCAB_SIZE, alone)
     assert state.step == 0
+    assert state.stage.index == 0
     (chunk,) = state.chunks
     assert all(param.requires_grad for param in chunk.parameters())
-    optimized = sum(param.numel() for group in state.optimizer.param_groups for param in group["params"])
-    assert optimized == sum(param.numel() for param in chunk.parameters())
+    assert _optimized(state) == sum(param.numel() for param in chunk.parameters())
 
 
 def test_bf16_weights_have_fp32_gradients(alone: Parallel) -> None:
     state = initial_state(small_config(training={"precision": "bf16"}), VOCAB_SIZE, alone)
     assert {param.dtype for param in state.chunks[0].parameters()} == {torch.bfloat16}
     assert {buffer.grad_data.dtype for buffer in state.chunks[0].buffers} == {torch.float32}
+
+
+def test_a_later_stage_optimizes_what_it_trains_alone(alone: Parallel) -> None:
+    state = _state(small_config(stages=STAGES), 1, alone)
+    (chunk,) = state.chunks
+    assert len(chunk.module.decoder.layers) == 3
+    frozen = [name for name, param in chunk.named_parameters() if not param.requires_grad]
+    assert len(frozen) == 2 * 4, "the four matrices of both old layers"
+    trained = sum(param.numel() for param in chunk.parameters() if param.requires_grad)
+    assert _optimized(state) == trained < sum(param.numel() for param in chunk.parameters())
+
+
+@pytest.mark.parametrize("at_stage_end", ["merge", "keep"])
+def test_groups_count_the_steps_since_their_moments_began(alone: Parallel, at_stage_end: str) -> None:
+    # Stages 0 and 1 end after 6 and 9 steps, three quarters of theirs.
+    config = small_config(stages=STAGES, adapter={"at_stage_end": at_stage_end})
+    state = _state(config, 2, alone, in_stage=4)
+    assert state.step == 6 + 9 + 4
+    counts = {
+        (group["role"], group["since"]): int(group["step"])
+        for group in state.optimizer.param_groups
+        if group["params"]  # a group without weights of ours is there for other ranks
+    }
+    adapters = {("adapter", 1): 13, ("adapter", 2): 4} if at_stage_end == "keep" else {("adapter", 2): 4}
+    assert counts == {("embedding", 0): 19, ("base", 0): 19, ("base", 1): 13, ("new_layer", 2): 4, **adapters}
+
+
+def test_weights_are_filled_before_gradients_and_moments_are_allocated(alone: Parallel) -> None:
+    seen: list[bool] = []
+
+    def fill(chunks: list[torch.nn.Module]) -> None:
+        seen.extend(hasattr(param, "main_grad") for chunk in chunks for param in chunk.parameters())
+        for chunk in chunks:
+            for param in chunk.parameters():
+                param.data.fill_(0.5)
+
+    state = _state(small_config(stages=STAGES, training={"precision": "bf16"}), 1, alone, fill=fill)
+    assert seen
+    assert not any(seen)
+    assert all((param == 0.5).all() for param in state.chunks[0].parameters())
+    main = [param for group in state.optimizer.param_groups for param in group["params"]]
+    assert all((param == 0.5).all() for param in main), "the fp32 main weights are those that were filled in"
+
+
+def test_a_released_state_holds_no_weights(alone: Parallel) -> None:
+    import weakref
+
+    state = initial_state(small_config(), VOCAB_SIZE, alone)
+    weight = weakref.ref(state.chunks[0].module.decoder.layers[0].mlp.linear_fc1.weight)
+    buffer = weakref.ref(state.chunks[0].buffers[0].grad_data)
+    state.release()
+    assert weight() is None
+    assert buffer() is None

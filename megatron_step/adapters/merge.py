@@ -1,0 +1,30 @@
+"""Merges adapters into the weights that they are on: W + s B A, computed in fp32 and rounded once."""
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from torch import Tensor
+
+from megatron_step.layers.adapter import Adapter
+from megatron_step.layers.communication import all_gather
+
+
+def add_product(piece: ShardedTensor, a: Tensor, b: Tensor, scaling: float) -> None:
+    """Add the piece's part of scaling B A to it, in place: whole A [r, k] and B [n, r]; the piece is in fp32."""
+    rows, columns = (slice(start, start + size) for start, size in zip(piece.global_offset, piece.data.shape))
+    piece.data.addmm_(b[rows].float(), a[:, columns].float(), alpha=scaling)
+
+
+@torch.no_grad()
+def merge_adapter(linear: torch.nn.Module) -> None:
+    """Add the adapter's product to the linear's weight, in place; the adapter stays as it is. Every rank of the
+    tensor-parallel group must call it."""
+    a, b = whole_rank(linear.adapter)
+    linear.weight.copy_(linear.weight.float().addmm_(b.float(), a.float(), alpha=linear.adapter.scaling))
+
+
+def whole_rank(adapter: Adapter) -> tuple[Tensor, Tensor]:
+    """A and B for this rank's part of the weight, [r, k] and [n, r] with all of the rank."""
+    a, b = adapter.linear_in.weight.detach(), adapter.linear_out.weight.detach()
+    if adapter.split == "column":
+        return all_gather(a, adapter.group)[0], b
+    return a, all_gather(b.t(), adapter.group)[0].t()

@@ -1,0 +1,83 @@
+"""A step of a grown stage against an ordinary step at the same depth, and what its adapters cost."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from megatron_step.benchmarks.configs import run_config
+from megatron_step.benchmarks.timing import Row, interleave, spread, use_all_cores
+from megatron_step.benchmarks.train_arms import Arm, megatron_step_arm, random_batch
+from megatron_step.config.model import ModelConfig
+from megatron_step.config.run import RunConfig
+from megatron_step.config.stages import AdapterConfig, StagesConfig
+from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+from megatron_step.planner.flops import stage_flops_per_token
+from megatron_step.planner.plan import make_plan
+from megatron_step.training.state import build_state
+
+MODEL = ModelConfig(
+    num_layers=8, hidden_size=1024, ffn_hidden_size=2736, num_attention_heads=16, seq_length=512, vocab_size=8192
+)
+"""117 million weights: linears wide enough that an adapter of rank 16 is small beside them."""
+NEW_LAYERS = 2
+_VANILLA, _ADAPTED, _FROZEN = "vanilla step", "last stage", "last stage without adapters"
+
+
+def run(
+    repeats: int,
+    model: ModelConfig = MODEL,
+    micro_batch_size: int = 4,
+    rank: int = 16,
+    precisions: Sequence[str] = ("fp32", "bf16"),
+) -> list[Row]:
+    """Rows for each precision: seconds of each arm, and its time and operations as shares of the vanilla step's.
+
+    The last stage has `NEW_LAYERS` new layers; the others are frozen and carry adapters of `rank`, or none.
+    """
+    use_all_cores()
+    return [
+        row for precision in precisions for row in _precision_rows(repeats, model, micro_batch_size, rank, precision)
+    ]
+
+
+def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, rank: int, precision: str) -> list[Row]:
+    vanilla = run_config(model, micro_batch_size, precision)
+    layers = [model.num_layers - NEW_LAYERS, NEW_LAYERS]
+    staged = replace(vanilla, stages=StagesConfig(steps=1, count=2, layers=layers), adapter=AdapterConfig(rank=rank))
+    configs = {_VANILLA: vanilla, _ADAPTED: staged, _FROZEN: replace(staged, adapter=AdapterConfig(rank=0))}
+    try:
+        with parallel_layout(vanilla.parallel, vanilla.training.seed) as parallel:
+            arms = {name: _arm(config, parallel) for name, config in configs.items()}
+            seconds = interleave(arms, repeats)
+    finally:
+        stop_world()
+    flops = {name: _flops(config) for name, config in configs.items()}
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        {
+            "benchmark": f"step of a stage, {torch.get_num_threads()} threads",
+            "precision": precision,
+            "arm": name,
+            **spread(seconds[name], "seconds"),
+            "time_of_vanilla": medians[name] / medians[_VANILLA],
+            "operations_of_vanilla": flops[name] / flops[_VANILLA],
+            "time_without_adapters": medians[name] / medians[_FROZEN],
+        }
+        for name in configs
+    ]
+
+
+def _arm(config: RunConfig, parallel: Parallel) -> Arm:
+    """A step of the last stage."""
+    assert config.model.vocab_size is not None
+    plan = make_plan(config, config.model.vocab_size)
+    stage = plan.stages[-1]
+    state = build_state(config, plan, stage, stage.first_step, config.model.vocab_size, parallel)
+    return megatron_step_arm(state, random_batch(config.model, config.training.micro_batch_size), config, parallel)
+
+
+def _flops(config: RunConfig) -> int:
+    assert config.model.vocab_size is not None
+    return stage_flops_per_token(config, make_plan(config, config.model.vocab_size).stages[-1], config.model.vocab_size)

@@ -1,0 +1,57 @@
+"""Carries a checkpoint's optimizer states into the next stage.
+
+Those of weights that go on training follow them, by the weight's key under its number in the stage before; those of
+new weights stay zero; those of frozen weights are not read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_step.checkpoint.load import load_tensors
+from megatron_step.checkpoint.sharding import (
+    Sharded,
+    optimizer_state_requests,
+    set_optimizer_state,
+    sharded_weights,
+    state_names,
+)
+from megatron_step.engine.parallel import Parallel
+from megatron_step.planner.stages import Stage
+from megatron_step.planner.trainable import layer_key, layer_of
+
+
+def grow_moments(
+    path: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: MegatronOptimizer,
+    stage: Stage,
+    precision: str,
+    parallel: Parallel,
+) -> None:
+    """Load the states of the weights that `stage` goes on training, in place, whatever layout wrote them.
+
+    Raises ValueError if the checkpoint in `path` lacks a state, or has another shape of it.
+    """
+    carried = {
+        name: replace(shard, key=_key_before(shard.key, stage))
+        for name, shard in sharded_weights(chunks, parallel).items()
+        if _goes_on(shard, stage)
+    }
+    for name in state_names(precision):
+        # Data-parallel ranks without the distributed optimizer ask for the same parts.
+        states = load_tensors(path, optimizer_state_requests(carried, name), shared=True)
+        set_optimizer_state(optimizer, carried, name, states)
+
+
+def _goes_on(shard: Sharded, stage: Stage) -> bool:
+    """Whether the weight was trained in the stage before, too."""
+    return shard.data.requires_grad and shard.data.since < stage.index
+
+
+def _key_before(key: str, stage: Stage) -> str:
+    layer = layer_of(key)
+    return key if layer < 0 else layer_key(key, stage.layers[layer].sources[0])

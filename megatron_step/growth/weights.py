@@ -1,0 +1,178 @@
+"""Grows a checkpoint's weights into the model of the next stage, whatever layout wrote the one or holds the other.
+
+Layers are known by their numbers in the plan, never by their place on a rank. For layer j of the new stage, with the
+sources S that the plan names, in fp32 and rounded once:
+
+    W_j = mean over i in S of (W_i + s B_i A_i)      a new layer, or an old one whose adapters are merged
+    W_j = W_i,  A_j = A_i,  B_j = B_i                an old layer whose adapters are kept
+
+A new layer without sources keeps its random weights; `identity` sets its two output projections to zero.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch import Tensor
+
+from megatron_step.adapters.merge import add_product
+from megatron_step.checkpoint.load import FoundCheckpoint, load_tensors
+from megatron_step.checkpoint.manifest import Manifest
+from megatron_step.checkpoint.sharding import Sharded, sharded_weights
+from megatron_step.config.stages import GrowthConfig
+from megatron_step.engine.parallel import Parallel
+from megatron_step.planner.operators import first_layers
+from megatron_step.planner.stages import Stage, even_layout, plan_from_dict
+from megatron_step.planner.trainable import is_adapter, layer_key, layer_of
+
+_OUTPUT_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+
+
+@dataclass(frozen=True)
+class GrowthSource:
+    """A checkpoint to grow from."""
+
+    path: Path
+    """Its folder."""
+    scaling: float
+    """alpha / rank of its adapters."""
+    tensors: Mapping[str, Sequence[int]]
+    """Shape of every tensor in it, by its key."""
+
+
+def growth_source(found: FoundCheckpoint) -> GrowthSource:
+    """What growth needs to know of a checkpoint."""
+    adapter = found.manifest.config["adapter"]
+    metadata = dist_checkpointing.load_tensors_metadata(str(found.path))
+    return GrowthSource(
+        found.path,
+        adapter["alpha"] / adapter["rank"] if adapter["rank"] else 0.0,
+        {key: tuple(tensor.global_shape) for key, tensor in metadata.items()},
+    )
+
+
+def grow_weights(
+    chunks: list[torch.nn.Module],
+    source: GrowthSource,
+    stage: Stage,
+    growth: GrowthConfig,
+    keep_adapters: bool,
+    parallel: Parallel,
+) -> None:
+    """Fill the chunks, the model of `stage`, with the grown weights of `source`, in place. Every rank must call it.
+
+    A layer at a time is read, so that little is alive beside the new model. Adapters that are not kept stay fresh.
+
+    Raises ValueError if the checkpoint has not the tensors, or not in the shapes, that the model needs.
+    """
+    shards = list(sharded_weights(chunks, parallel).values())
+    _load([shard for shard in shards if layer_of(shard.key) < 0], source)
+    own = sorted({layer_of(shard.key) for shard in shards} - {-1})
+    for turn in range(_most_layers(stage, parallel)):  # every rank must take part in every turn
+        layer = own[turn] if turn < len(own) else None
+        of_layer = [shard for shard in shards if layer_of(shard.key) == layer]
+        _grow_layer(of_layer, layer, source, stage, growth, keep_adapters)
+
+
+def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel: Parallel) -> None:
+    """Fill the chunks, a model without adapters as deep as the checkpoint's, with its weights, adapters merged.
+
+    Raises ValueError if the checkpoint has not the tensors, or not in the shapes, that the model needs.
+    """
+    stage = saved_stage(found.manifest)
+    pipeline = parallel.config.pipeline_parallel_size * parallel.config.virtual_pipeline_size
+    whole = replace(
+        stage, index=0, layers=first_layers(stage.num_layers, True), layout=even_layout(stage.num_layers, pipeline)
+    )
+    grow_weights(chunks, growth_source(found), whole, GrowthConfig(), False, parallel)
+
+
+def saved_stage(manifest: Manifest) -> Stage:
+    """The stage whose model a checkpoint holds."""
+    return plan_from_dict(manifest.plan).stages[manifest.stage_index]
+
+
+def _most_layers(stage: Stage, parallel: Parallel) -> int:
+    """Layers of the pipeline rank that holds the most."""
+    pipeline = parallel.config.pipeline_parallel_size
+    return max(sum(stage.layout[rank::pipeline]) for rank in range(pipeline))
+
+
+def _load(shards: list[Sharded], source: GrowthSource) -> None:
+    """Read tensors under their own keys."""
+    live = {shard.key: shard.data for shard in shards}
+    for key, tensor in load_tensors(
+        source.path, {shard.key: _request(shard, shard.key) for shard in shards}, True
+    ).items():
+        live[key].data.copy_(tensor)
+
+
+def _request(shard: Sharded, key: str) -> Sharded:
+    """Room for the part of tensor `key` that `shard` is of its own."""
+    return replace(shard, key=key, data=torch.empty_like(shard.data, requires_grad=False))
+
+
+def _grow_layer(
+    shards: list[Sharded],
+    layer: int | None,
+    source: GrowthSource,
+    stage: Stage,
+    growth: GrowthConfig,
+    keep_adapters: bool,
+) -> None:
+    """Fill one layer; with no layer, only take part in the reading."""
+    sources = stage.layers[layer].sources if layer is not None else ()
+    is_new = layer is not None and stage.layers[layer].born == stage.index > 0
+    merges = is_new or not keep_adapters
+    shards = [shard for shard in shards if not is_adapter(shard.key) or _kept(shard, sources, source, merges)]
+    requests: dict[str, Sharded] = {}
+    for origin in sources:
+        for shard in shards:
+            key = layer_key(shard.key, origin)
+            requests[key] = _request(shard, key)
+            if merges:
+                requests.update(_factor_requests(key, source, shard))
+    loaded = load_tensors(source.path, requests, shared=True)
+    if not sources:
+        return
+    for shard in shards:
+        origins = [layer_key(shard.key, origin) for origin in sources]
+        parts = [_merged(shard, loaded, key, source.scaling) if merges else loaded[key] for key in origins]
+        shard.data.data.copy_(torch.stack(parts).mean(0) if len(parts) > 1 else parts[0])
+        if is_new and growth.init == "identity" and shard.key.endswith(_OUTPUT_PROJECTIONS):
+            shard.data.data.zero_()
+
+
+def _kept(shard: Sharded, sources: Sequence[int], source: GrowthSource, merges: bool) -> bool:
+    """Whether an adapter goes on from the checkpoint, rather than begin afresh."""
+    return not merges and layer_key(shard.key, sources[0]) in source.tensors
+
+
+def _factor_keys(weight_key: str) -> tuple[str, str]:
+    """Keys of A and B of the adapter on a linear's weight."""
+    linear = weight_key.removesuffix(".weight")
+    return f"{linear}.adapter.linear_in.weight", f"{linear}.adapter.linear_out.weight"
+
+
+def _factor_requests(weight_key: str, source: GrowthSource, shard: Sharded) -> Iterator[tuple[str, ShardedTensor]]:
+    """Room for the whole A and B on a weight, where the checkpoint has them."""
+    for key in _factor_keys(weight_key):
+        if weight_key.endswith(".weight") and key in source.tensors:
+            whole = torch.empty(source.tensors[key], dtype=shard.data.dtype, device=shard.data.device)
+            yield key, ShardedTensor.from_rank_offsets(key, whole)
+
+
+def _merged(shard: Sharded, loaded: Mapping[str, Tensor], key: str, scaling: float) -> Tensor:
+    """The part of W + s B A that `shard` is, in fp32."""
+    weight = loaded[key].float()
+    in_key, out_key = _factor_keys(key)
+    if in_key in loaded:
+        part = replace(
+            shard, data=weight, **({} if isinstance(shard, ShardedTensorFactory) else {"dtype": torch.float32})
+        )
+        for piece in part.build() if isinstance(part, ShardedTensorFactory) else [part]:
+            add_product(piece, loaded[in_key], loaded[out_key], scaling)
+    return weight

@@ -1,0 +1,146 @@
+"""A low-rank adapter on a frozen tensor-parallel linear (LoRA, Hu et al., 2022): Y = X W^T + s drop(X) A^T B^T.
+
+With rank r, s = alpha / r, and everything split over t ranks:
+
+    column:  A_i [r / t, k]   B_i [n / t, r]    u_i = drop(X) A_i^T      u = u_1 ... u_t side by side
+             Y_i = X W_i^T + s u B_i^T
+    row:     A_i [r, k / t]   B_i [n, r / t]    u = sum_i drop(X_i) A_i^T      u_i: the part of u of B_i's columns
+             Y = sum_i (X_i W_i^T + s u_i B_i^T)
+
+u and its gradient are what ranks exchange, r numbers a token: gathered where the split is over A's rows, summed and
+scattered where it is over its columns; on the way back the other way round. All else joins what the linear exchanges
+anyway, and every gradient of A_i and B_i is complete on its own rank.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from megatron_step import ops
+from megatron_step.engine.device import current_device
+from megatron_step.engine.microbatch_seed import microbatch_seed
+from megatron_step.layers.communication import all_gather, all_gather_last, reduce_scatter, reduce_scatter_last
+
+Group = torch.distributed.ProcessGroup
+Split = Literal["column", "row"]
+"""How the linear below is split over ranks: by outputs, or by inputs."""
+
+
+class Adapter(torch.nn.Module):
+    """This rank's part of A (`linear_in`) and B (`linear_out`), which hold weights alone: the linear computes."""
+
+    def __init__(
+        self,
+        split: Split,
+        weight: Tensor,  # [n, k] of the linear, this rank's part
+        *,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        site: int,
+        group: Group,
+        gated: bool,
+    ) -> None:
+        super().__init__()
+        size, column = group.size(), split == "column"
+        if rank % size:
+            raise ValueError(f"an adapter of rank {rank} cannot be split over {size} tensor-parallel ranks")
+        n, k = weight.shape
+        self.linear_in = _factor(rank // size if column else rank, k, weight.dtype)
+        self.linear_out = _factor(n, rank if column else rank // size, weight.dtype)
+        for factor, stride in ((self.linear_in, 1), (self.linear_out, 2 if gated else 1)):
+            set_tensor_model_parallel_attributes(factor.weight, True, 0 if column else 1, stride)
+        self.split: Split = split
+        self.group = group
+        self.scaling = alpha / rank
+        self.dropout = dropout
+        self.site = site  # tells the adapters of a model apart, for their dropout
+        self.first_column = 0 if column else group.rank() * k
+        self.num_columns = k if column else size * k
+
+    def draw_dropout(self) -> ops.AdapterDropout | None:
+        """This micro-batch's mask, from its seed and the adapter's place: alike in every layout and when recomputed."""
+        if self.dropout == 0.0 or not self.training:
+            return None
+        seed = (microbatch_seed() * 0x9E3779B1 + self.site * 0x85EBCA77) % (1 << 62)
+        return ops.AdapterDropout(self.dropout, seed, self.first_column, self.num_columns)
+
+
+def _factor(rows: int, columns: int, dtype: torch.dtype) -> torch.nn.Linear:
+    """A weight [rows, columns], not yet filled."""
+    return torch.nn.utils.skip_init(torch.nn.Linear, columns, rows, bias=False, device=current_device(), dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a linear's ranks exchange."""
+
+    split: Split
+    """How it is split."""
+    group: Group
+    """Its tensor-parallel ranks."""
+    reduce_input_gradient: bool
+    """Whether the input's gradient is summed over ranks here."""
+    gather_sequence: bool
+    """Whether the input arrives split over the sequence."""
+
+
+def adapter_linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter, exchange: Exchange) -> Tensor:
+    """The adapted linear on this rank: x [s, b, k], or [s / t, b, k] where it is gathered -> [s, b, n]."""
+    y: Tensor = _AdapterLinear.apply(
+        x,
+        weight,
+        adapter.linear_in.weight,
+        adapter.linear_out.weight,
+        adapter.scaling,
+        adapter.draw_dropout(),
+        exchange,
+    )
+    return y if bias is None else y + bias
+
+
+class _AdapterLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        x: Tensor,  # [s, b, k], or [s / t, b, k] when gathered
+        weight: Tensor,  # [n, k]
+        a: Tensor,  # [r / t, k] or [r, k]
+        b: Tensor,  # [n, r] or [n, r / t]
+        scaling: float,
+        dropout: ops.AdapterDropout | None,
+        exchange: Exchange,
+    ) -> Tensor:
+        total_x = all_gather(x, exchange.group)[0] if exchange.gather_sequence else x
+        u = ops.adapter_shrink(total_x, a, dropout)
+        u = (all_gather_last if exchange.split == "column" else reduce_scatter_last)(u, exchange.group)
+        ctx.save_for_backward(x, weight, a, b, u)
+        ctx.scaling, ctx.dropout, ctx.exchange = scaling, dropout, exchange
+        return ops.adapter_output(total_x, weight, u, b, scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, u = ctx.saved_tensors
+        exchange, group = ctx.exchange, ctx.exchange.group
+        gathering = reducing = dx = None
+        if exchange.gather_sequence:
+            x, gathering = all_gather(x, group, asynchronous=True)
+        du, db = ops.adapter_output_gradients(dy, u, b, ctx.scaling)
+        du = (reduce_scatter_last if exchange.split == "column" else all_gather_last)(du, group)
+        if ctx.needs_input_grad[0]:
+            dx = ops.adapter_input_gradient(dy, weight, du, a, ctx.dropout)
+            if exchange.reduce_input_gradient:
+                reducing = torch.distributed.all_reduce(dx, group=group, async_op=True)
+            elif exchange.gather_sequence:
+                dx, reducing = reduce_scatter(dx, group)
+        if gathering is not None:
+            gathering.wait()
+        da = ops.adapter_shrink_gradient(du, x, ctx.dropout, a.dtype)
+        if reducing is not None:
+            reducing.wait()
+        return dx, None, da, db, None, None, None

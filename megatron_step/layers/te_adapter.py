@@ -1,0 +1,97 @@
+"""Adapters on TransformerEngine's linears, by the same interface: `split`, `weight` and `adapter`.
+
+The linear's own product stays TransformerEngine's; the adapter's is added to it:
+
+    column:  Y_i += s gather(drop(X) A_i^T) B_i^T        X is the norm's output, where the norm is part of the linear
+    row:     Y   += s sum_i(scatter(drop(X_i) A_i^T) B_i^T)
+
+with gather and scatter over the adapter's rank, as in `adapter.py`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import mappings
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor
+
+from megatron_step import ops
+from megatron_step.layers.adapter import Adapter, Split
+
+
+def make_adaptable(linear: torch.nn.Module, sequence_parallel: bool) -> torch.nn.Module:
+    """Give one of TransformerEngine's linears room for an adapter, in place; other linears have it already.
+
+    Raises TypeError for a module that is neither.
+    """
+    if hasattr(linear, "split"):
+        return linear
+    row = getattr(linear, "parallel_mode", None) == "row"
+    if not row and getattr(linear, "parallel_mode", None) != "column":
+        raise TypeError(f"{type(linear).__name__} is not a linear that can carry an adapter")
+    linear.register_module("adapter", None)
+    linear.split = "row" if row else "column"
+    linear.gathers_sequence = sequence_parallel
+    # The names of the weights stay: the module changes what it is, not what it holds.
+    linear.__class__ = type(f"Adapted{type(linear).__name__}", (_AdaptedLinear, type(linear)), {})
+    return linear
+
+
+class _AdaptedLinear:
+    """Put before a TransformerEngine linear among the bases of a class."""
+
+    adapter: Adapter | None
+    split: Split
+    gathers_sequence: bool
+    return_layernorm_output: bool
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[s, b, k] -> [s, b, n] and the bias that the caller adds."""
+        if self.adapter is None:
+            return super().forward(x)  # type: ignore[misc]
+        has_norm = hasattr(self, "layer_norm_weight")
+        if not has_norm:
+            y, bias = super().forward(x)  # type: ignore[misc]
+            return y + adapter_branch(x, self.adapter, self.gathers_sequence), bias
+        self.return_layernorm_output = True
+        outputs = super().forward(x)  # type: ignore[misc]
+        # (y, normed), None without a bias to return; y, bias, normed with one.
+        (y, normed), bias = outputs if len(outputs) == 2 else ((outputs[0], outputs[2]), outputs[1])
+        return y + adapter_branch(normed, self.adapter, self.gathers_sequence), bias
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """TransformerEngine's, and A and B split as `adapter.py` says."""
+        shards = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
+        if self.adapter is None:
+            return shards
+        factors = {f"adapter.{name}.weight": getattr(self.adapter, name).weight for name in ("linear_in", "linear_out")}
+        axis = 0 if self.split == "column" else 1
+        return shards | make_sharded_tensors_for_checkpoint(
+            factors,
+            prefix,
+            dict.fromkeys(factors, axis),
+            sharded_offsets,
+            tp_group=self.adapter.group,
+            dp_cp_group=metadata["dp_cp_group"],
+        )
+
+
+def adapter_branch(x: Tensor, adapter: Adapter, sequence_parallel: bool) -> Tensor:
+    """What the adapter adds to its linear's output, in the layout of that output, by autograd."""
+    group, column = adapter.group, adapter.split == "column"
+    if column and sequence_parallel:
+        x = mappings.gather_from_sequence_parallel_region(x, group=group)
+    elif column:
+        x = mappings.copy_to_tensor_model_parallel_region(x, group=group)
+    dropout = adapter.draw_dropout()
+    dropped = x if dropout is None else x * ops.dropout_mask(x.shape, dropout, x.device).to(x.dtype)
+    u = F.linear(dropped, adapter.linear_in.weight)
+    if column:
+        u = mappings.all_gather_last_dim_from_tensor_parallel_region(u, group=group)
+        return F.linear(u, adapter.linear_out.weight) * adapter.scaling
+    u = mappings.reduce_scatter_last_dim_to_tensor_parallel_region(u, group=group)
+    partial = F.linear(u, adapter.linear_out.weight) * adapter.scaling
+    if sequence_parallel:
+        return mappings.reduce_scatter_to_sequence_parallel_region(partial, group=group)
+    return mappings.reduce_from_tensor_model_parallel_region(partial, group=group)

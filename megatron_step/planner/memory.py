@@ -1,0 +1,192 @@
+"""Bytes that each pipeline rank needs in a stage, by kind.
+
+With the elements F of the frozen weights and T of the trained ones, adapters among them, on a rank of d data-parallel
+ones, the model states take
+
+    w F  +  w T'  +  g T'  +  o T / d        bytes,  d = 1 without the distributed optimizer
+
+with w, g and o of the recipe below. T' is T with the padding that megatron-core puts between weights for the
+distributed optimizer (megatron_core/distributed/param_and_grad_buffer.py, 0.16.1):
+
+    a weight begins at a multiple of 64 elements; a bucket ends at a multiple of lcm(d, 128) elements
+
+Rank k of d owns the k-th part of d equal ones of each bucket, and has optimizer states for the weights in it. Without
+the distributed optimizer nothing is padded and d = 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+
+from megatron_step.config.run import RunConfig
+from megatron_step.planner.activations import activation_bytes
+from megatron_step.planner.parameters import Parameter, chunk_parameters
+from megatron_step.planner.stages import Stage
+from megatron_step.planner.trainable import is_adapter
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Bytes of one element of a weight."""
+
+    weight_bytes: int
+    """The weight."""
+    gradient_bytes: int
+    """Its gradient, if it is trained."""
+    optimizer_bytes: int
+    """Its optimizer states, if it is trained: fp32 main weight where the weight is narrower, and two fp32 moments."""
+
+    @property
+    def trained_bytes(self) -> int:
+        """A trained weight with all that belongs to it, on one data-parallel rank."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+
+
+RECIPES = {
+    "bf16": Recipe(weight_bytes=2, gradient_bytes=4, optimizer_bytes=12),
+    "fp32": Recipe(weight_bytes=4, gradient_bytes=4, optimizer_bytes=8),
+}
+"""What `training.precision` stands for; gradients are always kept and reduced in fp32."""
+
+PAPER_RECIPE = Recipe(weight_bytes=2, gradient_bytes=2, optimizer_bytes=12)
+"""The recipe by which STEP (Yano et al., 2025) counts: 16 bytes of a trained element, 2 of a frozen one."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on a pipeline rank; of its tensor- and data-parallel ranks, on the fullest one."""
+
+    frozen_weight_bytes: int
+    """Weights without gradients."""
+    trained_weight_bytes: int
+    """Trained weights without the adapters', with the padding of the buffer that holds them."""
+    adapter_weight_bytes: int
+    """Adapters."""
+    gradient_bytes: int
+    """The gradient buffers."""
+    optimizer_bytes: int
+    """Optimizer states."""
+    activation_bytes: int
+    """The most that a training step needs beside them."""
+
+    @property
+    def model_state_bytes(self) -> int:
+        """Weights, gradients and optimizer states."""
+        weights = self.frozen_weight_bytes + self.trained_weight_bytes + self.adapter_weight_bytes
+        return weights + self.gradient_bytes + self.optimizer_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most in use at once."""
+        return self.model_state_bytes + self.activation_bytes
+
+
+def stage_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int) -> tuple[RankMemory, ...]:
+    """Memory of each pipeline rank in `stage`, on `dp_size` data-parallel ranks.
+
+    `vocab_size` is the tokenizer's.
+    """
+    ranks = range(config.parallel.pipeline_parallel_size)
+    return tuple(_rank_memory(config, stage, vocab_size, dp_size, pp_rank) for pp_rank in ranks)
+
+
+def state_bytes(parameters: Sequence[Parameter], recipe: Recipe) -> int:
+    """Model states of `parameters` on one data-parallel rank, without padding."""
+    return sum(
+        parameter.numel * (recipe.trained_bytes if parameter.treatment.trained else recipe.weight_bytes)
+        for parameter in parameters
+    )
+
+
+def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> RankMemory:
+    recipe = RECIPES[config.training.precision]
+    frozen = trained = adapters = gradients = 0  # elements
+    owned = [0] * dp_size  # elements with optimizer states, on each data-parallel rank
+    for vp_stage in range(config.parallel.virtual_pipeline_size):
+        parameters = chunk_parameters(config, stage, vocab_size, pp_rank, vp_stage)
+        frozen += sum(p.numel for p in parameters if not p.treatment.trained)
+        adapters += sum(p.numel for p in parameters if is_adapter(p.key))
+        buckets = _buckets([p for p in parameters if p.treatment.trained], config, dp_size, pp_rank, vp_stage)
+        padded = buckets[-1].stop if buckets else 0
+        gradients += padded
+        trained += padded
+        for bucket in buckets:
+            _add_owned(owned, bucket, config.parallel.distributed_optimizer)
+    return RankMemory(
+        frozen_weight_bytes=frozen * recipe.weight_bytes,
+        trained_weight_bytes=(trained - adapters) * recipe.weight_bytes,
+        adapter_weight_bytes=adapters * recipe.weight_bytes,
+        gradient_bytes=gradients * recipe.gradient_bytes,
+        optimizer_bytes=max(owned) * recipe.optimizer_bytes,
+        activation_bytes=activation_bytes(config, stage, vocab_size, dp_size, pp_rank),
+    )
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """A part of a chunk's gradient buffer that is reduced at once, in elements from the buffer's start."""
+
+    start: int
+    stop: int
+    weights: tuple[tuple[int, int], ...]
+    """Start and end of each weight in it."""
+
+
+def _buckets(
+    trained: Sequence[Parameter], config: RunConfig, dp_size: int, pp_rank: int, vp_stage: int
+) -> list[_Bucket]:
+    """The buckets of a chunk with the weights `trained`, as _ParamAndGradBuffer.__init__ makes them."""
+    distributed = config.parallel.distributed_optimizer
+    align, align_end = (64, lcm(dp_size, 128)) if distributed else (1, 1)
+    limit = _bucket_elements(config, dp_size, pp_rank, vp_stage)
+    buckets: list[_Bucket] = []
+    start = end = 0
+    weights: list[tuple[int, int]] = []
+
+    def close() -> None:
+        nonlocal start, end, weights
+        buckets.append(_Bucket(start, _round_up(end, align_end), tuple(weights)))
+        start = end = buckets[-1].stop
+        weights = []
+
+    for parameter in reversed(trained):  # about the order in which the backward pass reaches them
+        # An embedding that two pipeline ranks share is alone in its bucket, so that both split it alike.
+        alone = distributed and _is_shared_embedding(parameter, config)
+        end = _round_up(end, align)
+        if alone and weights:
+            close()
+        weights.append((end, end + parameter.numel))
+        end += parameter.numel
+        if alone or (limit is not None and end - start >= limit):
+            close()
+    if weights:
+        close()
+    return buckets
+
+
+def _is_shared_embedding(parameter: Parameter, config: RunConfig) -> bool:
+    shared = config.model.tie_embeddings and config.parallel.pipeline_parallel_size > 1
+    return shared and parameter.key.startswith("embedding.")
+
+
+def _bucket_elements(config: RunConfig, dp_size: int, pp_rank: int, vp_stage: int) -> int | None:
+    """Elements after which a bucket is full; None for one bucket (DistributedDataParallel.__init__)."""
+    overlapped = config.parallel.overlap_grad_reduce and dp_size > 1
+    return max(40_000_000, 1_000_000 * dp_size) if overlapped and pp_rank == 0 and vp_stage == 0 else None
+
+
+def _add_owned(owned: list[int], bucket: _Bucket, distributed: bool) -> None:
+    """Add to `owned` the elements of a bucket's weights that each data-parallel rank has optimizer states for."""
+    if not distributed:
+        for rank in range(len(owned)):
+            owned[rank] += sum(stop - start for start, stop in bucket.weights)
+        return
+    part = (bucket.stop - bucket.start) // len(owned)
+    for start, stop in bucket.weights:
+        for rank in range((start - bucket.start) // part, (stop - 1 - bucket.start) // part + 1):
+            begin = bucket.start + rank * part
+            owned[rank] += min(stop, begin + part) - max(start, begin)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return (number + multiple - 1) // multiple * multiple

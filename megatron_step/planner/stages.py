@@ -1,0 +1,98 @@
+"""The plan of a run: every stage's layers, where they come from, its steps and its pipeline layout."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_step.config.parallel import ParallelConfig
+from megatron_step.planner.operators import GrownLayer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A growth stage."""
+
+    index: int
+    """Its number, from 0."""
+    layers: tuple[GrownLayer, ...]
+    """Its layers, bottom up."""
+    first_step: int
+    """Steps of the run that are finished when it begins."""
+    last_step: int
+    """Steps of the run that are finished when it ends: the model then grows, or the run ends."""
+    schedule_steps: int
+    """Steps that its learning-rate schedule is laid out for."""
+    grows: bool
+    """Whether the model grows at its end; the run's last stage does not."""
+    layout: tuple[int, ...]
+    """Layers of each pipeline rank; with virtual pipelines of each chunk, in the order of the layers."""
+
+    @property
+    def num_layers(self) -> int:
+        """Depth of the model."""
+        return len(self.layers)
+
+    @property
+    def num_new_layers(self) -> int:
+        """Layers that it adds."""
+        return sum(layer.born == self.index for layer in self.layers)
+
+    def layers_of_chunk(self, pp_rank: int, vp_stage: int, parallel: ParallelConfig) -> range:
+        """Numbers, from 0, of the layers of a rank's model chunk."""
+        chunk = vp_stage * parallel.pipeline_parallel_size + pp_rank
+        start = sum(self.layout[:chunk])
+        return range(start, start + self.layout[chunk])
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """All stages of a run, in order."""
+
+    stages: tuple[Stage, ...]
+    """The stages."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.stages[-1].last_step
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage of the step that follows `step` finished ones; of the last step and beyond, the last stage."""
+        return next((stage for stage in self.stages if step < stage.last_step), self.stages[-1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain values, for JSON."""
+        return {"stages": [asdict(stage) for stage in self.stages]}
+
+
+def plan_from_dict(values: dict[str, Any]) -> StagePlan:
+    """The plan that `to_dict` gave.
+
+    Raises ValueError if `values` is not such a plan.
+    """
+    try:
+        return StagePlan(tuple(_stage_from_dict(stage) for stage in values["stages"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a plan of stages: {error}") from None
+
+
+def _stage_from_dict(values: dict[str, Any]) -> Stage:
+    layers = tuple(GrownLayer(tuple(layer["sources"]), layer["born"]) for layer in values["layers"])
+    return Stage(**{**values, "layers": layers, "layout": tuple(values["layout"])})
+
+
+def even_layout(num_layers: int, chunks: int) -> tuple[int, ...]:
+    """`num_layers` spread over `chunks` as evenly as can be; earlier chunks, which hold no output layer, get more."""
+    return tuple(num_layers // chunks + (chunk < num_layers % chunks) for chunk in range(chunks))
+
+
+def first_steps(budgets: Sequence[int], grow_at: float) -> list[tuple[int, int]]:
+    """First and last step of each stage: all but the last end after the share `grow_at` of their budget."""
+    ends = []
+    start = 0
+    for index, budget in enumerate(budgets):
+        is_last = index == len(budgets) - 1
+        end = start + (budget if is_last or budget == 0 else max(1, round(grow_at * budget)))
+        ends.append((start, end))
+        start = end
+    return ends

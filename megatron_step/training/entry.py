@@ -1,0 +1,136 @@
+"""How training comes to a stage: with initial weights, from a checkpoint of the stage, or grown from one before it."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_step.checkpoint.directory import checkpoint_name
+from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint, load_checkpoint
+from megatron_step.checkpoint.manifest import read_manifest
+from megatron_step.config.run import RunConfig
+from megatron_step.data.tokenizer import Tokenizer
+from megatron_step.engine.parallel import Parallel
+from megatron_step.growth.moments import grow_moments
+from megatron_step.growth.weights import grow_weights, growth_source, saved_stage
+from megatron_step.planner.stages import Stage, StagePlan
+from megatron_step.training.memory import measure_peak
+from megatron_step.training.state import TrainState, build_state
+
+
+def first_state(
+    config: RunConfig,
+    plan: StagePlan,
+    found: FoundCheckpoint | None,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    parallel: Parallel,
+) -> TrainState:
+    """The state in which a process begins to train: as `found` holds it, grown where its stage was at its end.
+
+    Without a checkpoint of the run, the first stage with initial weights or with those of `stages.start_from`.
+
+    Raises ValueError, FileNotFoundError or DamagedCheckpointError if that checkpoint cannot be used.
+    """
+    step = found.manifest.step if found is not None else 0
+    stage = plan.stage_at(step)
+    if found is None and config.stages.start_from is None:
+        return build_state(config, plan, stage, step, vocab_size, parallel)
+    if found is None:
+        started = _start_checkpoint(config, plan, tokenizer, vocab_size, parallel)
+        return _grow(config, plan, stage, step, started, vocab_size, parallel, own=False)
+    if stage.index > found.manifest.stage_index:
+        return _grow(config, plan, stage, step, found, vocab_size, parallel)
+    state = build_state(config, plan, stage, step, vocab_size, parallel)
+    load_checkpoint(found, state.chunks, state.optimizer, config.training.precision, parallel)
+    return state
+
+
+def next_stage(
+    state: TrainState, config: RunConfig, plan: StagePlan, vocab_size: int, parallel: Parallel
+) -> TrainState:
+    """The state grown into the stage after its own, from the checkpoint that ended this one; `state` is released."""
+    step, stage = state.step, plan.stages[state.stage.index + 1]
+    state.release()
+    path = Path(config.output_dir) / "checkpoints" / checkpoint_name(step)
+    found = FoundCheckpoint(path, read_manifest(path), [])
+    return _grow(config, plan, stage, step, found, vocab_size, parallel)
+
+
+def _grow(
+    config: RunConfig,
+    plan: StagePlan,
+    stage: Stage,
+    step: int,
+    found: FoundCheckpoint,
+    vocab_size: int,
+    parallel: Parallel,
+    own: bool = True,
+) -> TrainState:
+    """The state of `stage` grown from a checkpoint of the run's own, or with the weights alone of another's."""
+    source = growth_source(found)
+    keeps = own and config.adapter.at_stage_end == "keep"
+
+    def grow() -> TrainState:
+        state = build_state(
+            config,
+            plan,
+            stage,
+            step,
+            vocab_size,
+            parallel,
+            fill=lambda chunks: grow_weights(chunks, source, stage, config.growth, keeps, parallel),
+        )
+        if own:
+            grow_moments(found.path, state.chunks, state.optimizer, stage, config.training.precision, parallel)
+        return state
+
+    state, peak_bytes = measure_peak(grow)
+    return replace(state, growth_peak_bytes=peak_bytes)
+
+
+def _start_checkpoint(
+    config: RunConfig, plan: StagePlan, tokenizer: Tokenizer, vocab_size: int, parallel: Parallel
+) -> FoundCheckpoint:
+    """The checkpoint of `stages.start_from`, if its model is that of the first stage."""
+    path = config.stages.start_from
+    assert path is not None
+    found = find_checkpoint(Path(path), os.path.abspath(path), parallel)  # "auto" and "none" are folders here
+    assert found is not None
+    manifest = found.manifest
+    layers = saved_stage(manifest).num_layers
+    if layers != plan.stages[0].num_layers:
+        raise ValueError(
+            f"stages.start_from {path} has {layers} layers, but the first stage has {plan.stages[0].num_layers}: "
+            f"set stages.layers to begin with {layers}"
+        )
+    if manifest.vocab_size != vocab_size:
+        raise ValueError(
+            f"stages.start_from {path} was trained with a vocabulary of {manifest.vocab_size} tokens, not the "
+            f"{vocab_size} of {config.data.tokenizer}: use the tokenizer that it was trained with"
+        )
+    if manifest.data_fingerprint.get("tokenizer") != tokenizer.fingerprint:
+        raise ValueError(
+            f"stages.start_from {path} was trained with another tokenizer than {config.data.tokenizer}: use that one"
+        )
+    different = [
+        f"model.{name} {manifest.config['model'][name]} -> {value}"
+        for name, value in vars(config.model).items()
+        if name in _SHAPE and manifest.config["model"].get(name) != value
+    ]
+    if different:
+        raise ValueError(f"stages.start_from {path} is of another model: {', '.join(different)}")
+    return found
+
+
+_SHAPE = (
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "head_size",
+    "tie_embeddings",
+    "mlp",
+    "qkv_bias",
+    "qk_norm",
+)
+"""Keys of the model's config that must be a start checkpoint's; its depth is the first stage's."""

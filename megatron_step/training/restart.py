@@ -1,0 +1,44 @@
+"""Restarts the adapters every so many steps, as a hook of the training loop (ReLoRA, Lialin et al., 2023)."""
+
+import torch
+
+from megatron_step.adapters.restart import restart_adapters
+from megatron_step.checkpoint.sharding import own_states, set_optimizer_state, sharded_weights
+from megatron_step.config.run import RunConfig
+from megatron_step.engine.parallel import Parallel
+from megatron_step.optim.prune import prune_moments
+from megatron_step.training.stage import Hook, StepContext
+from megatron_step.training.state import TrainState
+
+
+def restart_hook(config: RunConfig, parallel: Parallel) -> Hook:
+    """A hook that restarts the adapters every `adapter.restart_interval` steps of a stage, but not at its end.
+
+    It adds `pruned_share` to the metrics: the share of the adapters' first moments that are zero after it.
+    """
+    interval = config.adapter.restart_interval
+
+    def hook(context: StepContext) -> None:
+        stage, step = context.state.stage, context.state.step
+        in_stage = step - stage.first_step
+        if interval and stage.index > 0 and config.adapts and in_stage % interval == 0 and step < stage.last_step:
+            context.metrics["pruned_share"] = restart(context.state, config, parallel)
+
+    return hook
+
+
+def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
+    """Merge the adapters, begin them anew and prune their moments; returns the share of moments that are then zero."""
+    seed = config.training.seed + state.step  # other values than any adapter before
+    restart_adapters(state.chunks, config.model, parallel, seed)
+    weights = {
+        name: shard for name, shard in sharded_weights(state.chunks, parallel).items() if shard.data.role == "adapter"
+    }
+    if config.training.precision == "bf16":
+        fresh = {name: shard.data.detach().float() for name, shard in weights.items()}
+        set_optimizer_state(state.optimizer, weights, "param", fresh)
+    nothing = torch.empty(0, device=parallel.device)
+    states = [own_states(state.optimizer, shard.data) for shard in weights.values()]
+    moments = [(own.get("exp_avg", nothing), own.get("exp_avg_sq", nothing)) for own in states]
+    groups = [parallel.groups.tp, *([parallel.groups.dp_cp] if config.parallel.distributed_optimizer else [])]
+    return prune_moments(moments, config.adapter.restart_prune, groups)

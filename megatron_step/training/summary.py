@@ -1,0 +1,75 @@
+"""What a stage says about itself: what it trains and what it has frozen, and the memory planned and measured."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from megatron_step.checkpoint.sharding import Sharded, sharded_weights
+from megatron_step.config.run import RunConfig
+from megatron_step.config.stages import GrowthConfig
+from megatron_step.engine.parallel import Parallel
+from megatron_step.planner.memory import RECIPES
+from megatron_step.planner.operators import preserves_function
+from megatron_step.planner.stages import StagePlan
+from megatron_step.training.state import TrainState
+
+_NAMES = {"embedding": "embedding, output layer", "new_layer": "new layers", "adapter": "adapters", "base": "other"}
+_MIB = 2**20
+
+
+def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, parallel: Parallel) -> str:
+    """The stage's layers and steps, and a table of what is trained and what is frozen. Every rank must call it."""
+    stage, recipe = state.stage, RECIPES[config.training.precision]
+    groups: dict[tuple[str, str], int] = defaultdict(int)
+    for elements, trained, role in _whole_model(state, parallel).values():
+        groups["trained" if trained else "frozen", _NAMES[role]] += elements
+    lines = [
+        f"stage {stage.index + 1} of {len(plan.stages)}: {stage.num_layers} layers, {stage.num_new_layers} of them "
+        f"new, in pipeline parts of {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
+        *([_growth(config.growth)] if stage.index > 0 and state.growth_peak_bytes is not None else []),
+        f"  {'':8}{'':24}{'parameters':>16}{'weights':>14}{'gradients':>14}{'optimizer':>14}",
+    ]
+    for (status, name), elements in sorted(groups.items(), reverse=True):
+        trained = status == "trained"
+        sizes = (recipe.weight_bytes, trained * recipe.gradient_bytes, trained * recipe.optimizer_bytes)
+        lines.append(
+            f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{elements * size / _MIB:>10,.1f} MiB" for size in sizes)
+        )
+    return "\n".join(lines)
+
+
+def _growth(growth: GrowthConfig) -> str:
+    """How the model was grown."""
+    place = f"{growth.operator}, {growth.position}" if growth.operator == "interpolate" else growth.operator
+    keeps = "keeps" if preserves_function(growth) else "does not keep"
+    return f"  grown by {place}, {growth.init}, which {keeps} the model's function"
+
+
+def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[int, bool, str]]:
+    """Elements, whether it is trained, and role of every weight of the model, by its key, from all ranks."""
+    own = {
+        shard.key: (_elements(shard), shard.data.requires_grad, shard.data.role)
+        for shard in sharded_weights(state.chunks, parallel).values()
+    }
+    ranks: list[Any] = [None] * parallel.world_size
+    torch.distributed.all_gather_object(ranks, own)
+    return {key: entry for rank in ranks for key, entry in rank.items()}
+
+
+def _elements(shard: Sharded) -> int:
+    whole = shard if hasattr(shard, "global_shape") else shard.build()[0]
+    return int(torch.Size(whole.global_shape).numel())
+
+
+def memory_summary(ranks: Sequence[dict[str, Any]]) -> str:
+    """A table of the memory of each rank, planned and measured."""
+    kinds = list(ranks[0]["planned"])
+    titles = [name.removesuffix("_bytes").replace("_", " ") for name in kinds]
+    lines = ["  memory in MiB, planned / measured"]
+    lines.append(f"  {'rank':6}" + "".join(f"{title:>20}" for title in titles))
+    for number, rank in enumerate(ranks):
+        cells = [f"{rank['planned'][kind] / _MIB:,.1f} / {rank['measured'][kind] / _MIB:,.1f}" for kind in kinds]
+        lines.append(f"  {number:<6}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)

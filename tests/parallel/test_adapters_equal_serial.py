@@ -1,0 +1,105 @@
+"""A stage with frozen layers and adapters computes in every parallel layout what it computes in one process."""
+
+from typing import Any
+
+import pytest
+import torch
+from serial_oracle import differences, train, write_checkpoint
+from small_run import small_config
+from worlds import WorldError, Worlds
+
+from megatron_step.config.run import RunConfig
+from megatron_step.training.state import TrainState
+
+# Four old layers with adapters, two new ones between them.
+STAGES: dict[str, Any] = {"count": 2, "layers": [4, 2]}
+
+# What differs from the default: a gated MLP and grouped queries; a plain MLP and everything else that a layer can have.
+CASES: dict[str, dict[str, Any]] = {
+    "gated": {"model": {"num_layers": 6, "num_query_groups": 2}, "adapter": {"dropout": 0.2}},
+    "plain": {
+        "model": {"num_layers": 6, "mlp": "gelu", "tie_embeddings": True, "qk_norm": True, "qkv_bias": True},
+        "freeze": {"norms": True, "embedding": True},
+        "adapter": {"rank": 8, "targets": ["qkv", "fc1", "fc2"]},
+    },
+}
+
+TP2 = {"tensor_parallel_size": 2}
+SP = {**TP2, "sequence_parallel": True}
+PP2 = {"pipeline_parallel_size": 2}
+VPP2 = {**PP2, "virtual_pipeline_size": 2}
+FULL = {"recompute": "full"}
+SELECTIVE = {"recompute": "selective"}
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one, full": (1, FULL),
+    "TP2": (2, TP2),
+    "TP2, full": (2, {**TP2, **FULL}),
+    "TP2 SP": (2, SP),
+    "TP2 SP, full": (2, {**SP, **FULL}),
+    "TP2 SP, selective": (2, {**SP, **SELECTIVE}),
+    "PP2": (2, PP2),
+    "PP2, full": (2, {**PP2, **FULL}),
+    "PP2 VPP2": (2, VPP2),
+    "PP2 VPP2, full": (2, {**VPP2, **FULL}),
+    "DP2": (2, {"distributed_optimizer": False}),
+    "DP2 distributed": (2, {}),
+    "DP2 distributed, full": (2, FULL),
+    "DP2 overlap": (2, {"overlap_grad_reduce": True}),
+    "TP2 PP2": (4, {**TP2, **PP2}),
+    "PP4": (4, {"pipeline_parallel_size": 4}),
+    "TP2 PP2 DP2": (8, {**TP2, **PP2}),
+    "TP2 PP2 DP2 SP, full": (8, {**SP, **PP2, **FULL}),
+}
+
+
+def _config(case: str, layout: dict[str, Any]) -> RunConfig:
+    return small_config(stages=STAGES, parallel=layout, **CASES[case])
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def serial(request: pytest.FixtureRequest, worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process's checkpoint of a grown stage, its adapters not fresh, and what it computes from there."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = _config(request.param, {"distributed_optimizer": False})
+    worlds(1).run(write_checkpoint, config=config, folder=folder, stage_index=1)
+    (result,) = worlds(1).run(train, config=config, folder=folder, stage_index=1)
+    return {"case": request.param, "folder": folder, "result": result}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_equals_one_process(serial: dict[str, Any], worlds: Worlds, name: str) -> None:
+    world_size, layout = LAYOUTS[name]
+    config = _config(serial["case"], layout)
+    result = worlds(world_size).run(train, config=config, folder=serial["folder"], stage_index=1)[0]
+    assert differences(result, serial["result"]) == []
+
+
+def test_the_oracle_sees_every_adapter_and_no_frozen_weight(serial: dict[str, Any]) -> None:
+    gradient = serial["result"]["gradient"]
+    adapters = [key for key in gradient if ".adapter." in key]
+    targets = CASES[serial["case"]]["adapter"].get("targets", ["qkv", "proj", "fc1", "fc2"])
+    assert len(adapters) == 4 * len(targets) * 2, "A and B of every target in four layers"
+    assert all(gradient[key].any() for key in adapters)
+    assert not any(
+        key.startswith("decoder.layers.0.") and ".adapter." not in key for key in gradient if "norm" not in key
+    )
+
+
+@pytest.mark.parametrize("layout", [SP, {}])
+def test_oracle_catches_planted_fault(serial: dict[str, Any], worlds: Worlds, layout: dict[str, Any]) -> None:
+    """Another scaling of an adapter on one rank only."""
+    config = _config(serial["case"], layout)
+    try:
+        result = worlds(2).run(
+            train, config=config, folder=serial["folder"], stage_index=1, fault=another_scaling_on_rank_1
+        )[0]
+    except WorldError as error:
+        assert "ranks disagree about" in str(error)
+    else:
+        assert any(line.startswith("gradient decoder.layers") for line in differences(result, serial["result"]))
+
+
+def another_scaling_on_rank_1(state: TrainState) -> None:
+    if torch.distributed.get_rank() == 1:
+        state.chunks[0].module.decoder.layers[0].self_attention.linear_qkv.adapter.scaling *= 1.01

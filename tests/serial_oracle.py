@@ -1,0 +1,108 @@
+"""The oracle of parallel training: what one process computes from a checkpoint, every layout must compute."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_run import VOCAB_SIZE, gather_gradients, made_up_batch, manifest_facts, whole_tensors
+
+from megatron_step.checkpoint.load import find_checkpoint, load_checkpoint
+from megatron_step.checkpoint.save import CheckpointSaver
+from megatron_step.config.run import RunConfig, check_world
+from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.planner.plan import make_plan
+from megatron_step.training.evaluation import validation_loss
+from megatron_step.training.state import TrainState, build_state
+from megatron_step.training.step import forward_backward, microbatch_seeds, train_step
+
+Fault = Callable[[TrainState], None]
+"""Spoils a state, to see that the oracle notices."""
+
+
+def differences(result: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Every quantity that is further from the serial one than rounding explains, in words."""
+    found = []
+
+    def check(name: str, error: float, tolerance: float) -> None:
+        if not error <= tolerance:
+            found.append(f"{name}: relative error {error:.1e} above {tolerance:.0e}")
+
+    for what, name in (("losses", "loss"), ("grad_norms", "gradient norm")):
+        assert len(result[what]) == len(expected[what])
+        for step, (ours, theirs) in enumerate(zip(result[what], expected[what]), start=1):
+            check(f"{name} of step {step}", abs(ours / theirs - 1), 1e-5)
+    check("validation loss", abs(result["validation_loss"] / expected["validation_loss"] - 1), 1e-5)
+    for what, tolerance in (("gradient", 1e-5), ("weight", 1e-4)):
+        assert result[what].keys() == expected[what].keys()
+        for key, tensor in expected[what].items():
+            size = tensor.norm().clamp(min=1e-12)  # what nothing has touched may be zero
+            check(f"{what} {key}", float((result[what][key] - tensor).norm() / size), tolerance)
+    return found
+
+
+# What the ranks run.
+
+
+def write_checkpoint(config: RunConfig, folder: Path, stage_index: int = 0) -> None:
+    """Train three steps of a stage, so that Adam's moments and step count matter, and save."""
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = state_of(config, stage_index, parallel)
+        fill_adapters(state)
+        for step in range(3):
+            train_step(state, made_up_batch(config, 1000 + step, parallel), 1e-3, config, parallel, False)
+        saver = CheckpointSaver(folder, config.checkpoint, parallel)
+        saver.save(state.chunks, state.optimizer, "fp32", state.step, manifest_facts(config, stage_index))
+
+
+def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | None = None) -> dict[str, Any]:
+    """The first step's gradients, then ten steps and an evaluation, from the checkpoint in `folder`."""
+    check_world(config, torch.distributed.get_world_size())
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = state_of(config, stage_index, parallel)
+        found = find_checkpoint(folder, "auto", parallel)
+        assert found is not None
+        load_checkpoint(found, state.chunks, state.optimizer, "fp32", parallel)
+        if fault is not None:
+            fault(state)
+        gradient = first_gradient(state, config, parallel)
+        results = [
+            train_step(state, made_up_batch(config, step, parallel), 1e-3 * (1 + step % 3), config, parallel, False)
+            for step in range(10)
+        ]
+        return {
+            "losses": [result.loss for result in results],
+            "grad_norms": [result.grad_norm for result in results],
+            "gradient": gradient,
+            "weight": whole_tensors(state, parallel, lambda weight: weight.detach()),
+            "validation_loss": validation_loss(
+                state.chunks, lambda index: made_up_batch(config, 500 + index, parallel), config, parallel
+            ),
+        }
+
+
+def state_of(config: RunConfig, stage_index: int, parallel: Parallel) -> TrainState:
+    """A stage's model with initial weights, at the stage's first step."""
+    plan = make_plan(config, VOCAB_SIZE)
+    stage = plan.stages[stage_index]
+    return build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
+
+
+def fill_adapters(state: TrainState) -> None:
+    """Give adapters and biases of a state of one process values that are not zero, so that all of them matters."""
+    generator = torch.Generator().manual_seed(7)
+    for chunk in state.chunks:
+        for name, param in chunk.named_parameters():
+            if name.endswith(("adapter.linear_out.weight", ".bias")):
+                param.data.copy_(0.05 * torch.randn(param.shape, generator=generator))
+
+
+def first_gradient(state: TrainState, config: RunConfig, parallel: Parallel) -> dict[str, torch.Tensor] | None:
+    """The gradient of every trained weight, whole, by its key."""
+    for chunk in state.chunks:
+        chunk.zero_grad_buffer()
+    batch = made_up_batch(config, 0, parallel)
+    seeds = microbatch_seeds(config.training.seed, state.step, len(batch), parallel)
+    forward_backward(state.chunks, batch, config, forward_only=False, seeds=seeds)
+    gather_gradients(state, parallel)
+    return whole_tensors(state, parallel, lambda weight: weight.main_grad, trained_only=True)

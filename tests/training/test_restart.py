@@ -1,0 +1,97 @@
+"""Adapters restart at their interval: merged, drawn anew, their moments pruned, the same ones in every layout."""
+
+from typing import Any
+
+import pytest
+import torch
+from serial_oracle import state_of
+from small_run import made_up_batch, small_config, whole_tensors
+from worlds import Worlds
+
+from megatron_step.checkpoint.sharding import own_states, sharded_weights
+from megatron_step.config.run import RunConfig
+from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.training.restart import restart, restart_hook
+from megatron_step.training.stage import StepContext
+from megatron_step.training.step import train_step
+
+STAGES: dict[str, Any] = {"count": 2, "layers": [4, 0], "steps": [4, 10], "grow_at": 1.0}  # steps 5 to 14 are adapted
+
+
+def _config(**sections: Any) -> RunConfig:
+    return small_config(stages=STAGES, **{"adapter": {"restart_interval": 3}, **sections})
+
+
+def test_it_comes_every_interval_but_not_at_the_end_of_a_stage(alone: Parallel) -> None:
+    for interval, expected in ((3, [7, 10, 13]), (5, [9]), (0, [])):
+        config = _config(adapter={"restart_interval": interval})
+        hook, restarted = restart_hook(config, alone), []
+        state = state_of(config, 1, alone)
+        for step in range(5, 15):
+            state.step = step
+            metrics: dict[str, Any] = {}
+            hook(StepContext(state, metrics, None, False))
+            restarted += [step] if "pruned_share" in metrics else []
+        assert restarted == expected
+
+
+def test_the_first_stage_has_nothing_to_restart(alone: Parallel) -> None:
+    config = _config()
+    state = state_of(config, 0, alone)
+    metrics: dict[str, Any] = {}
+    state.step = 3
+    restart_hook(config, alone)(StepContext(state, metrics, None, False))
+    assert metrics == {}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_moments_are_pruned_and_training_goes_on_from_the_fresh_values(alone: Parallel, precision: str) -> None:
+    config = _config(training={"precision": precision})
+    state = state_of(config, 1, alone)
+    for step in range(3):
+        train_step(state, made_up_batch(config, step, alone), 1e-3, config, alone, False)
+    share = restart(state, config, alone)
+    assert 0.89 < share < 0.93
+    for shard in sharded_weights(state.chunks, alone).values():
+        if shard.data.role == "adapter":
+            states = own_states(state.optimizer, shard.data)
+            kept = states["exp_avg"] != 0
+            assert 0 < kept.sum() <= 0.1 * kept.numel() + 1
+            assert torch.equal(states["exp_avg_sq"] != 0, kept)
+            if precision == "bf16":
+                assert torch.equal(states["param"].view_as(shard.data), shard.data.float()), "the main weight is fresh"
+    loss = train_step(state, made_up_batch(config, 3, alone), 1e-3, config, alone, False).loss
+    assert loss == loss
+
+
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        (2, {}),
+        (2, {"distributed_optimizer": False}),
+        (2, {"tensor_parallel_size": 2, "sequence_parallel": True}),
+        (4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
+    ],
+)
+def test_every_layout_restarts_as_one_process(worlds: Worlds, size: int, layout: dict[str, Any]) -> None:
+    (expected,) = worlds(1).run(train_restart_train, config=_config())
+    found = worlds(size).run(train_restart_train, config=_config(parallel=layout))[0]
+    assert found["share"] == pytest.approx(expected["share"], abs=1e-3)
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    for key, weight in expected["weights"].items():
+        assert (found["weights"][key] - weight).norm() <= 1e-4 * weight.norm(), key
+
+
+# What the ranks run.
+
+
+def train_restart_train(config: RunConfig) -> dict[str, Any]:
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = state_of(config, 1, parallel)
+        losses = []
+        for step in range(6):
+            losses.append(train_step(state, made_up_batch(config, step, parallel), 1e-3, config, parallel, False).loss)
+            if step == 2:
+                share = restart(state, config, parallel)
+        weights = whole_tensors(state, parallel, lambda weight: weight.detach())
+        return {"losses": losses, "share": share, "weights": weights}
