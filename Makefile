@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint clean
 
 demo: $(INSTALLED)
-	PATH="$(BIN):$$PATH" examples/austen/run.sh
+	PATH="$(BIN):$$PATH" examples/step/run.sh
 
 test: lint
 	$(BIN)/python -m pytest

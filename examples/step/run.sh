@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Three stages of STEP and the ordinary run of the same depth and tokens, side by side, on two CPU cores:
+# examples/step/run.sh [--section.key VALUE ...]. Run it again to go on after an interruption.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+run=runs/step
+vanilla=runs/step_vanilla
+data=$run/data
+mkdir -p "$data"
+
+echo "1. A tokenizer of 2,048 pieces, and the text as tokens, a document for each chapter"
+[ -f "$data/tokenizer.model" ] ||
+  python tools/train_tokenizer.py --input examples/data/austen.txt --vocab-size 2048 --output "$data/tokenizer.model"
+[ -f "$data/austen.json" ] ||
+  python tools/preprocess_data.py --input examples/data/austen.txt --tokenizer "$data/tokenizer.model" \
+    --document-separator '\n\nCHAPTER ' --output "$data/austen"
+
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
+export OMP_NUM_THREADS=$((cores > 1 ? cores / 2 : 1)) # the cores are shared by the two processes
+train() {
+  torchrun --standalone --nproc-per-node 2 -m megatron_step.train --config examples/step/config.yaml "$@"
+}
+
+echo "2. STEP: a small model that grows twice; what is trained is frozen and gets adapters"
+train "$@"
+
+echo "3. The ordinary run: all layers from the start, as many steps"
+steps=$(python -c "import json; print(json.load(open('$run/plan.json'))['stages'][-1]['last_step'])")
+train "$@" --output_dir "$vanilla" --stages.count 1 --stages.layers auto --stages.steps "$steps"
+
+echo "4. Both side by side"
+python tools/report.py "$run" "$vanilla" --output "$run/report.png"
+
+echo "5. What the grown model has learnt: the last chapters, which it has not seen, and how it goes on from a few words"
+python tools/evaluate.py "$run"
+python tools/evaluate.py "$run" --generate "It was a fine morning, and Emma" --tokens 120
