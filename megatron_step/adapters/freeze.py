@@ -16,7 +16,7 @@ from megatron_step.planner.trainable import Treatment
 def apply_treatment(
     chunk: GPTModel | Float16Module, treatment_of: Callable[[str], Treatment], parallel: Parallel
 ) -> None:
-    """Freeze the chunk's weights, or mark them for the optimizer (`param.role`, `param.since`), as their treatment says.
+    """Freeze the chunk's weights, or mark them for the optimizer (`role` and `since`), as their keys' treatment says.
 
     In place, before the data-parallel wrapper and the optimizer fix what is trained.
     """

@@ -20,6 +20,7 @@ from megatron_step.checkpoint.sharding import (
     state_names,
 )
 from megatron_step.engine.parallel import Parallel
+from megatron_step.growth.turns import turns
 from megatron_step.planner.stages import Stage
 from megatron_step.planner.trainable import layer_key, layer_of
 
@@ -36,15 +37,16 @@ def grow_moments(
 
     Raises ValueError if the checkpoint in `path` lacks a state, or has another shape of it.
     """
-    carried = {
-        name: replace(shard, key=_key_before(shard.key, stage))
-        for name, shard in sharded_weights(chunks, parallel).items()
-        if _goes_on(shard, stage)
-    }
-    for name in state_names(precision):
-        # Data-parallel ranks without the distributed optimizer ask for the same parts.
-        states = load_tensors(path, optimizer_state_requests(carried, name), shared=True)
-        set_optimizer_state(optimizer, carried, name, states)
+    for _, weights in turns(sharded_weights(chunks, parallel), stage, parallel):
+        carried = {
+            name: replace(shard, key=_key_before(shard.key, stage))
+            for name, shard in weights.items()
+            if _goes_on(shard, stage)
+        }
+        for name in state_names(precision):
+            # Data-parallel ranks without the distributed optimizer ask for the same parts.
+            states = load_tensors(path, optimizer_state_requests(carried, name), shared=True)
+            set_optimizer_state(optimizer, carried, name, states)
 
 
 def _goes_on(shard: Sharded, stage: Stage) -> bool:

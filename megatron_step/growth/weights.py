@@ -24,9 +24,10 @@ from megatron_step.checkpoint.manifest import Manifest
 from megatron_step.checkpoint.sharding import Sharded, sharded_weights
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.parallel import Parallel
+from megatron_step.growth.turns import turns
 from megatron_step.planner.operators import first_layers
 from megatron_step.planner.stages import Stage, even_layout, plan_from_dict
-from megatron_step.planner.trainable import is_adapter, layer_key, layer_of
+from megatron_step.planner.trainable import is_adapter, layer_key
 
 _OUTPUT_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
@@ -68,13 +69,11 @@ def grow_weights(
 
     Raises ValueError if the checkpoint has not the tensors, or not in the shapes, that the model needs.
     """
-    shards = list(sharded_weights(chunks, parallel).values())
-    _load([shard for shard in shards if layer_of(shard.key) < 0], source)
-    own = sorted({layer_of(shard.key) for shard in shards} - {-1})
-    for turn in range(_most_layers(stage, parallel)):  # every rank must take part in every turn
-        layer = own[turn] if turn < len(own) else None
-        of_layer = [shard for shard in shards if layer_of(shard.key) == layer]
-        _grow_layer(of_layer, layer, source, stage, growth, keep_adapters)
+    parts = turns(sharded_weights(chunks, parallel), stage, parallel)
+    _, outside_layers = next(parts)
+    _load(list(outside_layers.values()), source)
+    for layer, shards in parts:
+        _grow_layer(list(shards.values()), layer, source, stage, growth, keep_adapters)
 
 
 def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel: Parallel) -> None:
@@ -93,12 +92,6 @@ def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel:
 def saved_stage(manifest: Manifest) -> Stage:
     """The stage whose model a checkpoint holds."""
     return plan_from_dict(manifest.plan).stages[manifest.stage_index]
-
-
-def _most_layers(stage: Stage, parallel: Parallel) -> int:
-    """Layers of the pipeline rank that holds the most."""
-    pipeline = parallel.config.pipeline_parallel_size
-    return max(sum(stage.layout[rank::pipeline]) for rank in range(pipeline))
 
 
 def _load(shards: list[Sharded], source: GrowthSource) -> None:

@@ -145,7 +145,7 @@ def _row(run: RunReport) -> list[str]:
 
 
 def plot(runs: list[RunReport], path: Path) -> None:
-    """Draw the losses and the memory of the stages over the tokens seen, into a PNG that appears when it is complete."""
+    """Draw losses and memory of the stages over the tokens seen, into a PNG file that appears when it is complete."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

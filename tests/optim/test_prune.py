@@ -39,6 +39,12 @@ def test_of_equal_elements_none_or_all_go() -> None:
     assert first.tolist() == [0.0, 0.0, 0.0, 2.0]
 
 
+def test_neighbouring_numbers_are_told_apart() -> None:
+    first = 1.0 + torch.arange(8) * torch.finfo(torch.float32).eps
+    prune_moments([(first, torch.ones(8))], 0.625, [])
+    assert (first == 0).tolist() == [True] * 5 + [False] * 3
+
+
 def test_nothing_to_prune() -> None:
     assert prune_moments([], 0.9, []) == 0.0
     assert prune_moments([(torch.empty(0), torch.empty(0))], 0.9, []) == 0.0

@@ -55,6 +55,11 @@ def test_positions(position: str, pattern: str) -> None:
     assert _pattern(_grown(5, 2, position=position)) == pattern
 
 
+def test_of_two_middle_gaps_the_upper_is_the_first() -> None:
+    assert _pattern(_grown(5, 1, position="intermediate")) == "ooonoo"
+    assert _pattern(_grown(5, 3, position="intermediate")) == "oononono"
+
+
 def test_random_positions_follow_the_seed() -> None:
     patterns = {_pattern(_grown(8, 3, seed, position="random")) for seed in range(20)}
     assert len(patterns) > 5
