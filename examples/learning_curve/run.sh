@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # STEP against ordinary training at the same tokens, each with three learning rates: examples/learning_curve/run.sh
-# [--section.key VALUE ...]. One run a core at a time; run it again to go on after an interruption.
+# [--section.key VALUE ...]. One run a core at a time; run it again to go on after an interruption. STEPS=N takes N steps
+# for the schedule of each stage, and as many tokens in the ordinary run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=runs/learning_curve
@@ -25,12 +26,14 @@ train() { # NAME [--section.key VALUE ...]
     > "$folder/$name.log" 2>&1 || { tail -n 3 "$folder/$name.log" >&2; return 1; }
   echo "$name: $(tail -n 1 "$folder/$name.log")"
 }
+per_stage=${STEPS:-800}
+total=$((per_stage * 3 / 4 * 2 + per_stage))
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 for rate in 1.5e-3 3.0e-3 6.0e-3; do
   for method in step vanilla; do
-    layers=()
-    [ "$method" = vanilla ] && layers=(--stages.count 1 --stages.layers auto --stages.steps 2000)
-    train "${method}_$rate" --optimizer.learning_rate "$rate" "${layers[@]}" "$@" &
+    stages=(--stages.steps "$per_stage")
+    [ "$method" = vanilla ] && stages=(--stages.steps "$total" --stages.count 1)
+    train "${method}_$rate" --optimizer.learning_rate "$rate" "${stages[@]}" "$@" &
     while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n; done
   done
 done

@@ -46,6 +46,8 @@ def train_stage(
 ) -> bool:
     """Train from `state.step` to the end of the state's stage; whether it got there, or was asked to stop.
 
+    Asked in the last step before growth, it leaves growth to the next process.
+
     `batches` gives each step's micro-batches, from the sample that the state has reached.
     """
     first_step, last_step = state.step, state.stage.last_step
@@ -74,7 +76,7 @@ def train_stage(
         for hook in hooks:
             hook(StepContext(state, metrics, memory, is_last))
         if is_last:
-            return state.step == last_step
+            return not result.stop or (state.step == last_step and not state.stage.grows)
     return True
 
 

@@ -45,6 +45,19 @@ def test_names_of_base_weights_stay(alone: Parallel) -> None:
     assert all(name.endswith((".adapter.linear_in.weight", ".adapter.linear_out.weight")) for name in added)
 
 
+@pytest.mark.parametrize("mlp", ["swiglu", "gelu"])
+def test_factors_are_marked_as_split_as_their_base(alone: Parallel, mlp: str) -> None:
+    """megatron-core counts norms, and takes weights apart, by these marks."""
+    config = small_config(model={"mlp": mlp})
+    chunk = _model(config, alone)
+    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: True, alone, seed=1)
+    for linear in adapted_linears(chunk):
+        factors = (linear.adapter.linear_in.weight, linear.adapter.linear_out.weight)
+        assert all(factor.tensor_model_parallel for factor in factors)
+        assert {factor.partition_dim for factor in factors} == {linear.weight.partition_dim}
+        assert [factor.partition_stride for factor in factors] == [1, linear.weight.partition_stride]
+
+
 def test_only_the_targets_of_the_chosen_layers_get_one(alone: Parallel) -> None:
     config = small_config()
     chunk = _model(config, alone)

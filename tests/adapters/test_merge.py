@@ -11,7 +11,7 @@ from worlds import Worlds
 from megatron_step.adapters.attach import adapted_linears
 from megatron_step.adapters.merge import merge_adapter
 from megatron_step.config.run import RunConfig
-from megatron_step.engine.parallel import parallel_layout
+from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.training.step import evaluate_batch
 
 STAGES: dict[str, Any] = {"count": 2, "layers": [3, 1]}
@@ -26,6 +26,18 @@ def test_a_merged_model_has_the_loss_of_the_adapted_one(
     ((plain, adapted, merged, _),) = worlds(1).run(losses, config=config)
     assert merged == pytest.approx(adapted, rel=tolerance)
     assert abs(plain - adapted) > 5 * tolerance, "the adapters matter"
+
+
+def test_bf16_weights_are_rounded_once(alone: Parallel) -> None:
+    state = state_of(small_config(stages=STAGES, training={"precision": "bf16"}), 1, alone)
+    fill_adapters(state)
+    for linear in adapted_linears(state.chunks[0]):
+        a, b = linear.adapter.linear_in.weight.double(), linear.adapter.linear_out.weight.double()
+        exact = linear.weight.double() + linear.adapter.scaling * b @ a
+        merge_adapter(linear)
+        # Half of the last of eight bits; fp32's own error, of the terms that the sum is of, is far smaller.
+        half = torch.ldexp(torch.tensor(1.0), exact.abs().log2().floor() - 8)
+        assert ((linear.weight - exact).abs() <= 1.001 * half + 1e-7).all()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from serial_oracle import state_of
 from small_run import made_up_batch, small_config, whole_tensors
+from torch import Tensor
 from worlds import Worlds
 
 from megatron_step.checkpoint.sharding import own_states, sharded_weights
@@ -13,6 +14,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.training.restart import restart, restart_hook
 from megatron_step.training.stage import StepContext
+from megatron_step.training.state import TrainState
 from megatron_step.training.step import train_step
 
 STAGES: dict[str, Any] = {"count": 2, "layers": [4, 0], "steps": [4, 10], "grow_at": 1.0}  # steps 5 to 14 are adapted
@@ -64,6 +66,21 @@ def test_moments_are_pruned_and_training_goes_on_from_the_fresh_values(alone: Pa
     assert loss == loss
 
 
+def test_each_restart_draws_other_values(alone: Parallel) -> None:
+    config = _config()
+    state = state_of(config, 1, alone)
+    drawn = [_inputs(state)]
+    for step in range(2):
+        train_step(state, made_up_batch(config, step, alone), 1e-3, config, alone, False)
+        restart(state, config, alone)
+        drawn.append(_inputs(state))
+    assert not any(torch.equal(drawn[one], drawn[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
+def _inputs(state: TrainState) -> Tensor:
+    return state.chunks[0].module.decoder.layers[0].mlp.linear_fc2.adapter.linear_in.weight.detach().clone()
+
+
 @pytest.mark.parametrize(
     ("size", "layout"),
     [
@@ -82,7 +99,31 @@ def test_every_layout_restarts_as_one_process(worlds: Worlds, size: int, layout:
         assert (found["weights"][key] - weight).norm() <= 1e-4 * weight.norm(), key
 
 
+def test_a_tensor_that_data_parallel_ranks_share_is_pruned_as_a_whole(worlds: Worlds) -> None:
+    # Of three layers, the middle of the optimizer's buffer lies within an adapter.
+    model, stages = {"num_layers": 3, "num_query_groups": 2}, {**STAGES, "layers": [3, 0]}
+    config = small_config(model=model, stages=stages)
+    (expected,) = worlds(1).run(kept_moments, config=config)
+    first, second = worlds(2).run(kept_moments, config=config)
+    assert [key for key, kept in expected.items() if not torch.equal(torch.cat([first[key], second[key]]), kept)] == []
+    assert any(len(first[key]) and len(second[key]) for key in expected)
+
+
 # What the ranks run.
+
+
+def kept_moments(config: RunConfig) -> dict[str, Tensor]:
+    """Which of this rank's first moments of each adapter, flat, are not zero after a restart."""
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = state_of(config, 1, parallel)
+        for step in range(2):
+            train_step(state, made_up_batch(config, step, parallel), 1e-3, config, parallel, False)
+        restart(state, config, parallel)
+        return {
+            key: own_states(state.optimizer, shard.data).get("exp_avg", torch.empty(0)).flatten() != 0
+            for key, shard in sharded_weights(state.chunks, parallel).items()
+            if shard.data.role == "adapter"
+        }
 
 
 def train_restart_train(config: RunConfig) -> dict[str, Any]:

@@ -1,20 +1,18 @@
 """A run that is stopped or killed and started again computes what a run that was not computes."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
 import pytest
-import torch
-from small_run import read_checkpoint, small_config
+import run_files
+from run_files import assert_close_losses, assert_same_checkpoint, close, equal, losses
+from small_run import small_config
 from worlds import WorldError, Worlds
 
 from megatron_step.checkpoint.directory import list_checkpoints
@@ -228,57 +226,14 @@ def start_command(command: list[str]) -> subprocess.Popen[str]:
 
 
 def wait_for_step(config: RunConfig, step: int, process: subprocess.Popen[str] | None = None) -> None:
-    """Return as soon as the run's metrics tell of `step`."""
-    deadline = monotonic() + 120
-    while last_step(config) < step:
-        assert monotonic() < deadline, f"step {step} was not reached in time"
-        assert process is None or process.poll() is None, process.communicate()[0]
-        sleep(0.005)
+    """Return as soon as the metrics of the run, or of the process that runs it, tell of `step`."""
+    run_files.wait_for_step(Path(config.output_dir), step, lambda: process is None or process.poll() is None)
 
 
 def last_step(config: RunConfig) -> int:
-    path = Path(config.output_dir) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0
-
-
-COMPUTED = ("step", "loss", "grad_norm", "learning_rate", "tokens", "validation_loss")
-
-
-def losses(output: Path) -> list[tuple[Any, ...]]:
-    """All that a step computes, from metrics.jsonl, where floats have all their digits."""
-    lines = map(json.loads, (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [tuple(line.get(name) for name in COMPUTED) for line in lines]
+    return run_files.last_step(Path(config.output_dir))
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file."""
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
-
-
-def assert_close_losses(ours: list[tuple[Any, ...]], theirs: list[tuple[Any, ...]]) -> None:
-    """Equal to rounding, which many steps amplify: in the gradient's norm a hundred times as much as in the loss."""
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs):
-        for name, value, expected in zip(COMPUTED, one, other):
-            tolerance = 1e-3 if name == "grad_norm" else 1e-5
-            assert value == expected or value == pytest.approx(expected, rel=tolerance), (name, one, other)
-
-
-def assert_same_checkpoint(ours: Path, theirs: Path, same: Callable[[str, torch.Tensor, torch.Tensor], bool]) -> None:
-    """The last checkpoints hold the same weights and optimizer states."""
-    (step, one), (other_step, other) = (list_checkpoints(path / "checkpoints")[-1] for path in (ours, theirs))
-    assert step == other_step
-    tensors, expected = read_checkpoint(one), read_checkpoint(other)
-    assert tensors.keys() == expected.keys()
-    assert [key for key, tensor in tensors.items() if not same(key, tensor, expected[key])] == []
-
-
-def equal(key: str, one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one, other)
-
-
-def close(key: str, one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal to rounding; the second moments, of squared gradients, carry twice its relative error and more."""
-    tolerance = 1e-3 if key.startswith("optimizer.state.exp_avg") else 1e-4
-    return bool((one - other).norm() <= tolerance * other.norm())

@@ -102,3 +102,16 @@ def test_the_rate_warms_up_again_after_each_restart() -> None:
 
 def test_a_run_without_adapters_has_no_restarts() -> None:
     assert _rates(stages={}, adapter={"restart_interval": 8, "rank": 0}) == _rates(stages={}, adapter={"rank": 0})
+
+
+def test_a_request_in_the_last_step_before_growth_leaves_growth_to_the_next_process(alone: Parallel) -> None:
+    for stages, finished in (({"count": 2, "layers": [2, 2]}, False), ({}, True)):
+        config = small_config(steps=2, stages={**stages, "grow_at": 1.0})
+        state, stop = initial_state(config, VOCAB_SIZE, alone), StopRequest()
+
+        def hook(context: StepContext, stop: StopRequest = stop) -> None:
+            stop.signal_name = "SIGTERM"
+
+        batches = _batches(config, alone)
+        assert train_stage(state, batches, config, alone, [hook], stop) is finished
+        assert state.step == 2
