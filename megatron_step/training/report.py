@@ -43,8 +43,11 @@ class RunReport:
     @property
     def stages(self) -> list["StageReport"]:
         """What each growth stage has come to, in order."""
-        indices = sorted({line["stage_index"] for line in self.lines})
-        return [StageReport(index, [line for line in self.lines if line["stage_index"] == index]) for index in indices]
+        stages: list[StageReport] = []
+        for index in sorted({line["stage_index"] for line in self.lines}):
+            before = stages[-1].lines[-1]["tokens"] if stages else 0
+            stages.append(StageReport(index, [line for line in self.lines if line["stage_index"] == index], before))
+        return stages
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,19 @@ class StageReport:
     """Its number, from 0."""
     lines: list[dict[str, Any]]
     """The lines of its steps."""
+    tokens_before: int
+    """Tokens that the run had seen when it began."""
 
     @property
     def seconds(self) -> float:
         """Median time of a step."""
-        tokens = [after["tokens"] - before["tokens"] for before, after in zip(self.lines, self.lines[1:])]
-        rates = [line["tokens_per_second"] for line in self.lines[1:]]
-        times = [number / rate for number, rate in zip(tokens, rates)]
-        return median(times) if times else self.lines[0]["tokens"] / self.lines[0]["tokens_per_second"]
+        ends = [self.tokens_before, *(line["tokens"] for line in self.lines)]
+        steps = zip(ends, ends[1:], self.lines)
+        return median((end - start) / line["tokens_per_second"] for start, end, line in steps)
 
     def memory(self, name: str) -> int | None:
         """Bytes of a kind, the largest of a rank; None where they were not measured."""
-        return max((line["memory"][name] for line in self.lines if "memory" in line), default=None)
+        return max((line["memory"][name] for line in self.lines if name in line.get("memory", {})), default=None)
 
 
 def read_run(folder: Path) -> RunReport:
@@ -161,7 +165,8 @@ def plot(runs: list[RunReport], path: Path) -> None:
     for axes in (losses, memory):
         axes.set_xlabel("tokens")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     figure.savefig(partial, format="png", dpi=150)

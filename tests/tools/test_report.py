@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-_LINE = {"step": 1, "tokens": 10, "loss": 2.5, "tokens_per_second": 5.0}
+_LINE = {"step": 1, "stage_index": 0, "tokens": 10, "loss": 2.5, "tokens_per_second": 5.0}
 
 
 def test_table_and_plot(tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(_LINE) + "\n")
     assert tool("report", tmp_path, "--output", tmp_path / "report.png") == 0
-    assert "2.5000" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2.5000" in shown
+    assert "2.000 s" in shown, "the time of a step, in the table of the stages"
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -172,6 +172,13 @@ def test_the_adapters_of_another_run_are_merged(alone: Parallel, tmp_path: Path)
     merged = state.chunks[0].module.decoder.layers[0].mlp.linear_fc2
     assert merged.adapter is None
     torch.testing.assert_close(merged.weight, linear.weight + product)
+    # So they are where a stage of this run, which keeps its adapters, has some on the same layers.
+    stages = {"count": 2, "layers": [4, 1], "steps": [0, 5], "start_from": start_from}
+    model = {"num_layers": 5, "num_query_groups": 2}
+    state = _first(small_config(model=model, stages=stages, adapter=vars(its.adapter)), alone)
+    merged = state.chunks[0].module.decoder.layers[0].mlp.linear_fc2
+    torch.testing.assert_close(merged.weight, linear.weight + product)
+    assert not merged.adapter.linear_out.weight.any()
 
 
 @pytest.mark.parametrize(

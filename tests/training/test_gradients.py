@@ -24,8 +24,8 @@ def fresh_state(parallel: Parallel, detach: bool = False, **model: int) -> Train
     return state
 
 
-def break_graph(state: TrainState) -> None:
-    mlp = state.chunks[0].module.decoder.layers[1].mlp
+def break_graph(state: TrainState, layer: int = 1) -> None:
+    mlp = state.chunks[0].module.decoder.layers[layer].mlp
     mlp.register_forward_hook(lambda module, inputs, output: (output[0].detach(), output[1]))
 
 
@@ -68,6 +68,14 @@ def test_a_fresh_adapters_a_gets_its_gradient_from_the_second_step_on(alone: Par
     assert all(key.endswith(".adapter.linear_in.weight") for key in zero)
     train(state, alone, CHECKED_STEPS, hook)
     assert weights_without_gradient(state, alone) == []
+
+
+def test_a_gradient_in_one_of_the_checked_steps_is_enough(alone: Parallel) -> None:
+    state, hook = second_stage(alone), gradient_check_hook(alone)
+    train(state, alone, 1, hook)
+    break_graph(state, layer=2)  # the new one: it has had its gradient, the adapters' A are still to get theirs
+    train(state, alone, CHECKED_STEPS, hook)
+    assert "decoder.layers.2.mlp.linear_fc1.weight" in weights_without_gradient(state, alone)
 
 
 def test_every_stage_is_looked_at_anew(alone: Parallel) -> None:

@@ -9,9 +9,10 @@ from time import monotonic, sleep
 
 import pytest
 from small_run import VOCAB_SIZE, small_config
+from worlds import Worlds
 
 from megatron_step.config.run import LoggingConfig, RunConfig
-from megatron_step.engine.parallel import Parallel
+from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.planner.flops import stage_flops_per_token
 from megatron_step.planner.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
@@ -42,6 +43,7 @@ def _log(
     last_step: int,
     stage_index: int = 0,
     growth_peak_bytes: int | None = None,
+    measured: RankMemory = MEMORY,
     **extra: float,
 ) -> None:
     plan = make_plan(config, VOCAB_SIZE)
@@ -56,7 +58,7 @@ def _log(
                 "tokens_per_second": 1e6,
                 **extra,
             }
-            memory = MEMORY if step == first_step + 2 else None
+            memory = measured if step == first_step + 2 else None
             hook(StepContext(state, metrics, memory, is_last=step == last_step))
 
 
@@ -87,6 +89,33 @@ def test_memory_is_planned_and_measured_side_by_side(alone: Parallel, tmp_path: 
 
 def _kinds(memory: RankMemory) -> dict[str, int]:
     return {**asdict(memory), "model_state_bytes": memory.model_state_bytes, "peak_bytes": memory.peak_bytes}
+
+
+def test_memory_of_every_rank_stands_beside_its_own_plan(worlds: Worlds, tmp_path: Path) -> None:
+    worlds(2).run(log_two_pipeline_ranks, output=tmp_path)
+    config = _two_pipeline_ranks(tmp_path)
+    planned = stage_memory(config, make_plan(config, VOCAB_SIZE).stages[0], VOCAB_SIZE, dp_size=1)
+    assert planned[0].peak_bytes != planned[1].peak_bytes
+    memory = _lines(tmp_path)[1]["memory"]
+    assert [rank["pp_rank"] for rank in memory["ranks"]] == [0, 1]
+    assert [rank["planned"] for rank in memory["ranks"]] == [_kinds(rank) for rank in planned]
+    assert [rank["measured"]["activation_bytes"] for rank in memory["ranks"]] == [5 << 20, 6 << 20]
+    assert memory["planned_bytes"] == max(rank.peak_bytes for rank in planned)
+    assert memory["peak_bytes"] == 9 << 20
+
+
+def _two_pipeline_ranks(output: Path) -> RunConfig:
+    return replace(
+        small_config(str(output), parallel={"pipeline_parallel_size": 2}), logging=LoggingConfig(tensorboard=False)
+    )
+
+
+def log_two_pipeline_ranks(output: Path) -> None:
+    """What the ranks run: the second one has measured more than the first."""
+    config = _two_pipeline_ranks(output)
+    with parallel_layout(config.parallel, seed=1) as parallel:
+        measured = replace(MEMORY, activation_bytes=(5 + parallel.pp_rank) << 20)
+        _log(config, parallel, 0, 2, measured=measured)
 
 
 def test_memory_of_the_growth_is_logged_in_its_stage(alone: Parallel, tmp_path: Path) -> None:

@@ -95,8 +95,11 @@ def _check(manifest: Manifest, config: RunConfig, vocab_size: int = VOCAB_SIZE) 
         {"training": {"global_batch_size": 16}},
         {"training": {"precision": "bf16"}},
         {"training": {"ramp_up": RampUpConfig(2, 2, 10)}},
+        {"growth": {"init": "copy"}},
+        {"freeze": {"norms": True}},
+        {"adapter": {"restart_interval": 5}},
     ],
-    ids=["hidden_size", "global_batch_size", "precision", "ramp_up"],
+    ids=["hidden_size", "global_batch_size", "precision", "ramp_up", "init", "norms", "restart_interval"],
 )
 def test_another_run_is_refused_by_the_name_of_what_differs(
     alone: Parallel, change: dict, request: pytest.FixtureRequest
