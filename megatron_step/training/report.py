@@ -161,7 +161,7 @@ def plot(runs: list[RunReport], path: Path) -> None:
         _plot_memory(memory, run, f"C{index}")
     losses.set_ylabel("loss (nats per token)")
     memory.set_ylabel("memory of the fullest rank (MiB)")
-    memory.set_ylim(bottom=0)
+    memory.set_ylim(0, 1.4 * memory.get_ylim()[1])  # room for the legend
     for axes in (losses, memory):
         axes.set_xlabel("tokens")
         axes.grid(alpha=0.3)
