@@ -16,6 +16,14 @@ from megatron_step.training.evaluation import validation_loss
 from megatron_step.training.state import TrainState, build_state
 from megatron_step.training.step import forward_backward, microbatch_seeds, train_step
 
+TP2: dict[str, Any] = {"tensor_parallel_size": 2}
+SP: dict[str, Any] = {**TP2, "sequence_parallel": True}
+PP2: dict[str, Any] = {"pipeline_parallel_size": 2}
+VPP2: dict[str, Any] = {**PP2, "virtual_pipeline_size": 2}
+FULL: dict[str, Any] = {"recompute": "full"}
+SELECTIVE: dict[str, Any] = {"recompute": "selective"}
+"""Parts of layouts, each what differs from the default."""
+
 Fault = Callable[[TrainState], None]
 """Spoils a state, to see that the oracle notices."""
 

@@ -13,14 +13,8 @@ from megatron_step.layers.te_adapter import make_adaptable
 from megatron_step.model.build import sharded_state
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
-
-TARGETS: dict[str, str] = {
-    "qkv": "self_attention.linear_qkv",
-    "proj": "self_attention.linear_proj",
-    "fc1": "mlp.linear_fc1",
-    "fc2": "mlp.linear_fc2",
-}
-"""Where in a layer each target's linear is."""
+from megatron_step.planner.parameters import layer_linears
+from megatron_step.planner.trainable import is_adapter
 
 
 def attach_adapters(
@@ -37,20 +31,20 @@ def attach_adapters(
 
     Raises ValueError if the rank cannot be split over the tensor-parallel ranks.
     """
+    linears = layer_linears(model)
     for number, layer in numbered_layers(chunk):
-        for site, target in enumerate(TARGETS):
+        for site, (target, place) in enumerate(linears.items()):
             if target not in config.targets or not adapted(number):
                 continue
-            linear = make_adaptable(layer.get_submodule(TARGETS[target]), parallel.config.sequence_parallel)
+            linear = make_adaptable(layer.get_submodule(place.key), parallel.config.sequence_parallel)
             linear.adapter = Adapter(
                 linear.split,
                 linear.weight,
                 rank=config.rank,
                 alpha=config.alpha,
                 dropout=config.dropout,
-                site=number * len(TARGETS) + site,
+                site=number * len(linears) + site,
                 group=parallel.groups.tp,
-                gated=target == "fc1" and model.mlp == "swiglu",
             )
     initialize_adapters(chunk, model, parallel, seed)
 
@@ -58,7 +52,7 @@ def attach_adapters(
 def initialize_adapters(chunk: GPTModel | Float16Module, model: ModelConfig, parallel: Parallel, seed: int) -> None:
     """Fill the chunk's adapters as fresh ones, in place; A is drawn from `seed`, alike in every layout."""
     shards = sharded_state(chunk, parallel)
-    initialize({key: shard for key, shard in shards.items() if ".adapter." in key}, model, seed)
+    initialize({name: shard for name, shard in shards.items() if is_adapter(name)}, model, seed)
 
 
 def adapted_linears(chunk: torch.nn.Module) -> Iterable[torch.nn.Module]:

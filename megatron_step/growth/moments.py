@@ -22,7 +22,7 @@ from megatron_step.checkpoint.sharding import (
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
 from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import layer_key, layer_of
+from megatron_step.planner.trainable import in_layer, layer_of
 
 
 def grow_moments(
@@ -56,4 +56,4 @@ def _goes_on(shard: Sharded, stage: Stage) -> bool:
 
 def _key_before(key: str, stage: Stage) -> str:
     layer = layer_of(key)
-    return key if layer < 0 else layer_key(key, stage.layers[layer].sources[0])
+    return key if layer < 0 else in_layer(key, stage.layers[layer].sources[0])

@@ -27,7 +27,7 @@ from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
 from megatron_step.planner.operators import first_layers
 from megatron_step.planner.stages import Stage, even_layout, plan_from_dict
-from megatron_step.planner.trainable import is_adapter, layer_key
+from megatron_step.planner.trainable import in_layer, is_adapter
 
 _OUTPUT_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
@@ -124,7 +124,7 @@ def _grow_layer(
     requests: dict[str, Sharded] = {}
     for origin in sources:
         for shard in shards:
-            key = layer_key(shard.key, origin)
+            key = in_layer(shard.key, origin)
             requests[key] = _request(shard, key)
             if merges:
                 requests.update(_factor_requests(key, source, shard))
@@ -132,7 +132,7 @@ def _grow_layer(
     if not sources:
         return
     for shard in shards:
-        origins = [layer_key(shard.key, origin) for origin in sources]
+        origins = [in_layer(shard.key, origin) for origin in sources]
         parts = [_merged(shard, loaded, key, source.scaling) if merges else loaded[key] for key in origins]
         shard.data.data.copy_(torch.stack(parts).mean(0) if len(parts) > 1 else parts[0])
         if is_new and growth.init == "identity" and shard.key.endswith(_OUTPUT_PROJECTIONS):
@@ -141,7 +141,7 @@ def _grow_layer(
 
 def _kept(shard: Sharded, sources: Sequence[int], source: GrowthSource, merges: bool) -> bool:
     """Whether an adapter goes on from the checkpoint, rather than begin afresh."""
-    return not merges and layer_key(shard.key, sources[0]) in source.tensors
+    return not merges and in_layer(shard.key, sources[0]) in source.tensors
 
 
 def _factor_keys(weight_key: str) -> tuple[str, str]:

@@ -12,7 +12,6 @@ scattered where it is over its columns; on the way back the other way round. All
 anyway, and every gradient of A_i and B_i is complete on its own rank.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -43,7 +42,6 @@ class Adapter(torch.nn.Module):
         dropout: float,
         site: int,
         group: Group,
-        gated: bool,
     ) -> None:
         super().__init__()
         size, column = group.size(), split == "column"
@@ -52,7 +50,7 @@ class Adapter(torch.nn.Module):
         n, k = weight.shape
         self.linear_in = _factor(rank // size if column else rank, k, weight.dtype)
         self.linear_out = _factor(n, rank if column else rank // size, weight.dtype)
-        for factor, stride in ((self.linear_in, 1), (self.linear_out, 2 if gated else 1)):
+        for factor, stride in ((self.linear_in, 1), (self.linear_out, getattr(weight, "partition_stride", 1))):
             set_tensor_model_parallel_attributes(factor.weight, True, 0 if column else 1, stride)
         self.split: Split = split
         self.group = group
@@ -75,31 +73,23 @@ def _factor(rows: int, columns: int, dtype: torch.dtype) -> torch.nn.Linear:
     return torch.nn.utils.skip_init(torch.nn.Linear, columns, rows, bias=False, device=current_device(), dtype=dtype)
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """What a linear's ranks exchange."""
+def adapter_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    adapter: Adapter,
+    *,
+    reduce_input_gradient: bool = False,
+    gather_sequence: bool = False,
+) -> Tensor:
+    """The adapted linear on this rank: x [s, b, k], or [s / t, b, k] where it is gathered -> [s, b, n].
 
-    split: Split
-    """How it is split."""
-    group: Group
-    """Its tensor-parallel ranks."""
-    reduce_input_gradient: bool
-    """Whether the input's gradient is summed over ranks here."""
-    gather_sequence: bool
-    """Whether the input arrives split over the sequence."""
-
-
-def adapter_linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter, exchange: Exchange) -> Tensor:
-    """The adapted linear on this rank: x [s, b, k], or [s / t, b, k] where it is gathered -> [s, b, n]."""
-    y: Tensor = _AdapterLinear.apply(
-        x,
-        weight,
-        adapter.linear_in.weight,
-        adapter.linear_out.weight,
-        adapter.scaling,
-        adapter.draw_dropout(),
-        exchange,
-    )
+    `reduce_input_gradient` sums the input's gradient over ranks here; `gather_sequence` is for an input that arrives
+    split over the sequence.
+    """
+    a, b = adapter.linear_in.weight, adapter.linear_out.weight
+    dropout = adapter.draw_dropout()
+    y: Tensor = _AdapterLinear.apply(x, weight, a, b, adapter, dropout, reduce_input_gradient, gather_sequence)
     return y if bias is None else y + bias
 
 
@@ -111,36 +101,38 @@ class _AdapterLinear(torch.autograd.Function):
         weight: Tensor,  # [n, k]
         a: Tensor,  # [r / t, k] or [r, k]
         b: Tensor,  # [n, r] or [n, r / t]
-        scaling: float,
+        adapter: Adapter,
         dropout: ops.AdapterDropout | None,
-        exchange: Exchange,
+        reduce_input_gradient: bool,
+        gather_sequence: bool,
     ) -> Tensor:
-        total_x = all_gather(x, exchange.group)[0] if exchange.gather_sequence else x
+        total_x = all_gather(x, adapter.group)[0] if gather_sequence else x
         u = ops.adapter_shrink(total_x, a, dropout)
-        u = (all_gather_last if exchange.split == "column" else reduce_scatter_last)(u, exchange.group)
+        u = (all_gather_last if adapter.split == "column" else reduce_scatter_last)(u, adapter.group)
         ctx.save_for_backward(x, weight, a, b, u)
-        ctx.scaling, ctx.dropout, ctx.exchange = scaling, dropout, exchange
-        return ops.adapter_output(total_x, weight, u, b, scaling)
+        ctx.adapter, ctx.dropout = adapter, dropout
+        ctx.reduce_input_gradient, ctx.gather_sequence = reduce_input_gradient, gather_sequence
+        return ops.adapter_output(total_x, weight, u, b, adapter.scaling)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, u = ctx.saved_tensors
-        exchange, group = ctx.exchange, ctx.exchange.group
+        adapter, group = ctx.adapter, ctx.adapter.group
         gathering = reducing = dx = None
-        if exchange.gather_sequence:
+        if ctx.gather_sequence:
             x, gathering = all_gather(x, group, asynchronous=True)
-        du, db = ops.adapter_output_gradients(dy, u, b, ctx.scaling)
-        du = (reduce_scatter_last if exchange.split == "column" else all_gather_last)(du, group)
+        du, db = ops.adapter_output_gradients(dy, u, b, adapter.scaling)
+        du = (reduce_scatter_last if adapter.split == "column" else all_gather_last)(du, group)
         if ctx.needs_input_grad[0]:
             dx = ops.adapter_input_gradient(dy, weight, du, a, ctx.dropout)
-            if exchange.reduce_input_gradient:
+            if ctx.reduce_input_gradient:
                 reducing = torch.distributed.all_reduce(dx, group=group, async_op=True)
-            elif exchange.gather_sequence:
+            elif ctx.gather_sequence:
                 dx, reducing = reduce_scatter(dx, group)
         if gathering is not None:
             gathering.wait()
         da = ops.adapter_shrink_gradient(du, x, ctx.dropout, a.dtype)
         if reducing is not None:
             reducing.wait()
-        return dx, None, da, db, None, None, None
+        return dx, None, da, db, None, None, None, None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from megatron_step import ops
-from megatron_step.layers.adapter import Exchange, Split, adapter_linear
+from megatron_step.layers.adapter import Split, adapter_linear
 from megatron_step.layers.communication import all_gather, reduce_scatter
 
 
@@ -90,8 +90,14 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         **unused: Any,
     ) -> Tensor:
         if self.adapter is not None:
-            exchange = Exchange("column", tp_group, allreduce_dgrad, sequence_parallel)
-            return adapter_linear(input, weight, bias, self.adapter, exchange)
+            return adapter_linear(
+                input,
+                weight,
+                bias,
+                self.adapter,
+                reduce_input_gradient=allreduce_dgrad,
+                gather_sequence=sequence_parallel,
+            )
         return _ParallelLinear.apply(input, weight, bias, allreduce_dgrad, sequence_parallel, tp_group)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
@@ -111,7 +117,7 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 
     def _forward_impl(self, input: Tensor, weight: Tensor, bias: Tensor | None, **unused: Any) -> Tensor:
         if self.adapter is not None:
-            return adapter_linear(input, weight, bias, self.adapter, Exchange("row", self.tp_group, False, False))
+            return adapter_linear(input, weight, bias, self.adapter)
         return _ParallelLinear.apply(input, weight, bias, False, False, None)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:

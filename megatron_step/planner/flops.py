@@ -4,49 +4,34 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.planner.parameters import layer_linears
 from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import has_adapters
-
-
-def forward_flops_per_token(model: ModelConfig, vocab_size: int) -> int:
-    """Floating-point operations of the forward pass for one token of a full sequence.
-
-    A product of an [m, k] with a [k, n] matrix takes 2 m k n operations. Counted are the matrix products of the
-    linears, of attention over the causal half of the scores, and of the output layer (Narayanan et al., 2021, appendix;
-    their formula counts both halves of the scores).
-    """
-    linears = sum(linear.inputs * linear.outputs for linear in layer_linears(model).values())
-    output = model.hidden_size * vocab_size
-    return 2 * (model.num_layers * linears + output) + model.num_layers * _attention_flops(model)
-
-
-def training_flops_per_token(model: ModelConfig, vocab_size: int) -> int:
-    """Operations of the forward and backward pass for one token: the backward pass takes twice the forward's.
-
-    Recomputed activations are not counted: they are no progress.
-    """
-    return 3 * forward_flops_per_token(model, vocab_size)
+from megatron_step.planner.trainable import has_adapters, layer_key, treatment
 
 
 def stage_flops_per_token(config: RunConfig, stage: Stage, vocab_size: int) -> int:
-    """Operations that a step of `stage` really takes for one token.
+    """Floating-point operations of a training step of `stage` for one token of a full sequence.
 
-    A frozen linear has no weight gradient: two thirds of the usual 6 k n operations. An adapter of rank r adds
-    6 r (k + n). A frozen output layer is counted alike; a frozen embedding has no products.
+    A product of an [m, k] with a [k, n] matrix takes 2 m k n operations. A linear has three: forward, gradient of
+    its input, gradient of its weight, the last of which a frozen one has not. Counted are the products of the linears,
+    of adapters (6 r (k + n)), of attention over the causal half of the scores, and of the output layer
+    (Narayanan et al., 2021, appendix; their formula counts both halves). Recomputed ones are not: they are no progress.
     """
     model = config.model
-    output_trained = stage.index == 0 or not (
-        config.freeze.embedding if model.tie_embeddings else config.freeze.output_layer
-    )
-    flops = (6 if output_trained else 4) * model.hidden_size * vocab_size
-    for number, layer in enumerate(stage.layers):
-        trained = layer.born == stage.index or not config.freeze.layers
+    flops = _linear_flops("embedding." if model.tie_embeddings else "output_layer.", stage, config)
+    flops *= model.hidden_size * vocab_size
+    for number in range(stage.num_layers):
         adapted = config.adapter.targets if has_adapters(number, stage, config) else []
         for target, linear in layer_linears(model).items():
-            flops += (6 if trained else 4) * linear.inputs * linear.outputs
+            per_weight = _linear_flops(layer_key(number, f"{linear.key}.weight"), stage, config)
+            flops += per_weight * linear.inputs * linear.outputs
             if target in adapted:
                 flops += 6 * config.adapter.rank * (linear.inputs + linear.outputs)
         flops += 3 * _attention_flops(model)
     return flops
+
+
+def _linear_flops(key: str, stage: Stage, config: RunConfig) -> int:
+    """Operations for each element of the weight `key`."""
+    return 6 if treatment(key, stage, config).trained else 4
 
 
 def _attention_flops(model: ModelConfig) -> int:

@@ -1,5 +1,6 @@
 """The memory of a plan as plain text."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_step.config.run import RunConfig
@@ -25,7 +26,7 @@ def stage_table(config: RunConfig, plan: StagePlan, vocab_size: int, dp_size: in
     for name, stage in [*((str(stage.index + 1), stage) for stage in plan.stages), ("vanilla", vanilla)]:
         memory = _heaviest(config, stage, vocab_size, dp_size)
         rows.append((name, *_stage_cells(stage), *_memory_cells(memory, whole)))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def format_bytes(count: int) -> str:
@@ -70,7 +71,12 @@ def _memory_cells(memory: RankMemory, vanilla: RankMemory) -> tuple[str, ...]:
     )
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as lines of columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
-    return "".join(f"{line}\n" for line in lines)
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    )

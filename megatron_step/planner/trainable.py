@@ -62,10 +62,14 @@ def layer_of(key: str) -> int:
     return int(key[len(_LAYERS) :].partition(".")[0]) if key.startswith(_LAYERS) else -1
 
 
-def layer_key(key: str, layer: int) -> str:
-    """The key of the same weight in another layer."""
-    _, _, name = key[len(_LAYERS) :].partition(".")
+def layer_key(layer: int, name: str) -> str:
+    """The key of a layer's weight, which is called `name` within the layer."""
     return f"{_LAYERS}{layer}.{name}"
+
+
+def in_layer(key: str, layer: int) -> str:
+    """The key of the same weight in another layer."""
+    return layer_key(layer, key[len(_LAYERS) :].partition(".")[2])
 
 
 def is_adapter(key: str) -> bool:

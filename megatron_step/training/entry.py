@@ -4,9 +4,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from megatron_step.checkpoint.directory import checkpoint_name
 from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint, load_checkpoint
 from megatron_step.checkpoint.manifest import read_manifest
+from megatron_step.config.load import config_from_text
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer
 from megatron_step.engine.parallel import Parallel
@@ -112,25 +115,18 @@ def _start_checkpoint(
         raise ValueError(
             f"stages.start_from {path} was trained with another tokenizer than {config.data.tokenizer}: use that one"
         )
-    different = [
-        f"model.{name} {manifest.config['model'][name]} -> {value}"
-        for name, value in vars(config.model).items()
-        if name in _SHAPE and manifest.config["model"].get(name) != value
-    ]
+    trained = config_from_text(yaml.safe_dump(manifest.config)).model
+    pairs = {key: (getattr(trained, name), getattr(config.model, name)) for key, name in _SHAPE.items()}
+    different = [f"model.{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
     if different:
         raise ValueError(f"stages.start_from {path} is of another model: {', '.join(different)}")
     return found
 
 
-_SHAPE = (
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "head_size",
-    "tie_embeddings",
-    "mlp",
-    "qkv_bias",
-    "qk_norm",
-)
-"""Keys of the model's config that must be a start checkpoint's; its depth is the first stage's."""
+_SHAPE = {
+    **{name: name for name in ("hidden_size", "ffn_hidden_size", "num_attention_heads")},
+    "num_query_groups": "query_groups",
+    "head_size": "attention_head_size",
+    **{name: name for name in ("tie_embeddings", "mlp", "qkv_bias", "qk_norm")},
+}
+"""Keys of the model's config that must be a start checkpoint's, and the attributes that say what they come to."""

@@ -32,7 +32,8 @@ def logging_hook(
     The lines of steps after `first_step` that an earlier, interrupted process left are dropped: they are trained again.
     """
     peak = _peak_flops(config.training.precision)
-    measured: dict[str, Any] = {}  # the memory of the stage
+    flops_per_token = [stage_flops_per_token(config, stage, vocab_size) for stage in plan.stages]
+    measured: dict[int, dict[str, Any]] = {}  # the memory of each stage
     with ExitStack() as stack:
         sinks = _sinks(stack, config, plan.num_steps, first_step) if parallel.is_main else []
 
@@ -40,18 +41,20 @@ def logging_hook(
             stage, metrics = context.state.stage, context.metrics
             if context.memory is not None:
                 planned = stage_memory(config, stage, vocab_size, parallel.dp_size)
-                measured.update(_memory_entry(context.memory, context.state.growth_peak_bytes, planned, parallel))
+                measured[stage.index] = _memory_entry(
+                    context.memory, context.state.growth_peak_bytes, planned, parallel
+                )
                 if parallel.is_main:
-                    print(memory_summary(measured["ranks"]), flush=True)
-            flops = metrics["tokens_per_second"] * stage_flops_per_token(config, stage, vocab_size)
-            metrics["tflops_per_second"] = flops / parallel.world_size / 1e12  # of one rank
+                    print(memory_summary(measured[stage.index]["ranks"]), flush=True)
+            flops = metrics["tokens_per_second"] * flops_per_token[stage.index] / parallel.world_size
+            metrics["tflops_per_second"] = flops / 1e12  # of one rank
             if peak is not None:
-                metrics["mfu"] = flops / parallel.world_size / peak
+                metrics["mfu"] = flops / peak
             logged = context.is_last or metrics["step"] % config.logging.interval == 0
-            if measured and context.memory is not None:
-                metrics["memory"] = dict(measured)
-            elif measured and logged:
-                metrics["memory"] = {name: value for name, value in measured.items() if name != "ranks"}
+            if context.memory is not None:
+                metrics["memory"] = measured[stage.index]
+            elif logged and stage.index in measured:
+                metrics["memory"] = {name: value for name, value in measured[stage.index].items() if name != "ranks"}
             for sink in sinks:
                 sink(metrics, logged)
 

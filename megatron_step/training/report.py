@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
+
+from megatron_step.planner.table import aligned, format_bytes
 
 _LAST_STEPS = 10
 
@@ -99,21 +100,13 @@ def _metrics(text: str) -> dict[str, Any] | None:
 def table(runs: list[RunReport]) -> str:
     """One line a run, under a heading."""
     heading = ["run", "steps", "tokens", "loss", "validation loss", "perplexity", "peak memory", "tokens/s"]
-    return _aligned([heading, *(_row(run) for run in runs)])
+    return aligned([heading, *(_row(run) for run in runs)])
 
 
 def stage_table(runs: list[RunReport]) -> str:
     """One line for each growth stage of each run, under a heading."""
     heading = ["run", "stage", "steps", "perplexity", "model states", "peak memory", "planned peak", "step time"]
-    return _aligned([heading, *(_stage_row(run, stage) for run in runs for stage in run.stages)])
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if index == 0 else cell.rjust(width) for index, (cell, width) in enumerate(cells))
-        for cells in (list(zip(row, widths)) for row in rows)
-    )
+    return aligned([heading, *(_stage_row(run, stage) for run in runs for stage in run.stages)])
 
 
 def _stage_row(run: RunReport, stage: StageReport) -> list[str]:
@@ -124,13 +117,13 @@ def _stage_row(run: RunReport, stage: StageReport) -> list[str]:
         str(stage.index + 1),
         f"{len(stage.lines):,}",
         f"{evaluated[-1]['validation_perplexity']:.2f}" if evaluated else "-",
-        *(_mib(nbytes) for nbytes in memory),
+        *(_bytes(nbytes) for nbytes in memory),
         f"{stage.seconds:.3f} s",
     ]
 
 
-def _mib(nbytes: int | None) -> str:
-    return f"{nbytes / 2**20:,.0f} MiB" if nbytes is not None else "-"
+def _bytes(count: int | None) -> str:
+    return format_bytes(count) if count is not None else "-"
 
 
 def _row(run: RunReport) -> list[str]:
@@ -143,7 +136,7 @@ def _row(run: RunReport) -> list[str]:
         f"{run.loss:.4f}",
         f"{evaluated['validation_loss']:.4f}" if evaluated else "-",
         f"{evaluated['validation_perplexity']:.2f}" if evaluated else "-",
-        _mib(run.peak_bytes),
+        _bytes(run.peak_bytes),
         f"{run.tokens_per_second:,.0f}",
     ]
 

@@ -1,6 +1,7 @@
 """What the tests of the examples share: a tiny model on a small corpus, and the means to run a script on it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,6 +39,36 @@ def environment() -> dict[str, str]:
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in ranks}
     return {**kept, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run_copy(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
+    """`run_copy("step", "--key value", NAME=value)` runs an example's run.sh in `tmp_path`, with the end of each text.
+
+    It returns what the script printed; what it made stays, for another call.
+    """
+
+    def run(example: str, overrides: str, **more: str) -> str:
+        if not (tmp_path / "tools").exists():
+            shutil.copytree(REPOSITORY / "examples" / example, tmp_path / "examples" / example)
+            shutil.copytree(REPOSITORY / "tools", tmp_path / "tools")
+            (tmp_path / "examples/data").mkdir()
+            for path in (REPOSITORY / "examples/data").iterdir():
+                end = path.read_text(encoding="utf-8")[-400_000:]
+                (tmp_path / "examples/data" / path.name).write_text(end, encoding="utf-8")
+        finished = subprocess.run(
+            [tmp_path / "examples" / example / "run.sh", *overrides.split()],
+            cwd=tmp_path,
+            env={**environment, **more},
+            text=True,
+            capture_output=True,
+            timeout=600,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    return run
 
 
 @pytest.fixture

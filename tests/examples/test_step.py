@@ -1,11 +1,7 @@
 """The demo grows a model, trains the ordinary one beside it, and shows both; started again, it shows them again."""
 
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
-from small_corpus import REPOSITORY
 
 _TINY = """
     --stages.steps 4 --model.num_layers 3 --model.hidden_size 32 --model.ffn_hidden_size 64 --adapter.rank 4
@@ -13,31 +9,8 @@ _TINY = """
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of what the script needs, with the last tenth of the text."""
-    shutil.copytree(REPOSITORY / "examples/step", tmp_path / "examples/step")
-    shutil.copytree(REPOSITORY / "tools", tmp_path / "tools")
-    text = (REPOSITORY / "examples/data/austen.txt").read_text(encoding="utf-8")
-    (tmp_path / "examples/data").mkdir()
-    (tmp_path / "examples/data/austen.txt").write_text(text[-len(text) // 10 :], encoding="utf-8")
-    return tmp_path
-
-
-def test_two_runs_side_by_side_and_again(folder: Path, environment: dict[str, str]) -> None:
-    shown = []
-    for _ in range(2):
-        finished = subprocess.run(
-            [folder / "examples/step/run.sh", *_TINY.split()],
-            cwd=folder,
-            env=environment,
-            text=True,
-            capture_output=True,
-            timeout=600,
-            check=False,
-        )
-        assert finished.returncode == 0, finished.stderr
-        shown.append(finished.stdout)
+def test_two_runs_side_by_side_and_again(tmp_path: Path, run_copy: Callable[..., str]) -> None:
+    shown = [run_copy("step", _TINY) for _ in range(2)]
     assert "stage 3 of 3: 3 layers, 1 of them new" in shown[0]
     assert "grown by interpolate, upper, mean, which does not keep the model's function" in shown[0]
     assert "step 10/10" in shown[0], "3 + 3 + 4 steps, and as many of the ordinary run"
@@ -46,5 +19,5 @@ def test_two_runs_side_by_side_and_again(folder: Path, environment: dict[str, st
         stages = [(row[0], row[1]) for row in rows if row[1] in "123" and len(row) >= 8 and row[-1] == "s"]
         assert stages == [("step", "1"), ("step", "2"), ("step", "3"), ("step_vanilla", "1")]
         assert "It was a fine morning, and Emma" in text
-        assert (folder / "runs/step/report.png").stat().st_size > 10_000
+        assert (tmp_path / "runs/step/report.png").stat().st_size > 10_000
     assert shown[0].splitlines()[-1] == shown[1].splitlines()[-1], "the same checkpoint writes the same text"

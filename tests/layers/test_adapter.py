@@ -16,7 +16,7 @@ from megatron_step import ops
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.engine.microbatch_seed import set_microbatch_seed
 from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.layers.adapter import Adapter, Exchange, adapter_linear
+from megatron_step.layers.adapter import Adapter, adapter_linear
 
 RANK, ALPHA, DROPOUT = 4, 12.0, 0.25
 NAMES = ("x", "w1", "a1", "b1", "w2", "a2", "b2")
@@ -95,9 +95,9 @@ def column_then_row(parallel: dict[str, Any]) -> dict[str, Tensor]:
             own |= {"x": whole["x"], "grad": whole["grad"]}
         x = own["x"].requires_grad_()
         column, row = _filled("column", own, "1", place), _filled("row", own, "2", place)
-        exchange = Exchange("column", group, not sequence and group.size() > 1, sequence)
-        hidden = adapter_linear(x, own["w1"], None, column, exchange)
-        partial = adapter_linear(hidden, own["w2"], None, row, Exchange("row", group, False, False))
+        sums = not sequence and group.size() > 1
+        hidden = adapter_linear(x, own["w1"], None, column, reduce_input_gradient=sums, gather_sequence=sequence)
+        partial = adapter_linear(hidden, own["w2"], None, row)
         reduce = reduce_scatter_to_sequence_parallel_region if sequence else reduce_from_tensor_model_parallel_region
         y = reduce(partial, group=group)
         y.backward(own["grad"])
@@ -113,16 +113,7 @@ def _filled(split: Any, own: dict[str, Tensor], number: str, place: Parallel) ->
 
 
 def _adapter(split: Any, weight: Tensor, place: Parallel, site: int, rank: int = RANK) -> Adapter:
-    return Adapter(
-        split,
-        weight,
-        rank=rank,
-        alpha=ALPHA,
-        dropout=DROPOUT,
-        site=site,
-        group=place.groups.tp,
-        gated=False,
-    )
+    return Adapter(split, weight, rank=rank, alpha=ALPHA, dropout=DROPOUT, site=site, group=place.groups.tp)
 
 
 def odd_rank() -> str:

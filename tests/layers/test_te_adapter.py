@@ -128,7 +128,7 @@ def _whole() -> tuple[Tensor, ...]:
 
 
 def _adapter(split: Any, weight: Tensor, place: Parallel) -> Adapter:
-    return Adapter(split, weight, rank=RANK, alpha=2.0 * RANK, dropout=0.0, site=0, group=place.groups.tp, gated=False)
+    return Adapter(split, weight, rank=RANK, alpha=2.0 * RANK, dropout=0.0, site=0, group=place.groups.tp)
 
 
 # What the ranks run.

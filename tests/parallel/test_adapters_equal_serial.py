@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from serial_oracle import differences, train, write_checkpoint
+from serial_oracle import FULL, PP2, SELECTIVE, SP, TP2, VPP2, differences, train, write_checkpoint
 from small_run import small_config
 from worlds import WorldError, Worlds
 
@@ -23,13 +23,6 @@ CASES: dict[str, dict[str, Any]] = {
         "adapter": {"rank": 8, "targets": ["qkv", "fc1", "fc2"]},
     },
 }
-
-TP2 = {"tensor_parallel_size": 2}
-SP = {**TP2, "sequence_parallel": True}
-PP2 = {"pipeline_parallel_size": 2}
-VPP2 = {**PP2, "virtual_pipeline_size": 2}
-FULL = {"recompute": "full"}
-SELECTIVE = {"recompute": "selective"}
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one, full": (1, FULL),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from serial_oracle import differences, train, write_checkpoint
+from serial_oracle import FULL, PP2, SELECTIVE, SP, TP2, VPP2, differences, train, write_checkpoint
 from small_run import (
     PLAIN,
     TIED,
@@ -37,13 +37,7 @@ ODD: dict[str, Any] = {
     "vocab_size_multiple": 14,
 }
 
-TP2 = {"tensor_parallel_size": 2}
-SP = {**TP2, "sequence_parallel": True}
-PP2 = {"pipeline_parallel_size": 2}
 PP3 = {"pipeline_parallel_size": 3}
-VPP2 = {**PP2, "virtual_pipeline_size": 2}
-FULL = {"recompute": "full"}
-SELECTIVE = {"recompute": "selective"}
 
 # World size, and what differs from the default layout.
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {

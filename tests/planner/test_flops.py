@@ -8,23 +8,22 @@ from small_run import PLAIN, TIED, VOCAB_SIZE, small_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.ops.adapter_linear import adapter_linear_reference
-from megatron_step.planner.flops import forward_flops_per_token, stage_flops_per_token, training_flops_per_token
+from megatron_step.planner.flops import stage_flops_per_token
 from megatron_step.planner.plan import make_plan
 
 
 def test_operations_are_those_that_torch_counts() -> None:
     seq_length, vocab_size = 16, 96
-    model = ModelConfig(
-        num_layers=3,
-        hidden_size=32,
-        ffn_hidden_size=80,
-        num_attention_heads=4,
-        num_query_groups=2,
-        seq_length=seq_length,
-    )
+    model = {
+        "num_layers": 3,
+        "hidden_size": 32,
+        "ffn_hidden_size": 80,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "seq_length": seq_length,
+    }
     peer = LlamaForCausalLM(
         LlamaConfig(
             num_hidden_layers=3,
@@ -42,12 +41,10 @@ def test_operations_are_those_that_torch_counts() -> None:
     all_scores = 3 * 2 * 2 * 32 * seq_length * seq_length
     causal_scores = 3 * 2 * 2 * 32 * seq_length * (seq_length + 1) // 2
     expected = counter.get_total_flops() - all_scores + causal_scores
-    assert forward_flops_per_token(model, vocab_size) * seq_length == expected
-
-
-def test_the_backward_pass_takes_twice_the_forward() -> None:
-    model = ModelConfig(num_layers=1, hidden_size=8, ffn_hidden_size=8, num_attention_heads=1, seq_length=4)
-    assert training_flops_per_token(model, 10) == 3 * forward_flops_per_token(model, 10)
+    config = small_config(model=model)
+    (stage,) = make_plan(config, vocab_size).stages
+    # The backward pass has two products for each of the forward pass.
+    assert stage_flops_per_token(config, stage, vocab_size) * seq_length == 3 * expected
 
 
 def _stage_flops(index: int, **sections: Any) -> int:
@@ -56,8 +53,14 @@ def _stage_flops(index: int, **sections: Any) -> int:
 
 
 def _training_flops(config: RunConfig, num_layers: int) -> int:
-    model = ModelConfig(**{**vars(config.model), "num_layers": num_layers})
-    return training_flops_per_token(model, VOCAB_SIZE)
+    """All trained: three products of two operations for each weight, and for the causal half of the scores."""
+    model = config.model
+    attention = model.num_attention_heads * model.attention_head_size
+    key_value = 2 * model.query_groups * model.attention_head_size
+    matrices = 3 if model.mlp == "swiglu" else 2
+    layer = model.hidden_size * (2 * attention + key_value + matrices * model.ffn_hidden_size)
+    scores = attention * (model.seq_length + 1)
+    return 6 * (num_layers * (layer + scores) + model.hidden_size * VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("model", [PLAIN, TIED, {"mlp": "gelu", "head_size": 8}], ids=["plain", "tied", "gelu"])

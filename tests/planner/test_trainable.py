@@ -7,7 +7,7 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RunConfig
 from megatron_step.planner.plan import make_plan
-from megatron_step.planner.trainable import has_adapters, is_adapter, layer_key, layer_of, treatment
+from megatron_step.planner.trainable import has_adapters, in_layer, is_adapter, layer_of, treatment
 
 STAGES = {"count": 3, "layers": [2, 1, 1]}  # layers by the stage that added them: 0 2 1 0
 EMBEDDING, OUTPUT, NORM = "embedding.word_embeddings.weight", "output_layer.weight", "decoder.final_layernorm.weight"
@@ -87,6 +87,6 @@ def test_a_stage_that_adds_no_layer_adapts_them_all() -> None:
 
 def test_keys_name_layers() -> None:
     assert (layer_of(_layer(12, "mlp.linear_fc2.weight")), layer_of(EMBEDDING)) == (12, -1)
-    assert layer_key(_layer(1, "mlp.linear_fc2.weight"), 11) == _layer(11, "mlp.linear_fc2.weight")
+    assert in_layer(_layer(1, "mlp.linear_fc2.weight"), 11) == _layer(11, "mlp.linear_fc2.weight")
     assert is_adapter(_layer(1, "mlp.linear_fc2.adapter.linear_out.weight"))
     assert not is_adapter(_layer(1, "mlp.linear_fc2.weight"))

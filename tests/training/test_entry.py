@@ -120,6 +120,13 @@ def test_another_runs_weights_come_without_its_moments_and_step(alone: Parallel,
     assert _counts(state) == {0}
 
 
+def test_a_size_may_be_given_or_left_to_its_default(alone: Parallel, other: Path) -> None:
+    model = {"num_query_groups": 2, "head_size": 16}  # a width of 64 over four heads
+    _first(small_config(model=model, stages={"start_from": str(other)}), alone)  # raises nothing
+    with pytest.raises(ValueError, match=r"of another model: model\.num_query_groups 2 -> 4"):
+        _first(small_config(model={"head_size": 16}, stages={"start_from": str(other)}), alone)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_another_runs_weights_are_rounded_to_this_ones_precision(
     alone: Parallel, tmp_path: Path, precision: str

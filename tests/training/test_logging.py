@@ -134,6 +134,20 @@ def test_speed_counts_the_operations_of_the_stage(alone: Parallel, tmp_path: Pat
 GROWN = {"count": 2, "layers": [3, 1]}
 
 
+def test_a_stage_does_not_show_the_memory_of_the_one_before(alone: Parallel, tmp_path: Path) -> None:
+    config = replace(
+        small_config(str(tmp_path), stages={"count": 2, "layers": [3, 1]}),
+        logging=LoggingConfig(interval=1, tensorboard=False),
+    )
+    plan = make_plan(config, VOCAB_SIZE)
+    metrics = {"loss": 1.0, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1e6}
+    with logging_hook(config, plan, VOCAB_SIZE, alone, 0) as hook:
+        for step, (stage, memory) in enumerate([(0, MEMORY), (0, None), (1, None), (1, MEMORY)], start=1):
+            state = TrainState(step, plan.stages[stage], [], None)
+            hook(StepContext(state, {"step": step, **metrics}, memory, is_last=False))
+    assert ["memory" in line for line in _lines(tmp_path)] == [True, True, False, True]
+
+
 def test_steps_that_are_trained_again_are_dropped(alone: Parallel, tmp_path: Path) -> None:
     _log(_config(tmp_path), alone, 0, 7)
     with (tmp_path / "metrics.jsonl").open("a") as stream:

@@ -28,7 +28,7 @@ def test_a_table_of_what_each_run_has_come_to(tmp_path: Path) -> None:
     runs = [read_run(_write(tmp_path / "first", 4)), read_run(_write(tmp_path / "other", 1))]
     heading, first, other = table(runs).splitlines()
     assert " ".join(heading.split()) == "run steps tokens loss validation loss perplexity peak memory tokens/s"
-    assert first.split() == ["first", "4", "4,000", "7.5000", "7.0000", "42.12", "3", "MiB", "250"]
+    assert first.split() == ["first", "4", "4,000", "7.5000", "7.0000", "42.12", "3.0", "MiB", "250"]
     assert other.split() == ["other", "1", "1,000", "9.0000", "-", "-", "-", "100"]
     assert len({len(line) for line in (heading, first, other)}) == 1, "columns are aligned"
 
@@ -39,7 +39,7 @@ def test_a_table_of_every_stage(tmp_path: Path) -> None:
     assert " ".join(heading.split()) == "run stage steps perplexity model states peak memory planned peak step time"
     # Steps of 1000 tokens at 100, 200, ... tokens a second: 10, 5, 3.33, 2.5 and 2 seconds.
     assert [" ".join(row.split()) for row in rows] == [
-        "first 1 3 42.12 2 MiB 3 MiB 4 MiB 5.000 s",
+        "first 1 3 42.12 2.0 MiB 3.0 MiB 4.0 MiB 5.000 s",
         "first 2 2 42.12 - - - 2.250 s",
         "other 1 1 - - - - 10.000 s",
     ]

@@ -50,8 +50,8 @@ def test_the_first_stage_has_nothing_to_restart(alone: Parallel) -> None:
 def test_moments_are_pruned_and_training_goes_on_from_the_fresh_values(alone: Parallel, precision: str) -> None:
     config = _config(training={"precision": precision})
     state = state_of(config, 1, alone)
-    for step in range(3):
-        train_step(state, made_up_batch(config, step, alone), 1e-3, config, alone, False)
+    batch = made_up_batch(config, 0, alone)
+    before = [train_step(state, batch, 1e-3, config, alone, False).loss for _ in range(3)]
     share = restart(state, config, alone)
     assert 0.89 < share < 0.93
     for shard in sharded_weights(state.chunks, alone).values():
@@ -62,8 +62,7 @@ def test_moments_are_pruned_and_training_goes_on_from_the_fresh_values(alone: Pa
             assert torch.equal(states["exp_avg_sq"] != 0, kept)
             if precision == "bf16":
                 assert torch.equal(states["param"].view_as(shard.data), shard.data.float()), "the main weight is fresh"
-    loss = train_step(state, made_up_batch(config, 3, alone), 1e-3, config, alone, False).loss
-    assert loss == loss
+    assert train_step(state, batch, 1e-3, config, alone, False).loss < before[-1], "it learns on"
 
 
 def test_each_restart_draws_other_values(alone: Parallel) -> None:
