@@ -22,7 +22,7 @@ from megatron_step.growth import moments
 from megatron_step.planner.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import layer_key, layer_of
+from megatron_step.planner.trainable import in_layer, layer_of
 from megatron_step.training import entry
 from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.state import TrainState, build_state
@@ -211,7 +211,7 @@ def grow_and_save(
 def own_number(key: str, stage: Stage) -> str:
     """A fault: the key in the checkpoint of the layer that has the same number there."""
     layer = layer_of(key)
-    return key if layer < 0 else layer_key(key, min(layer, 5))
+    return key if layer < 0 else in_layer(key, min(layer, 5))
 
 
 def names_in_optimizer(config: RunConfig, folder: Path) -> tuple[set[str], set[str], set[str]]:
