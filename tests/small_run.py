@@ -12,6 +12,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_step.checkpoint.sharding import sharded_weights
+from megatron_step.config.cluster import PlannerConfig
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
@@ -45,6 +46,7 @@ def small_config(
     training: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
+    planner: dict[str, Any] | None = None,
 ) -> RunConfig:
     """A run of a model with 4 layers of width 64, by sections that differ from it."""
     sizes = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4, "seq_length": 32}
@@ -65,6 +67,7 @@ def small_config(
         ),
         checkpoint=CheckpointConfig(**{"interval": 5, **(checkpoint or {})}),
         evaluation=EvaluationConfig(**{"interval": 0, "steps": 2, **(evaluation or {})}),
+        planner=PlannerConfig(**(planner or {})),
         logging=LoggingConfig(interval=5, tensorboard=False),
     )
 

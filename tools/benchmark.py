@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(commands, "stage", _stage, 10, "a step of a grown stage against an ordinary one, and its adapters' cost")
     _add(commands, "states", _states, 1, "model states of every stage of a 24-layer model; needs 16 GiB, once")
+    _add(commands, "memory", _memory, 1, "planned against measured memory of every rank in 30 layouts; once")
     _add(commands, "engine", _engine, 5, "two ways to run megatron-core without CUDA; repeats are processes")
     _add_sizes(_add(commands, "loop", _loop, 10, "what the training loop adds to the step; repeats are steps"))
     _add(commands, "preprocess", _preprocess, 5, "tokenizing text against a plain loop, and its memory")
@@ -102,6 +103,12 @@ def _states(arguments: argparse.Namespace) -> list[Row]:
     from megatron_step.benchmarks import states
 
     return states.run()
+
+
+def _memory(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import memory
+
+    return memory.run()
 
 
 def _engine(arguments: argparse.Namespace) -> list[Row]:

@@ -9,6 +9,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.planner.memory import PAPER_RECIPE, RankMemory, Recipe, stage_memory, state_bytes
+from megatron_step.planner.paper import paper_plan
 from megatron_step.planner.parameters import chunk_parameters
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stages import Stage, StagePlan
@@ -22,15 +23,14 @@ MODEL = ModelConfig(
 
 
 def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: str = "bf16") -> list[Row]:
-    """Rows for vanilla training and each of `count` stages, whose layers the integer program chooses.
+    """Rows for vanilla training and each of `count` stages, whose layers the paper's program chooses.
 
     The columns are measured and planned bytes of the model states, their share of vanilla's, and the share by the
     paper's 16 bytes for a trained and 2 for a frozen weight.
     """
-    vanilla = run_config(model, 1, precision)
-    staged = replace(
-        vanilla, stages=StagesConfig(steps=1, count=count), adapter=AdapterConfig(rank=rank, alpha=2 * rank)
-    )
+    vanilla = replace(run_config(model, 1, precision), adapter=AdapterConfig(rank=rank, alpha=2 * rank))
+    layers = paper_plan(vanilla, _vocab(vanilla), count, with_embeddings=True).layers
+    staged = replace(vanilla, stages=StagesConfig(steps=1, count=count, layers=list(layers)))
     try:
         with parallel_layout(vanilla.parallel, seed=1) as parallel:
             measured = [

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from megatron_step.config.cluster import Cluster, NodeGroup
 from megatron_step.config.run import RunConfig
 
 _USAGE = (
@@ -31,14 +32,7 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
         raise SystemExit(0)
     path, overrides = _split_arguments(arguments)
     _check_option_names(overrides)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a config: it must hold sections such as model, data and training")
+    values = _read_yaml(path, "config", "model, data and training")
     _check_keys(values, RunConfig, "")
     return _instantiate(parser, lambda: parser.parse_args(["--config", str(path), *overrides]))
 
@@ -57,6 +51,43 @@ def config_from_text(text: str) -> RunConfig:
     _check_keys(values, RunConfig, "")
     parser = _parser()
     return _instantiate(parser, lambda: parser.parse_object(values))
+
+
+def load_cluster(path: Path) -> Cluster:
+    """The cluster that a YAML file describes.
+
+    Raises ValueError with one line that says what is wrong and what to do.
+    """
+    values = _read_yaml(path, "cluster", "nodes")
+    _check_keys(values, Cluster, "")
+    groups = values.get("nodes")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise ValueError(
+            f"{path}: nodes must be a list of groups, as in [{{count: 2, gpus_per_node: 8, memory_gib: 72}}]"
+        )
+    for group in groups:
+        _check_keys(group, NodeGroup, "nodes.")
+        missing = [name for name in ("count", "gpus_per_node", "memory_gib") if name not in group]
+        if missing:
+            raise ValueError(f"{path}: a group of nodes lacks {', '.join(missing)}: {group}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Cluster)
+    try:
+        return Cluster(**parser.instantiate(parser.parse_object(values)).as_dict())
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"{path}: {_one_line(error)}") from None
+
+
+def _read_yaml(path: Path, kind: str, sections: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read the {kind} {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a {kind}: it must hold sections such as {sections}")
+    return values
 
 
 def _parser() -> ArgumentParser:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_step.config.cluster import PlannerConfig
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
@@ -139,6 +140,8 @@ class RunConfig:
     """Adapters on what is frozen."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How the model is spread over ranks."""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """How the layers of each stage and their layouts are chosen."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Validation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -23,9 +23,9 @@ class StagesConfig:
     """Share of a stage's steps after which the model grows; the last stage trains them all."""
     learning_rates: list[float] | None = None
     """Peak learning rate of each stage; null for optimizer.learning_rate in all."""
-    layouts: list[list[int]] | None = None
+    layouts: Literal["auto", "even"] | list[list[int]] = "auto"
     """For each stage, the layers of each pipeline rank (with virtual pipelines of each chunk, in the order of the
-    layers); null spreads them evenly."""
+    layers); auto lets the planner choose those of the smallest peak memory, even spreads them evenly."""
     start_from: str | None = None
     """Checkpoint whose weights the first stage begins with; null for random weights."""
 

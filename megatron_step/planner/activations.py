@@ -23,22 +23,15 @@ from megatron_step.config.stages import Target
 from megatron_step.planner.parameters import layer_linears, layer_parameters
 from megatron_step.planner.pipeline_schedule import held_messages, passes
 from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import has_adapters, treatment
+from megatron_step.planner.trainable import has_adapters, layer_key, treatment
 
 
 def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> int:
     """The most that a step of full global batches needs at once on a pipeline rank, beside the model states."""
     parallel, training = config.parallel, config.training
     num_microbatches = training.global_batch_size // (training.micro_batch_size * dp_size)
-    sizes = _sizes(config)
-    chunks = [
-        _chunk(config, sizes, stage, vocab_size, pp_rank, vp_stage)
-        for vp_stage in range(parallel.virtual_pipeline_size)
-    ]
-    # What tensor-parallel ranks exchange is let go of a little late: by the backend, once it has noticed the end.
-    exchanged = sizes.hidden if parallel.tensor_parallel_size > 1 else 0
-    live = held_messages(parallel, num_microbatches, pp_rank) * sizes.residual + exchanged + _SCALARS_BYTES
-    peak = live
+    chunks = [_chunk(config, stage, vocab_size, pp_rank, at) for at in range(parallel.virtual_pipeline_size)]
+    peak = live = between_passes(config, num_microbatches, pp_rank)
     for vp_stage, is_forward in passes(parallel, num_microbatches, pp_rank):
         if is_forward:
             live += chunks[vp_stage].kept
@@ -48,12 +41,19 @@ def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: 
     return peak
 
 
+def between_passes(config: RunConfig, num_microbatches: int, pp_rank: int) -> int:
+    """Bytes in use on a pipeline rank beside what passes keep: messages, and single numbers such as losses."""
+    sizes = _sizes(config)
+    # What tensor-parallel ranks exchange is let go of a little late: by the backend, once it has noticed the end.
+    exchanged = sizes.hidden if config.parallel.tensor_parallel_size > 1 else 0
+    return held_messages(config.parallel, num_microbatches, pp_rank) * sizes.residual + exchanged + _SCALARS_BYTES
+
+
 _SCALARS_BYTES = 4096
-"""Losses, norms and other single numbers."""
 
 
 @dataclass(frozen=True)
-class _Use:
+class Use:
     """Bytes of one micro-batch in a part of the model."""
 
     kept: int
@@ -184,15 +184,18 @@ def _linear_backward(tape: _Tape, linear: _Linear, sizes: _Sizes, sequence_paral
         tape.free(gathered, linear.temporary)
 
 
-def _layer(config: RunConfig, sizes: _Sizes, trained: bool, adapted: bool) -> _Use:
-    """A layer whose matrices are or are not trained, and do or do not have adapters."""
+def layer_use(config: RunConfig, stage: Stage, layer: int) -> Use:
+    """A layer, by whether its matrices are trained and whether they have adapters."""
+    sizes = _sizes(config)
+    trained = treatment(layer_key(layer, "mlp.linear_fc1.weight"), stage, config).trained
+    adapted = has_adapters(layer, stage, config)
     if config.parallel.recompute == "full":
         whole = _kept_layer(config, sizes, trained, adapted)
-        return _Use(sizes.residual, whole.backward + sizes.residual)  # computed again, its output too
+        return Use(sizes.residual, whole.backward + sizes.residual)  # computed again, its output too
     return _kept_layer(config, sizes, trained, adapted)
 
 
-def _kept_layer(config: RunConfig, sizes: _Sizes, trained: bool, adapted: bool) -> _Use:
+def _kept_layer(config: RunConfig, sizes: _Sizes, trained: bool, adapted: bool) -> Use:
     qkv = _linear(config, sizes, "qkv", trained, adapted)
     proj = _linear(config, sizes, "proj", trained, adapted)
     fc1 = _linear(config, sizes, "fc1", trained, adapted)
@@ -228,7 +231,7 @@ def _kept_layer(config: RunConfig, sizes: _Sizes, trained: bool, adapted: bool) 
     tape.take(attention)  # back through rotation, and norms of queries and keys
     tape.free(sizes.qkv)
     _linear_backward(tape, qkv, sizes, sequence_parallel, dx=sizes.hidden)
-    return _Use(kept_attention + kept_mlp, tape.peak)
+    return Use(kept_attention + kept_mlp, tape.peak)
 
 
 def _attention_inputs(config: RunConfig, sizes: _Sizes) -> int:
@@ -243,7 +246,7 @@ def _attention_inputs(config: RunConfig, sizes: _Sizes) -> int:
     return sizes.qkv + copied + scales + sizes.queries + sizes.keys
 
 
-def _head(config: RunConfig, sizes: _Sizes, vocab_size: int, trained: bool) -> _Use:
+def _head(config: RunConfig, sizes: _Sizes, vocab_size: int, trained: bool) -> Use:
     """The final norm, the output layer and the loss (ops/linear_cross_entropy.py)."""
     rows = config.model.padded_vocab_size(vocab_size) // config.parallel.tensor_parallel_size
     logits = sizes.element * sizes.tokens * rows
@@ -251,39 +254,62 @@ def _head(config: RunConfig, sizes: _Sizes, vocab_size: int, trained: bool) -> _
     kept = sizes.residual + sizes.scale + sizes.hidden + logits + sizes.tokens * (4 + 8 + 1)
     weight = _weight_gradient(rows, config.model.hidden_size, sizes.element) if trained else 0
     losses = 3 * 4 * sizes.tokens  # losses, their gradients, these times counted
-    return _Use(kept, kept + losses + sizes.hidden + weight)
+    return Use(kept, kept + losses + sizes.hidden + weight)
 
 
-def _chunk(config: RunConfig, sizes: _Sizes, stage: Stage, vocab_size: int, pp_rank: int, vp_stage: int) -> _Use:
+@dataclass(frozen=True)
+class ChunkEnds:
+    """Bytes of one micro-batch in what a model chunk has beside its layers."""
+
+    below: int
+    """From its forward to its backward pass: the output sent on, what the embedding keeps."""
+    under_top: int
+    """More of them once the topmost part's backward pass is over."""
+    embedding_backward: int
+    """The most in the embedding's backward pass, with all that is then kept."""
+    head: Use | None
+    """The final norm, the output layer and the loss, where they are here."""
+
+
+def chunk_ends(config: RunConfig, stage: Stage, vocab_size: int, *, first: bool, last: bool) -> ChunkEnds:
+    """The ends of a chunk that is or is not the `first` of the model, and the `last`."""
+    sizes, parallel, tied = _sizes(config), config.parallel, config.model.tie_embeddings
+    embedding_trained = treatment("embedding.word_embeddings.weight", stage, config).trained
+    output = "embedding.word_embeddings.weight" if tied else "output_layer.weight"
+    rows = config.model.padded_vocab_size(vocab_size) // parallel.tensor_parallel_size
+    table = rows * config.model.hidden_size * sizes.element if embedding_trained else 0
+    # Another rank's chunk has this one's output until its gradient comes back, which stays to the end as well.
+    sent = 0 if last else sizes.residual
+    # The output layer's gradient of a tied weight waits for the embedding's; then there is their sum, too.
+    waiting = table if first and last and tied else 0
+    # Of tokens whose rows are elsewhere, where they are, and the number of each one's row here.
+    lookup = (1 + 8) * sizes.tokens if first and parallel.tensor_parallel_size > 1 else 0
+    embedding = 2 * sent + 2 * waiting + 2 * sizes.hidden + sizes.residual + table
+    return ChunkEnds(
+        below=sent + lookup,
+        under_top=waiting + sent,
+        embedding_backward=embedding if first and embedding_trained else 0,
+        head=_head(config, sizes, vocab_size, treatment(output, stage, config).trained) if last else None,
+    )
+
+
+def _chunk(config: RunConfig, stage: Stage, vocab_size: int, pp_rank: int, vp_stage: int) -> Use:
     parallel = config.parallel
     first = pp_rank == 0 and vp_stage == 0
     last = pp_rank == parallel.pipeline_parallel_size - 1 and vp_stage == parallel.virtual_pipeline_size - 1
-    embedding_trained = treatment("embedding.word_embeddings.weight", stage, config).trained
-    output = "embedding.word_embeddings.weight" if config.model.tie_embeddings else "output_layer.weight"
-    rows = config.model.padded_vocab_size(vocab_size) // parallel.tensor_parallel_size
-    table = rows * config.model.hidden_size * sizes.element if embedding_trained else 0
-
-    parts: list[_Use] = []
-    flows = not first or embedding_trained or parallel.recompute == "full"
+    ends = chunk_ends(config, stage, vocab_size, first=first, last=last)
+    parts: list[Use] = []
+    flows = not first or treatment("embedding.word_embeddings.weight", stage, config).trained
+    flows = flows or parallel.recompute == "full"
     for layer in stage.layers_of_chunk(pp_rank, vp_stage, parallel):
         # Below the first trained weight nothing has a gradient, and nothing is kept.
         flows = flows or any(parameter.treatment.trained for parameter in layer_parameters(config, stage, layer))
         if flows:
-            trained = treatment(f"decoder.layers.{layer}.mlp.linear_fc1.weight", stage, config).trained
-            parts.append(_layer(config, sizes, trained, has_adapters(layer, stage, config)))
-    if last:
-        parts.append(_head(config, sizes, vocab_size, treatment(output, stage, config).trained))
-    # Another rank's chunk has this one's output until its gradient comes back, which stays to the end as well.
-    sent = 0 if last else sizes.residual
-    # The output layer's gradient of a tied weight waits for the embedding's; then there is their sum, too.
-    waiting = table if first and last and config.model.tie_embeddings else 0
-    # Of tokens whose rows are elsewhere, where they are, and the number of each one's row here.
-    lookup = (1 + 8) * sizes.tokens if first and parallel.tensor_parallel_size > 1 else 0
-    peak = below = sent + lookup
+            parts.append(layer_use(config, stage, layer))
+    parts += [ends.head] if ends.head else []
+    peak = below = ends.below
     for index, part in enumerate(parts):
         is_top = index == len(parts) - 1  # which makes the first, and begins with the second
-        peak = max(peak, below + part.backward + (0 if is_top else waiting + sent))
+        peak = max(peak, below + part.backward + (0 if is_top else ends.under_top))
         below += part.kept
-    if first and embedding_trained:
-        peak = max(peak, 2 * sent + 2 * waiting + 2 * sizes.hidden + sizes.residual + table)
-    return _Use(below, peak)
+    return Use(below, max(peak, ends.embedding_backward))

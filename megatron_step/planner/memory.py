@@ -52,6 +52,10 @@ PAPER_RECIPE = Recipe(weight_bytes=2, gradient_bytes=2, optimizer_bytes=12)
 """The recipe by which STEP (Yano et al., 2025) counts: 16 bytes of a trained element, 2 of a frozen one."""
 
 
+WEIGHT_ALIGNMENT = 64
+"""Elements at a multiple of which each trained weight begins, with the distributed optimizer."""
+
+
 @dataclass(frozen=True)
 class RankMemory:
     """Bytes on a pipeline rank; of its tensor- and data-parallel ranks, on the fullest one."""
@@ -137,7 +141,7 @@ def _buckets(
 ) -> list[_Bucket]:
     """The buckets of a chunk with the weights `trained`, as _ParamAndGradBuffer.__init__ makes them."""
     distributed = config.parallel.distributed_optimizer
-    align, align_end = (64, lcm(dp_size, 128)) if distributed else (1, 1)
+    align, align_end = (WEIGHT_ALIGNMENT, lcm(dp_size, 128)) if distributed else (1, 1)
     limit = _bucket_elements(config, dp_size, pp_rank, vp_stage)
     buckets: list[_Bucket] = []
     start = end = 0

@@ -95,12 +95,13 @@ def layer_parameters(config: RunConfig, stage: Stage, layer: int) -> list[Parame
     ]
 
 
-def outer_parameters(config: RunConfig, stage: Stage, vocab_size: int) -> list[Parameter]:
-    """Weights outside the layers of a model in one piece, on a tensor-parallel rank: embedding, norm, output layer."""
-    return [
-        _embedding(config, stage, vocab_size),
-        *_head(config, stage, vocab_size, holds_embedding=True),
-    ]
+def outer_parameters(
+    config: RunConfig, stage: Stage, vocab_size: int, *, first: bool = True, last: bool = True
+) -> list[Parameter]:
+    """Weights outside the layers, on a tensor-parallel rank: of the `first` chunk the embedding, of the `last` one the
+    final norm and the output layer."""
+    embedding = [_embedding(config, stage, vocab_size)] if first else []
+    return embedding + (_head(config, stage, vocab_size, holds_embedding=first) if last else [])
 
 
 def _embedding(config: RunConfig, stage: Stage, vocab_size: int) -> Parameter:

@@ -35,3 +35,17 @@ def held_messages(parallel: ParallelConfig, num_microbatches: int, pp_rank: int)
     if virtual > 1:
         return 2 * (virtual - 1) if 2 * pp_rank < pipeline else max(6, 2 * virtual)
     return int(pp_rank > 0 and num_microbatches > 1)
+
+
+def most_in_flight(parallel: ParallelConfig, num_microbatches: int) -> tuple[int, ...]:
+    """For each chunk, in the order of the layers, the most micro-batches that are between their two passes in it."""
+    pipeline, virtual = parallel.pipeline_parallel_size, parallel.virtual_pipeline_size
+    enough = min(num_microbatches, 4 * pipeline)  # by then passes repeat themselves
+    most = [0] * (pipeline * virtual)
+    for pp_rank in range(pipeline):
+        live = [0] * virtual
+        for vp_stage, is_forward in passes(parallel, enough, pp_rank):
+            live[vp_stage] += 1 if is_forward else -1
+            chunk = vp_stage * pipeline + pp_rank
+            most[chunk] = max(most[chunk], live[vp_stage])
+    return tuple(most)

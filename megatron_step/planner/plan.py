@@ -2,23 +2,45 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
+from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, batch_size_at
+from megatron_step.planner.choose import choose
+from megatron_step.planner.machines import pipeline_machines
 from megatron_step.planner.operators import GrownLayer, first_layers, grow
-from megatron_step.planner.problem import choose_layers
 from megatron_step.planner.stages import Stage, StagePlan, even_layout, first_steps
 
 
-def make_plan(config: RunConfig, vocab_size: int, chosen: Sequence[int] | None = None) -> StagePlan:
-    """The stages of a run. `chosen` are the layers that each stage adds where a plan made before has chosen them.
+def make_plan(
+    config: RunConfig,
+    vocab_size: int,
+    chosen: Sequence[int] | None = None,
+    *,
+    dp_size: int = 1,
+    cluster: Cluster | None = None,
+) -> StagePlan:
+    """The stages of a run on `dp_size` data-parallel ranks, and on the machines of `cluster`.
 
-    Raises ValueError if the growth operator cannot add the layers asked for, or a layout does not hold a stage.
+    `vocab_size` is the tokenizer's. `chosen` are the layers that each stage adds where a plan made before has chosen
+    them.
+
+    Raises ValueError if the growth operator cannot add the layers asked for, a layout does not hold a stage, or the
+    plan does not fit the machines.
     """
-    new_layers = _new_layers(config, vocab_size, chosen)
     budgets = _step_budgets(config)
+    spans = first_steps(budgets, config.stages.grow_at)
+    depths = _given_depths(config, chosen)
+    layouts = _given_layouts(config, depths)
+    solution = None
+    if depths is None or layouts is None:
+        machines = pipeline_machines(cluster, config.parallel, dp_size)
+        steps = [last - first for first, last in spans]
+        choice = choose(config, vocab_size, dp_size, machines, steps, depths)
+        depths, layouts, solution = choice.depths, choice.layouts, choice.solution
     stages: list[Stage] = []
-    for index, (first_step, last_step) in enumerate(first_steps(budgets, config.stages.grow_at)):
-        layers = _layers(stages, new_layers[index], config)
+    for index, (first_step, last_step) in enumerate(spans):
+        layers = _layers(stages, depths[index] - (depths[index - 1] if index else 0), config)
         stages.append(
             Stage(
                 index=index,
@@ -27,41 +49,66 @@ def make_plan(config: RunConfig, vocab_size: int, chosen: Sequence[int] | None =
                 last_step=last_step,
                 schedule_steps=budgets[index],
                 grows=index < config.stages.count - 1,
-                layout=_layout(config, index, len(layers)),
+                layout=layouts[index],
             )
         )
-    return StagePlan(tuple(stages))
+    return StagePlan(tuple(stages), solution)
 
 
-def _new_layers(config: RunConfig, vocab_size: int, chosen: Sequence[int] | None) -> Sequence[int]:
-    if config.stages.layers != "auto":
-        return config.stages.layers
-    return choose_layers(config, vocab_size) if chosen is None else chosen
+def _given_depths(config: RunConfig, chosen: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Layers in each stage, where they are not for the planner to choose.
+
+    Raises ValueError if layouts without layers do not grow to the whole model.
+    """
+    stages, num_layers = config.stages, config.model.num_layers
+    if stages.layers != "auto":
+        return tuple(accumulate(stages.layers))
+    if stages.count == 1:
+        return (num_layers,)
+    if isinstance(stages.layouts, list):
+        depths = tuple(sum(layout) for layout in stages.layouts)
+        if depths[-1] != num_layers or list(depths) != sorted(depths):
+            raise ValueError(
+                f"stages.layouts hold {list(depths)} layers in their stages, which do not grow to model.num_layers "
+                f"{num_layers}"
+            )
+        return depths
+    return None if chosen is None else tuple(accumulate(chosen))
+
+
+def _given_layouts(config: RunConfig, depths: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...] | None:
+    """The layout of each stage, where it is not for the planner to choose.
+
+    Raises ValueError if a part of the pipeline gets no layer, or a layout does not hold its stage.
+    """
+    if depths is None:
+        return None
+    chunks = config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size
+    for index, depth in enumerate(depths):
+        if depth < chunks:
+            raise ValueError(
+                f"stage {index} has {depth} layers for parallel.pipeline_parallel_size "
+                f"{config.parallel.pipeline_parallel_size} x parallel.virtual_pipeline_size "
+                f"{config.parallel.virtual_pipeline_size}: every part of the pipeline needs a layer"
+            )
+    layouts = config.stages.layouts
+    if chunks == 1 or layouts == "even":
+        return tuple(even_layout(depth, chunks) for depth in depths)
+    if layouts == "auto":
+        return None
+    for index, (layout, depth) in enumerate(zip(layouts, depths)):
+        if len(layout) != chunks or sum(layout) != depth or min(layout) < 1:
+            raise ValueError(
+                f"stages.layouts: {layout} of stage {index} must be {chunks} numbers, each at least 1, that add up to "
+                f"its {depth} layers"
+            )
+    return tuple(tuple(layout) for layout in layouts)
 
 
 def _layers(before: list[Stage], num_new: int, config: RunConfig) -> tuple[GrownLayer, ...]:
     if not before:
         return first_layers(num_new, config.stages.start_from is not None)
     return grow(before[-1].layers, num_new, len(before), config.growth, config.training.seed)
-
-
-def _layout(config: RunConfig, index: int, num_layers: int) -> tuple[int, ...]:
-    pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
-    chunks = pipeline * virtual
-    if num_layers < chunks:
-        raise ValueError(
-            f"stage {index} has {num_layers} layers for parallel.pipeline_parallel_size {pipeline} x "
-            f"parallel.virtual_pipeline_size {virtual}: every part of the pipeline needs a layer"
-        )
-    if config.stages.layouts is None:
-        return even_layout(num_layers, chunks)
-    layout = config.stages.layouts[index]
-    if len(layout) != chunks or sum(layout) != num_layers or min(layout) < 1:
-        raise ValueError(
-            f"stages.layouts: {layout} of stage {index} must be {chunks} numbers, each at least 1, that add up to its "
-            f"{num_layers} layers"
-        )
-    return tuple(layout)
 
 
 def _step_budgets(config: RunConfig) -> list[int]:

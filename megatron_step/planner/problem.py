@@ -1,132 +1,122 @@
-"""The integer program that chooses how many layers each stage adds (STEP, Yano et al., 2025).
+"""The integer program that chooses how many layers each stage adds (STEP, Yano et al., 2025, for any number of ranks).
 
-With N_i = n_1 + ... + n_i, bytes a of a layer that a stage adds and trains, b of a layer that it found and adapts, and
-c_i of the rest (embedding, output layer, final norm):
+A stage that grows the model from M to N layers costs c_i(M, N): the largest share of its memory that any pipeline rank
+needs in the stage's best layout, or its time. With the binary z_iMN = [stage i grows from M to N layers],
 
-    P_i = a n_i + b N_(i-1) + c_i
+    minimise T    or    sum over i of sum over M, N of c_i(M, N) z_iMN
 
-    minimise over integers n_1, ..., n_K >= 1   max_i P_i     subject to   n_1 + ... + n_K = L
+    subject to    sum over M, N of c_i(M, N) z_iMN <= T                       for every stage i
+                  sum over N of z_10N = 1                                     the first stage begins with nothing
+                  sum over M of z_iMN = sum over Q of z_(i+1)NQ               each begins with what the one before left
+                  sum over M of z_KML = 1                                     the last ends with all layers
 
-Among the solutions, that with the largest n_1 is taken, then that with the largest n_2, and so on: the model is deep
-early.
+On one rank, with bytes a of a layer that a stage adds, b of one that it found and c_i of the rest, c_i(M, N) is
+a (N - M) + b M + c_i, and this is the paper's program: minimise max_i P_i over n_1, ..., n_K >= 1 that add up to L.
+
+What makes it quick: dynamic programming over the depth reached (planner/depths.py) gives the optimum as start and
+bound, and leaves out of the program what costs more. Costs that are expensive to know are found only for the stages
+that the best path goes through, as long as their bounds make it the best (logic-based Benders decomposition, Hooker
+and Ottosson, 2003).
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 import mip  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
 
-from megatron_step.config.run import RunConfig
-from megatron_step.planner.memory import RECIPES, state_bytes
-from megatron_step.planner.operators import GrownLayer
-from megatron_step.planner.parameters import layer_parameters, outer_parameters
-from megatron_step.planner.stages import Stage
+from megatron_step.planner.depths import best_depths, growths
 
-
-def choose_layers(config: RunConfig, vocab_size: int) -> tuple[int, ...]:
-    """Layers that each of `stages.count` stages adds so that the largest model states are smallest.
-
-    Counted are the bytes of one tensor-parallel rank with the whole depth and one data-parallel rank, in the precision
-    of the config. Pipeline ranks share them: what is smallest as a whole is taken to be smallest on each. Every part of
-    the pipeline gets a layer in the first stage.
-
-    Raises ValueError if old layers take as much memory as new ones, so that no choice is better than another, or if
-    there are too few layers.
-    """
-    stages = config.stages
-    if stages.count == 1:
-        return (config.model.num_layers,)
-    recipe = RECIPES[config.training.precision]
-    first = _model_of((0,), index=0)
-    later = _model_of((0, 1), index=1)
-    old, new = (state_bytes(layer_parameters(config, later, layer), recipe) for layer in (0, 1))
-    if old >= new:
-        raise ValueError(
-            "stages.layers auto: an old layer takes the memory of a new one (freeze.layers is false, or the adapters "
-            "large), so that no choice of layers saves any; name them, as in stages.layers [5, 4, 3]"
-        )
-    return smallest_peak(
-        new,
-        old,
-        state_bytes(outer_parameters(config, first, vocab_size), recipe),
-        config.model.num_layers,
-        stages.count,
-        later_constant_bytes=state_bytes(outer_parameters(config, later, vocab_size), recipe),
-        first_layers=config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size,
-    )
-
-
-def smallest_peak(
-    new_layer_bytes: int,
-    old_layer_bytes: int,
-    constant_bytes: int,
-    num_layers: int,
-    count: int,
-    *,
-    later_constant_bytes: int | None = None,
-    first_layers: int = 1,
-) -> tuple[int, ...]:
-    """n_1, ..., n_K of the program at the top of this file, with K = `count` and L = `num_layers`.
-
-    `constant_bytes` is c_1; `later_constant_bytes` is c_2 = ... = c_K, None for the same. n_1 >= `first_layers`.
-
-    Raises ValueError if there are too few layers, RuntimeError if the solver does not find the optimum.
-    """
-    if min(new_layer_bytes, count, first_layers) < 1 or min(old_layer_bytes, constant_bytes) < 0:
-        raise ValueError("the program needs at least 1 byte a layer, 1 stage and 1 layer in it, and no negative bytes")
-    if num_layers < first_layers + count - 1:
-        raise ValueError(
-            f"{num_layers} layers are too few for {count} stages: the first needs {first_layers}, each other one 1"
-        )
-    later = constant_bytes if later_constant_bytes is None else later_constant_bytes
-    constants = (constant_bytes, *[later] * (count - 1))
-    program = _Program(new_layer_bytes, old_layer_bytes, constants, num_layers, first_layers)
-    peak = program.peak(program.solve())
-    best: tuple[int, ...] = ()
-    while len(best) < count:
-        best = program.solve(peak, best)[: len(best) + 1]
-    return best
+Array = npt.NDArray[np.float64]
+EXACT = 1e-9
+"""Relative difference below which two costs are the same: solvers compute in floating point."""
 
 
 @dataclass(frozen=True)
-class _Program:
-    new: int
-    """a, in bytes."""
-    old: int
-    """b, in bytes."""
-    constants: tuple[int, ...]
-    """c_1, ..., c_K, in bytes."""
-    num_layers: int
-    """L."""
-    first_layers: int
-    """Lower bound of n_1."""
+class Depths:
+    """Depths after each stage."""
 
-    def peak(self, n: Sequence[int]) -> int:
-        """max_i P_i in bytes."""
-        return max(self.new * n[i] + self.old * sum(n[:i]) + c for i, c in enumerate(self.constants))
+    depths: tuple[int, ...]
+    """N_1, ..., N_K; () if there are none."""
+    cost: float
+    """What they cost."""
+    bound: float
+    """No others cost less."""
 
-    def solve(self, peak: int | None = None, known: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """n_1, ..., n_K of the smallest peak; or, given `peak` and the first numbers, those of the largest next one."""
-        unit = self.num_layers * max(self.new, self.old)  # solvers compute best with numbers near one
-        base = min(self.constants)
-        model = mip.Model(solver_name=mip.CBC)
-        model.verbose = 0
-        model.max_mip_gap = model.max_mip_gap_abs = 0.0
-        n = [model.add_var(var_type=mip.INTEGER, lb=1 if i else self.first_layers) for i in range(len(self.constants))]
-        bound = model.add_var() if peak is None else (peak - base) / unit
-        model += mip.xsum(n) == self.num_layers
-        for i, c in enumerate(self.constants):
-            model += self.new / unit * n[i] + self.old / unit * mip.xsum(n[:i]) + (c - base) / unit <= bound
-        for i, number in enumerate(known):
-            model += n[i] == number
-        model.objective = mip.minimize(bound) if peak is None else mip.maximize(n[len(known)])
-        status = model.optimize()
-        if status is not mip.OptimizationStatus.OPTIMAL:
-            raise RuntimeError(f"the solver did not find the best layers of the stages: {status.name}")
-        return tuple(round(number.x) for number in n)
+    @property
+    def is_optimal(self) -> bool:
+        """Whether it is proven that none are better."""
+        return bool(self.cost - self.bound <= EXACT * abs(self.cost))
 
 
-def _model_of(born: tuple[int, ...], index: int) -> Stage:
-    """A stage whose layers were added by the stages `born`."""
-    layers = tuple(GrownLayer((), of) for of in born)
-    return Stage(index, layers, first_step=0, last_step=0, schedule_steps=0, grows=False, layout=(len(layers),))
+def solve(
+    bounds: Sequence[Array],
+    evaluate: Callable[[int, int, int], tuple[float, float]],
+    *,
+    largest: bool,
+    start: Sequence[int] = (),
+    deadline: float = float("inf"),
+) -> Depths:
+    """The depths that cost least: the `largest` cost of a stage, or the sum of all.
+
+    `bounds` [i][M, N] is not above c_i(M, N), and infinite where there is no such stage. `evaluate` gives for i, M and
+    N the cost of the best layout that it found and a bound of it. At the `deadline` (of time.monotonic) the best depths
+    that are known by then are taken, `start` among them.
+    """
+    lower = [bound.copy() for bound in bounds]
+    upper = [np.full_like(bound, np.nan) for bound in bounds]  # of what is not known yet, not a number
+    path = tuple(start)
+    while True:
+        for i, growth in enumerate(growths(path)):
+            if np.isnan(upper[i][growth]):
+                upper[i][growth], proven = evaluate(i, *growth)
+                lower[i][growth] = max(lower[i][growth], proven)
+        bound, path = best_depths(lower, largest=largest)
+        is_known = not any(np.isnan(upper[i][growth]) for i, growth in enumerate(growths(path)))
+        if is_known or monotonic() > deadline:
+            known = [np.nan_to_num(cost, nan=np.inf, posinf=np.inf) for cost in upper]
+            cost, best = best_depths(known, largest=largest)
+            return Depths(_solve_program(known, best, bound, cost, largest) if best else (), cost, bound)
+
+
+def _solve_program(
+    costs: Sequence[Array], start: tuple[int, ...], bound: float, limit: float, largest: bool
+) -> tuple[int, ...]:
+    """The program at the top of this file, where `start` costs `limit` and nothing costs less than `bound`."""
+    unit = abs(limit) or 1.0  # solvers compute best with numbers near one
+    model = mip.Model(solver_name=mip.CBC)
+    model.verbose = 0
+    total = model.add_var(lb=bound / unit, ub=limit / unit + EXACT)
+    z = [_choices(model, cost, limit if largest else np.inf) for cost in costs]
+    spent = [mip.xsum(cost[arc] / unit * chosen for arc, chosen in of.items()) for cost, of in zip(costs, z)]
+    begins, ends = ([_sums(of, at) for of in z] for at in (0, 1))
+    model += begins[0][0] == 1
+    for i in range(len(costs) - 1):
+        for depth in ends[i].keys() | begins[i + 1].keys():
+            model += ends[i][depth] == begins[i + 1][depth]
+    model += ends[-1][costs[0].shape[0] - 1] == 1
+    for of_stage in spent if largest else [mip.xsum(spent)]:
+        model += of_stage <= total + EXACT
+    model.objective = mip.minimize(total)
+    model.start = [(of[arc], 1.0) for of, arc in zip(z, growths(start))]
+    status = model.optimize()
+    if status is not mip.OptimizationStatus.OPTIMAL:
+        raise RuntimeError(f"the solver did not find the layers of the stages: {status.name}")
+    return tuple(next(arc[1] for arc, chosen in of.items() if chosen.x > 0.5) for of in z)
+
+
+def _choices(model: mip.Model, cost: Array, limit: float) -> dict[tuple[int, int], mip.Var]:
+    """z of a stage for all that it may cost."""
+    arcs = np.argwhere(np.isfinite(cost) & (cost <= limit * (1 + EXACT)))
+    return {(int(before), int(after)): model.add_var(var_type=mip.BINARY) for before, after in arcs}
+
+
+def _sums(of: dict[tuple[int, int], mip.Var], at: int) -> dict[int, mip.LinExpr]:
+    """Choices summed by the depth before (`at` 0) or after (1) the stage."""
+    sums: dict[int, mip.LinExpr] = defaultdict(mip.LinExpr)
+    for arc, chosen in of.items():
+        sums[arc[at]] += chosen
+    return sums

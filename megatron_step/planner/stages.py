@@ -1,8 +1,8 @@
 """The plan of a run: every stage's layers, where they come from, its steps and its pipeline layout."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.planner.operators import GrownLayer
@@ -45,11 +45,27 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Solution:
+    """How good a plan is proven to be."""
+
+    status: Literal["optimal", "feasible"]
+    """Whether no plan is better, or none was found that is."""
+    kind: Literal["memory", "time"]
+    """What was made smallest: the largest share of a rank's memory, or the time of all steps."""
+    objective: float
+    """The plan's: of the capacity, or in bytes where machines have no limit; seconds, or operations of a GPU."""
+    bound: float
+    """No plan is below."""
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """All stages of a run, in order."""
 
     stages: tuple[Stage, ...]
     """The stages."""
+    solution: Solution | None = None
+    """Of the integer program; None where layers and layouts were given."""
 
     @property
     def num_steps(self) -> int:
@@ -62,23 +78,26 @@ class StagePlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain values, for JSON."""
-        return {"stages": [asdict(stage) for stage in self.stages]}
+        return asdict(self)
 
 
 def plan_from_dict(values: dict[str, Any]) -> StagePlan:
-    """The plan that `to_dict` gave.
+    """The plan that `to_dict` of it, or of its forecast, gave.
 
     Raises ValueError if `values` is not such a plan.
     """
     try:
-        return StagePlan(tuple(_stage_from_dict(stage) for stage in values["stages"]))
-    except (KeyError, TypeError) as error:
+        solution = values.get("solution")
+        stages = tuple(_stage_from_dict(stage) for stage in values["stages"])
+        return StagePlan(stages, Solution(**solution) if solution else None)
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"not a plan of stages: {error}") from None
 
 
 def _stage_from_dict(values: dict[str, Any]) -> Stage:
+    known = {field.name: values[field.name] for field in fields(Stage)}
     layers = tuple(GrownLayer(tuple(layer["sources"]), layer["born"]) for layer in values["layers"])
-    return Stage(**{**values, "layers": layers, "layout": tuple(values["layout"])})
+    return Stage(**{**known, "layers": layers, "layout": tuple(values["layout"])})
 
 
 def even_layout(num_layers: int, chunks: int) -> tuple[int, ...]:

@@ -1,32 +1,63 @@
 """The memory of a plan as plain text."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from megatron_step.config.run import RunConfig
-from megatron_step.planner.memory import RankMemory, stage_memory
-from megatron_step.planner.operators import GrownLayer
-from megatron_step.planner.stages import Stage, StagePlan
+from megatron_step.planner.forecast import Forecast, StageForecast
 
 _HEADERS = (
     "stage", "layers", "steps", "layout", "frozen", "trained", "adapters", "gradients", "optimizer", "states",
-    "states/vanilla", "activations", "peak", "peak/vanilla",
+    "states/vanilla", "activations", "peak", "peak/vanilla", "slack", "time", "time of a step/vanilla",
 )  # fmt: skip
 
 
-def stage_table(config: RunConfig, plan: StagePlan, vocab_size: int, dp_size: int) -> str:
-    """A line for each stage of `plan`, and one for vanilla training: the whole depth in one stage, all of it trained.
+def stage_table(forecast: Forecast) -> str:
+    """A line for each stage of a plan, and one for vanilla training: the whole depth in one stage, all of it trained.
 
-    The bytes are those of the pipeline rank with the highest peak. `states` are the bytes of weights (frozen, trained,
-    adapters), gradients and optimizer states; shares are of the same bytes in vanilla training.
+    The bytes are those of the pipeline rank that needs the largest share of its memory. `states` are the bytes of
+    weights (frozen, trained, adapters), gradients and optimizer states; shares are of the same bytes in vanilla
+    training. `slack` is what is left of that rank's memory; `time` the share of the plan's, by arithmetic.
     """
-    vanilla = _vanilla(plan)
-    whole = _heaviest(config, vanilla, vocab_size, dp_size)
+    vanilla = forecast.vanilla
     rows: list[tuple[str, ...]] = [_HEADERS]
-    for name, stage in [*((str(stage.index + 1), stage) for stage in plan.stages), ("vanilla", vanilla)]:
-        memory = _heaviest(config, stage, vocab_size, dp_size)
-        rows.append((name, *_stage_cells(stage), *_memory_cells(memory, whole)))
+    for stage in forecast.stages:
+        rows.append((str(stage.stage.index + 1), *_cells(stage, vanilla, stage.seconds / forecast.seconds)))
+    rows.append(("vanilla", *_cells(vanilla, vanilla, vanilla.seconds / forecast.seconds)))
     return aligned(rows)
+
+
+def rank_table(forecast: Forecast) -> str:
+    """A line for each pipeline rank of each stage."""
+    rows: list[tuple[str, ...]] = [_RANK_HEADERS]
+    for stage in forecast.stages:
+        for pp_rank, rank in enumerate(stage.ranks):
+            layers = f"{rank.old_layers}+{rank.new_layers}"
+            memory = rank.memory
+            kinds = (
+                memory.frozen_weight_bytes,
+                memory.trained_weight_bytes,
+                memory.adapter_weight_bytes,
+                memory.gradient_bytes,
+                memory.optimizer_bytes,
+                memory.activation_bytes,
+                memory.peak_bytes,
+            )
+            cells = map(format_bytes, kinds)
+            rows.append((str(stage.stage.index + 1), str(pp_rank), layers, *cells, _slack(stage, pp_rank)))
+    return aligned(rows)
+
+
+_RANK_HEADERS = (
+    "stage", "rank", "old+new", "frozen", "trained", "adapters", "gradients", "optimizer", "activations", "peak",
+    "slack",
+)  # fmt: skip
+
+
+def _slack(stage: StageForecast, pp_rank: int) -> str:
+    rank = stage.ranks[pp_rank]
+    if rank.capacity_bytes is None:
+        return "-"
+    left = rank.capacity_bytes - rank.memory.peak_bytes
+    return format_bytes(left) if left >= 0 else f"-{format_bytes(-left)}"
 
 
 def format_bytes(count: int) -> str:
@@ -35,39 +66,27 @@ def format_bytes(count: int) -> str:
     return f"{mebibytes / 1024:.2f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
 
 
-def _vanilla(plan: StagePlan) -> Stage:
-    """The last stage's model as a first stage, over all steps of the plan."""
-    last = plan.stages[-1]
-    layers = (GrownLayer((), born=0),) * last.num_layers
-    return replace(last, index=0, layers=layers, first_step=0, last_step=plan.num_steps)
-
-
-def _heaviest(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int) -> RankMemory:
-    return max(stage_memory(config, stage, vocab_size, dp_size), key=lambda memory: memory.peak_bytes)
-
-
-def _stage_cells(stage: Stage) -> tuple[str, ...]:
-    old = stage.num_layers - stage.num_new_layers
-    steps = stage.last_step - stage.first_step
+def _cells(stage: StageForecast, vanilla: StageForecast, time: float) -> tuple[str, ...]:
+    plan, rank = stage.stage, stage.fullest
+    old = plan.num_layers - plan.num_new_layers
+    memory, whole = rank.memory, vanilla.fullest.memory
     return (
-        f"{old}+{stage.num_new_layers}" if old else str(stage.num_layers),
-        str(steps),
-        "/".join(map(str, stage.layout)),
-    )
-
-
-def _memory_cells(memory: RankMemory, vanilla: RankMemory) -> tuple[str, ...]:
-    return (
+        f"{old}+{plan.num_new_layers}" if old else str(plan.num_layers),
+        str(plan.last_step - plan.first_step),
+        "/".join(map(str, plan.layout)),
         format_bytes(memory.frozen_weight_bytes),
         format_bytes(memory.trained_weight_bytes),
         format_bytes(memory.adapter_weight_bytes),
         format_bytes(memory.gradient_bytes),
         format_bytes(memory.optimizer_bytes),
         format_bytes(memory.model_state_bytes),
-        f"{memory.model_state_bytes / vanilla.model_state_bytes:.1%}",
+        f"{memory.model_state_bytes / whole.model_state_bytes:.1%}",
         format_bytes(memory.activation_bytes),
         format_bytes(memory.peak_bytes),
-        f"{memory.peak_bytes / vanilla.peak_bytes:.1%}",
+        f"{memory.peak_bytes / whole.peak_bytes:.1%}",
+        _slack(stage, stage.ranks.index(rank)),
+        f"{time:.1%}",
+        f"{stage.step_seconds / vanilla.step_seconds:.1%}",
     )
 
 

@@ -18,7 +18,7 @@ from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel, first_problem, parallel_layout, start_world, stop_world
-from megatron_step.planner.plan import make_plan
+from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.stages import StagePlan, plan_from_dict
 from megatron_step.planner.table import stage_table
 from megatron_step.training.batches import run_datasets, training_batches, validation_reader
@@ -54,7 +54,8 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
     vocab_size = run_vocab_size(config, tokenizer)
     with parallel_layout(config.parallel, config.training.seed) as parallel:
         found = _find(config, parallel)
-        plan = _plan(config, vocab_size, found)
+        planned = _plan(config, vocab_size, found, parallel)
+        plan = planned.plan
         datasets = run_datasets(config, plan.num_steps, tokenizer, parallel)
         fingerprint = data_fingerprint(
             config.data, tokenizer, config.model.seq_length, consumed_samples(config.training, plan.num_steps)
@@ -63,9 +64,9 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
             check_resumable(found.manifest, config, plan, vocab_size, fingerprint)
             _announce(found, plan, parallel)
         elif parallel.is_main and len(plan.stages) > 1:
-            print(stage_table(config, plan, vocab_size, parallel.dp_size), flush=True)
+            print(stage_table(planned), flush=True)
         state = first_state(config, plan, found, tokenizer, vocab_size, parallel)
-        _write_config(config, plan, parallel)
+        _write_config(config, planned, parallel)
         if found is not None and config.checkpoint.resume != "auto":
             _set_aside_later(config, found, parallel)
         describe = description(config, plan, vocab_size, fingerprint, parallel)
@@ -111,13 +112,29 @@ def train_stages(
         state = grow(state)
 
 
-def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None) -> StagePlan:
-    """The plan of the run; the layers that a planner chose when it began stay as they are."""
-    if found is None:
-        return make_plan(config, vocab_size)
-    chosen = [stage.num_new_layers for stage in plan_from_dict(found.manifest.plan).stages]
-    # Another number of stages is refused once both plans are there.
-    return make_plan(config, vocab_size, chosen if len(chosen) == config.stages.count else None)
+def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, parallel: Parallel) -> Forecast:
+    """The plan of the run, made by one rank for all; the layers that a planner chose when it began stay as they are.
+
+    Raises ValueError if there is none, or it does not fit the machines.
+    """
+    planned: list[Forecast | None] = [None]
+    problem = None
+    if parallel.is_main:
+        try:
+            chosen = None
+            if found is not None:
+                chosen = [stage.num_new_layers for stage in plan_from_dict(found.manifest.plan).stages]
+                # Another number of stages is refused once both plans are there.
+                chosen = chosen if len(chosen) == config.stages.count else None
+            planned = [plan_and_forecast(config, vocab_size, parallel.dp_size, chosen)]
+        except (ValueError, RuntimeError) as error:
+            problem = str(error)
+    problem = first_problem(problem)
+    if problem is not None:
+        raise ValueError(problem)
+    torch.distributed.broadcast_object_list(planned)
+    assert planned[0] is not None
+    return planned[0]
 
 
 def run_vocab_size(config: RunConfig, tokenizer: Tokenizer) -> int:
@@ -160,12 +177,12 @@ def _set_aside_later(config: RunConfig, found: FoundCheckpoint, parallel: Parall
     torch.distributed.barrier()
 
 
-def _write_config(config: RunConfig, plan: StagePlan, parallel: Parallel) -> None:
+def _write_config(config: RunConfig, planned: Forecast, parallel: Parallel) -> None:
     if parallel.is_main:
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "config.yaml", config_text(config))
-        _write(folder / "plan.json", json.dumps(plan.to_dict(), indent=1))
+        _write(folder / "plan.json", json.dumps(planned.to_dict(), indent=1))
     torch.distributed.barrier()
 
 

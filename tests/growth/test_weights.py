@@ -87,7 +87,7 @@ class Saved:
         return self._made[name]
 
     def fresh(self, config: RunConfig, stage_index: int) -> Tensors:
-        config = replace(config, parallel=ParallelConfig(), stages=replace(config.stages, layouts=None))
+        config = replace(config, parallel=ParallelConfig(), stages=replace(config.stages, layouts="even"))
         place = (config.growth.operator, config.growth.position)
         name = f"fresh_{stage_index}_{config.model}_{config.stages.layers}_{place}_{config.training.precision}"
         if name not in self._made:

@@ -4,7 +4,7 @@ import pytest
 from megatron.core.pipeline_parallel.schedules import get_schedule_table
 
 from megatron_step.config.parallel import ParallelConfig
-from megatron_step.planner.pipeline_schedule import held_messages, passes
+from megatron_step.planner.pipeline_schedule import held_messages, most_in_flight, passes
 
 
 def at_once(parallel: ParallelConfig, num_microbatches: int, pp_rank: int) -> int:
@@ -48,3 +48,17 @@ def test_only_ranks_that_exchange_hold_messages() -> None:
     assert [held_messages(ParallelConfig(pipeline_parallel_size=2), 8, rank) for rank in range(2)] == [0, 1]
     assert held_messages(ParallelConfig(pipeline_parallel_size=2), 1, 1) == 0
     assert held_messages(ParallelConfig(pipeline_parallel_size=2, virtual_pipeline_size=2), 8, 1) > 1
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "virtual", "num_microbatches"), [(1, 1, 4), (4, 1, 8), (4, 1, 2), (2, 2, 8), (4, 3, 32)]
+)
+def test_the_most_in_flight_in_each_chunk(pipeline: int, virtual: int, num_microbatches: int) -> None:
+    parallel = ParallelConfig(pipeline_parallel_size=pipeline, virtual_pipeline_size=virtual)
+    most = most_in_flight(parallel, num_microbatches)
+    for pp_rank in range(pipeline):
+        live, seen = [0] * virtual, [0] * virtual
+        for vp_stage, is_forward in passes(parallel, num_microbatches, pp_rank):
+            live[vp_stage] += 1 if is_forward else -1
+            seen = [max(pair) for pair in zip(seen, live)]
+        assert list(most[pp_rank::pipeline]) == seen

@@ -6,6 +6,7 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RampUpConfig, batch_size_at
+from megatron_step.planner.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stages import StagePlan
 
@@ -52,12 +53,34 @@ def test_tokens_under_a_ramp_up_take_more_steps() -> None:
     assert consumed[second.last_step - 1] < begin + 100 <= consumed[second.last_step]
 
 
-def test_layouts_are_even_unless_they_are_given() -> None:
+def test_layouts_are_even_or_given_if_asked_for() -> None:
     parallel = {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}
-    even = _plan(stages={"count": 2, "layers": [4, 2]}, parallel=parallel)
+    even = _plan(stages={"count": 2, "layers": [4, 2], "layouts": "even"}, parallel=parallel)
     assert [stage.layout for stage in even.stages] == [(1, 1, 1, 1), (2, 2, 1, 1)]
     given = _plan(stages={"count": 2, "layers": [4, 2], "layouts": [[1, 1, 1, 1], [1, 3, 1, 1]]}, parallel=parallel)
     assert given.stages[1].layout == (1, 3, 1, 1)
+    assert given.solution is even.solution is None
+
+
+def test_layouts_say_how_deep_their_stages_are() -> None:
+    plan = _plan(stages={"count": 2, "layouts": [[1, 2], [4, 2]]}, parallel={"pipeline_parallel_size": 2})
+    assert [stage.num_new_layers for stage in plan.stages] == [3, 3]
+    with pytest.raises(ValueError, match=r"hold \[3, 5\] layers in their stages, which do not grow to .* 6"):
+        _plan(stages={"count": 2, "layouts": [[1, 2], [4, 1]]}, parallel={"pipeline_parallel_size": 2})
+
+
+def test_the_planner_chooses_layouts_for_layers_that_are_given() -> None:
+    """The first rank keeps more micro-batches and the last one the logits: even layouts need more."""
+
+    def peak(layouts: str) -> int:
+        stages = {"count": 2, "layers": [7, 2], "layouts": layouts}
+        parallel = {"pipeline_parallel_size": 3}
+        config = small_config(model={"num_layers": 9, "vocab_size": 4096}, stages=stages, parallel=parallel)
+        plan = make_plan(config, 4096)
+        assert [stage.num_layers for stage in plan.stages] == [7, 9]
+        return max(rank.peak_bytes for stage in plan.stages for rank in stage_memory(config, stage, 4096, 1))
+
+    assert peak("auto") < peak("even")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from megatron_step.planner.stages import even_layout, first_steps, plan_from_dic
 _PLAN = make_plan(
     small_config(
         model={"num_layers": 7},
-        stages={"count": 3, "layers": [4, 2, 1], "steps": 8},
+        stages={"count": 3, "layers": [4, 2, 1], "steps": 8, "layouts": "even"},
         parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
     ),
     VOCAB_SIZE,

@@ -15,7 +15,7 @@ from megatron_step.training.summary import memory_summary, stage_summary
 
 SECTIONS: dict[str, Any] = {
     "model": {"num_layers": 6, "num_query_groups": 2},
-    "stages": {"count": 2, "layers": [4, 2], "layouts": None},
+    "stages": {"count": 2, "layers": [4, 2], "layouts": "even"},
     "adapter": {"rank": 4},
 }
 

@@ -1,0 +1,234 @@
+"""Memory that the planner says every rank will need in every stage, against what its steps were seen to need."""
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+
+import torch
+
+from megatron_step.benchmarks.configs import run_config
+from megatron_step.benchmarks.timing import Row
+from megatron_step.config.model import ModelConfig
+from megatron_step.config.run import RunConfig, TrainingConfig
+from megatron_step.engine.parallel import Parallel, parallel_layout, start_world, stop_world
+from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.plan import make_plan
+from megatron_step.planner.stages import Stage, StagePlan
+from megatron_step.training.memory import measure_step
+from megatron_step.training.state import build_state
+from megatron_step.training.step import Microbatch, train_step
+
+MODEL = ModelConfig(
+    num_layers=8,
+    hidden_size=192,
+    ffn_hidden_size=512,
+    num_attention_heads=8,
+    num_query_groups=4,
+    seq_length=128,
+    vocab_size=2048,
+)
+"""Small enough for eight processes on a laptop."""
+_TP: dict[str, Any] = {"tensor_parallel_size": 2}
+_SP: dict[str, Any] = {**_TP, "sequence_parallel": True}
+_PP: dict[str, Any] = {"pipeline_parallel_size": 2}
+_VPP: dict[str, Any] = {**_PP, "virtual_pipeline_size": 2}
+_REPLICATED: dict[str, Any] = {"distributed_optimizer": False}
+_SELECTIVE: dict[str, Any] = {"recompute": "selective"}
+_FULL: dict[str, Any] = {"recompute": "full"}
+_ALL_FROZEN = {"norms": True, "embedding": True, "output_layer": True, "final_norm": True}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config that is measured."""
+
+    world_size: int
+    """Processes."""
+    precision: str = "bf16"
+    """Number format."""
+    layout: dict[str, Any] | None = None
+    """Keys of `parallel`."""
+    layers: tuple[int, ...] = (4, 2, 2)
+    """Layers that each stage adds."""
+    other: dict[str, dict[str, Any]] | None = None
+    """Keys of other sections."""
+
+
+CASES = (
+    Case(1, "fp32"),
+    Case(1),
+    Case(1, layers=(8,)),
+    Case(1, layout=_SELECTIVE),
+    Case(1, "fp32", _FULL),
+    Case(1, other={"adapter": {"at_stage_end": "keep"}}),
+    Case(1, "fp32", other={"freeze": _ALL_FROZEN}),
+    Case(1, other={"freeze": {"layers": False}}),
+    Case(1, other={"model": {"tie_embeddings": True, "qk_norm": True, "qkv_bias": True}}),
+    Case(1, "fp32", other={"model": {"mlp": "gelu"}, "adapter": {"targets": ["qkv", "fc2"], "dropout": 0.1}}),
+    Case(2, "fp32", _TP),
+    Case(2, layout=_SP),
+    Case(2, layout={**_SP, **_FULL}),
+    Case(2, layout=_PP),
+    Case(2, "fp32", {**_PP, **_SELECTIVE}),
+    Case(2, "fp32", _PP, layers=(8,)),
+    Case(2, layout=_VPP),
+    Case(2, "fp32", {**_VPP, **_FULL}),
+    Case(2),
+    Case(2, "fp32", _REPLICATED),
+    Case(2, other={"model": {"tie_embeddings": True}}, layout=_PP),
+    Case(4, layout={**_TP, **_PP}),
+    Case(4, "fp32", {**_SP, **_PP}),
+    Case(4, layout={**_SP, **_VPP, **_SELECTIVE}),
+    Case(4, layout={"pipeline_parallel_size": 4}),
+    Case(4, "fp32", {"pipeline_parallel_size": 4, **_FULL}),
+    Case(4, layout=_PP),
+    Case(4, "fp32", {**_PP, **_REPLICATED}),
+    Case(4),
+    Case(8, layout={**_SP, **_PP}),
+)
+"""Every kind of parallelism, recompute, precision and stage."""
+
+
+def run(cases: Sequence[Case] = CASES) -> list[Row]:
+    """A row for each case: over its stages and ranks, how far planned bytes are from measured ones, in per cent.
+
+    Positive is more than was measured. Model states, then activations and the peak where they are furthest below and
+    furthest above.
+    """
+    rows: dict[int, Row] = {}
+    for world_size in sorted({case.world_size for case in cases}):
+        numbers = [number for number, case in enumerate(cases) if case.world_size == world_size]
+        compared = _in_world(world_size, [cases[number] for number in numbers])
+        for number, pairs in zip(numbers, compared):
+            rows[number] = _row(cases[number], pairs)
+    return [rows[number] for number in sorted(rows)]
+
+
+_Pair = tuple[RankMemory, RankMemory]
+"""Planned and measured memory of a rank in a stage."""
+
+
+def _row(case: Case, pairs: list[_Pair]) -> Row:
+    def excess(kind: str) -> list[float]:
+        return [100 * (getattr(planned, kind) / getattr(measured, kind) - 1) for planned, measured in pairs]
+
+    states, activations, peaks = (excess(f"{kind}_bytes") for kind in ("model_state", "activation", "peak"))
+    return {
+        "benchmark": "planned memory above what was measured, per cent",
+        "ranks": case.world_size,
+        "config": _describe(case),
+        "stages": len(case.layers),
+        "states": max(states, key=abs),
+        "activations_least": min(activations),
+        "activations_most": max(activations),
+        "peak_least": min(peaks),
+        "peak_most": max(peaks),
+    }
+
+
+def _describe(case: Case) -> str:
+    layout = case.layout or {}
+    names = {"tensor_parallel_size": "TP", "pipeline_parallel_size": "PP", "virtual_pipeline_size": "VPP"}
+    parts = [case.precision, *(f"{short}{layout[key]}" for key, short in names.items() if key in layout)]
+    parts += ["SP"] * ("sequence_parallel" in layout) + ["replicated optimizer"] * ("distributed_optimizer" in layout)
+    parts += [layout["recompute"]] if "recompute" in layout else []
+    for keys in (case.other or {}).values():
+        parts += [f"{key} {value}" for key, value in keys.items()]
+    return " ".join(parts)
+
+
+def _in_world(world_size: int, cases: list[Case]) -> list[list[_Pair]]:
+    """For each case what all ranks of a world found."""
+    context = get_context("spawn")
+    found: SimpleQueue[tuple[int, list[list[_Pair]]]] = context.SimpleQueue()
+    port = _free_port()
+    processes = [
+        context.Process(target=_rank, args=(rank, world_size, port, cases, found), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    while any(process.is_alive() for process in processes) and found.empty():
+        processes[0].join(timeout=0.5)
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError(f"a world of {world_size} ranks failed: see above")
+    return found.get()[1]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _rank(rank: int, world_size: int, port: int, cases: list[Case], found: Any) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    start_world()
+    compared = []
+    for case in cases:
+        own = list(_compare(config_of(case)))
+        of_ranks: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(of_ranks, own)
+        compared.append([pair for pairs in of_ranks for pair in pairs])
+    if rank == 0:
+        found.put((rank, compared))
+    stop_world()
+
+
+def config_of(case: Case) -> RunConfig:
+    """The run of a case: four micro-batches of two samples on every data-parallel rank, or as many as its pipeline."""
+    config = run_config(MODEL, 2, case.precision)
+    stages = {"count": len(case.layers), "layers": list(case.layers)}
+    sections = {"parallel": case.layout or {}, "stages": stages, **(case.other or {})}
+    for section, keys in sections.items():
+        config = replace(config, **{section: replace(getattr(config, section), **keys)})
+    training = TrainingConfig(
+        global_batch_size=8 * config.parallel.data_parallel_size(case.world_size),
+        micro_batch_size=2,
+        precision=config.training.precision,
+    )
+    return replace(config, training=training)
+
+
+def _compare(config: RunConfig) -> Iterator[_Pair]:
+    """Planned and measured memory of this rank in each stage."""
+    assert config.model.vocab_size is not None
+    with parallel_layout(config.parallel, seed=1) as parallel:
+        plan = make_plan(config, config.model.vocab_size, dp_size=parallel.dp_size)
+        for stage in plan.stages:
+            planned = stage_memory(config, stage, config.model.vocab_size, parallel.dp_size)[parallel.pp_rank]
+            yield planned, _measured(config, plan, stage, parallel)
+
+
+def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parallel) -> RankMemory:
+    assert config.model.vocab_size is not None
+    state = build_state(config, plan, stage, stage.first_step, config.model.vocab_size, parallel)
+    batch = _batch(config, parallel)
+
+    def step() -> object:
+        return train_step(state, batch, 1e-4, config, parallel, False)
+
+    step()  # what stays is allocated by the first
+    _, memory = measure_step(state, step)
+    state.release()
+    return memory
+
+
+def _batch(config: RunConfig, parallel: Parallel) -> list[Microbatch]:
+    """This rank's micro-batches of random tokens."""
+    assert config.model.vocab_size is not None
+    samples = config.training.global_batch_size // parallel.dp_size
+    generator = torch.Generator().manual_seed(parallel.dp_rank)
+    shape = (samples, config.model.seq_length + 1)
+    tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
+    return [
+        {"tokens": part[:, :-1].contiguous(), "labels": part[:, 1:].contiguous()}
+        for part in tokens.split(config.training.micro_batch_size)
+    ]

@@ -1,0 +1,74 @@
+"""The machines that a run is planned for."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Nodes of one kind."""
+
+    count: int
+    """Nodes."""
+    gpus_per_node: int
+    """GPUs of a node; tensor-parallel ranks share a node."""
+    memory_gib: float
+    """Memory of a GPU that a run may fill, in GiB: what the framework and NCCL take is not in it."""
+    relative_speed: float = 1.0
+    """Speed of a GPU against that of `Cluster.teraflops`."""
+    bandwidth_inside: float = 450.0
+    """GB/s that a GPU sends to others of its node."""
+    bandwidth_between: float = 50.0
+    """GB/s that a GPU sends to other nodes."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "gpus_per_node"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"nodes.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("memory_gib", "relative_speed", "bandwidth_inside", "bandwidth_between"):
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"nodes.{name} must be a positive number, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Node groups, in the order in which the launcher numbers their nodes."""
+
+    nodes: list[NodeGroup]
+    """The groups."""
+    teraflops: float = 400.0
+    """Dense 10^12 operations that a GPU of relative speed 1 sustains in a second, in matrix products of training."""
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            raise ValueError("nodes is empty: name at least one group of nodes")
+        if not 0 < self.teraflops < inf:
+            raise ValueError(f"teraflops must be a positive number, not {self.teraflops}")
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(group.count * group.gpus_per_node for group in self.nodes)
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """What the planner is to make smallest, and for which machines."""
+
+    objective: Literal["memory", "time", "memory_then_time"] = "memory"
+    """memory: the largest share of a rank's memory that any stage needs, and of equal plans the one that is deep early;
+    time: that of the whole run, within the cluster's memory; memory_then_time: of the plans with the smallest share,
+    the fastest."""
+    cluster: str | None = None
+    """YAML file with the machines; null for ranks of one kind without a limit."""
+    plan: str | None = None
+    """A plan that tools/plan.py wrote, whose layers and layouts are taken; null to plan anew."""
+    time_limit: float = 60.0
+    """Seconds after which the planner takes the best plan that it has, and says how far from the optimum it may be."""
+
+    def __post_init__(self) -> None:
+        if self.objective == "time" and self.cluster is None:
+            raise ValueError("planner.objective time needs planner.cluster: the memory within which a plan must stay")
+        if not self.time_limit > 0:
+            raise ValueError(f"planner.time_limit must be positive, not {self.time_limit}")

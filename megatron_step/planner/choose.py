@@ -1,0 +1,168 @@
+"""Chooses the layers that each stage adds and their pipeline layouts, by the objective of the config.
+
+memory              the least share of a rank's memory in any stage; of such plans the one that is deep early
+time                the least time of all steps, with no rank's memory exceeded
+memory_then_time    the least share; of such plans the fastest
+
+Whatever the objective, each stage's layout is the fastest one within the share that the plan needs anyway.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_step.config.run import RunConfig
+from megatron_step.planner.depths import growths
+from megatron_step.planner.machines import Machine
+from megatron_step.planner.problem import EXACT, Depths, solve
+from megatron_step.planner.stage_layouts import StageLayouts
+from megatron_step.planner.stages import Solution
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the planner chose."""
+
+    depths: tuple[int, ...]
+    """Layers of the model in each stage."""
+    layouts: tuple[tuple[int, ...], ...]
+    """Layers of each chunk of the pipeline in each stage."""
+    solution: Solution
+    """How good it is proven to be."""
+
+
+def choose(
+    config: RunConfig,
+    vocab_size: int,
+    dp_size: int,
+    machines: Sequence[Machine],
+    steps: Sequence[int],
+    depths: Sequence[int] | None,
+) -> Choice:
+    """The depth and layout of each stage, of `steps` optimizer steps each; `depths` where they are known.
+
+    Raises ValueError if there are too few layers, if no choice of layers saves memory, or if none fits the machines.
+    """
+    planner, count = config.planner, config.stages.count
+    # Half of the time for looking around among stages, a quarter for the layouts of those that are chosen; the solver
+    # looks at its clock but now and then.
+    layouts = StageLayouts(config, vocab_size, dp_size, machines, seconds=planner.time_limit / (4 * count))
+    deadline = monotonic() + planner.time_limit / 2
+    if depths is None:
+        _check_saves(config, layouts)
+    possible = [_possible(stage, config.model.num_layers, depths) for stage in range(count)]
+    if planner.objective == "time":
+        best = _fastest(layouts, possible, steps, 1.0, (), deadline)
+        _check_found(best, config)
+        return _choice(layouts, best.depths, 1.0, Solution(_status(best), "time", best.cost, best.bound))
+    least = _least_share(layouts, possible, deadline)
+    _check_found(least, config)
+    if planner.objective == "memory":
+        best = _deepest(layouts, possible, least.cost, least.depths, deadline)
+    else:
+        best = _fastest(layouts, possible, steps, least.cost, least.depths, deadline)
+    shares = [layouts.least_share(*growth, thorough=True).cost for growth in growths(best.depths)]
+    proven = Depths(best.depths, max(shares), least.bound)
+    return _choice(layouts, best.depths, proven.cost, Solution(_status(proven), "memory", proven.cost, proven.bound))
+
+
+def _status(found: Depths) -> Literal["optimal", "feasible"]:
+    return "optimal" if found.is_optimal else "feasible"
+
+
+def _choice(layouts: StageLayouts, depths: Sequence[int], limit: float, solution: Solution) -> Choice:
+    """The plan of these depths, with the fastest layouts within `limit`."""
+    splits = [layouts.fastest(*growth, limit) for growth in growths(depths)]
+    return Choice(tuple(depths), tuple(split.layout for split in splits), solution)
+
+
+def _least_share(layouts: StageLayouts, possible: Sequence[npt.NDArray[np.bool_]], deadline: float) -> Depths:
+    """The depths of the least largest share."""
+    bounds = [np.where(allowed, layouts.share_bounds(), np.inf) for allowed in possible]
+
+    def evaluate(_: int, before: int, after: int) -> tuple[float, float]:
+        split = layouts.least_share(before, after)
+        return split.cost, split.bound
+
+    return solve(bounds, evaluate, largest=True, deadline=deadline)
+
+
+def _possible(stage: int, num_layers: int, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:
+    """[before, after]: whether the stage may grow the model so."""
+    allowed = np.zeros((num_layers + 1, num_layers + 1), dtype=bool)
+    if depths is not None:
+        allowed[growths(depths)[stage]] = True
+        return allowed
+    allowed[0 if stage == 0 else slice(1, None)] = True
+    return np.triu(allowed, k=1)  # each stage adds a layer
+
+
+def _deepest(
+    layouts: StageLayouts,
+    possible: Sequence[npt.NDArray[np.bool_]],
+    limit: float,
+    start: Sequence[int],
+    deadline: float,
+) -> Depths:
+    """Of the depths within `limit`, those of the largest sum."""
+    fits = layouts.share_bounds() <= limit * (1 + EXACT)
+    num_layers = fits.shape[0] - 1
+    missing = np.broadcast_to(num_layers - np.arange(num_layers + 1.0), fits.shape)
+    bounds = [np.where(allowed & fits, missing, np.inf) for allowed in possible]
+
+    def evaluate(_: int, before: int, after: int) -> tuple[float, float]:
+        share = layouts.least_share(before, after).cost
+        cost = float(num_layers - after) if share <= limit * (1 + EXACT) else np.inf
+        return cost, cost
+
+    return solve(bounds, evaluate, largest=False, start=start, deadline=deadline)
+
+
+def _fastest(
+    layouts: StageLayouts,
+    possible: Sequence[npt.NDArray[np.bool_]],
+    steps: Sequence[int],
+    limit: float,
+    start: Sequence[int],
+    deadline: float,
+) -> Depths:
+    """Of the depths within `limit`, those whose steps take the least time."""
+    fits = layouts.share_bounds() <= limit * (1 + EXACT)
+    seconds = layouts.seconds_bounds()
+    bounds = [np.where(allowed & fits, seconds * count, np.inf) for allowed, count in zip(possible, steps)]
+
+    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+        split = layouts.fastest(before, after, limit)
+        return steps[stage] * split.cost, steps[stage] * split.bound
+
+    return solve(bounds, evaluate, largest=False, start=start, deadline=deadline)
+
+
+def _check_saves(config: RunConfig, layouts: StageLayouts) -> None:
+    if config.stages.count > 1 and not layouts.old_layers_save:
+        raise ValueError(
+            "stages.layers auto: an old layer takes the memory of a new one (freeze.layers is false, or the adapters "
+            "large), so that no choice of layers saves any; name them, as in stages.layers [5, 4, 3]"
+        )
+
+
+def _check_found(found: Depths, config: RunConfig) -> None:
+    if found.depths:
+        return
+    chunks = config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size
+    count, num_layers = config.stages.count, config.model.num_layers
+    if num_layers < chunks + count - 1:
+        raise ValueError(
+            f"{num_layers} layers are too few for {count} stages on {chunks} parts of a pipeline: the first stage "
+            "needs one for each part, each other stage adds at least one"
+        )
+    raise ValueError(
+        "no plan fits the memory of the cluster, or none was found within planner.time_limit "
+        f"{config.planner.time_limit:g}: python tools/plan.py --explain says what is short, and what would make it fit"
+    )

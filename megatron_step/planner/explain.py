@@ -1,0 +1,108 @@
+"""What an infeasible plan is short of, and the smallest changes that would make it fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from megatron_step.config.cluster import Cluster
+from megatron_step.config.run import RunConfig, check_world
+from megatron_step.planner.forecast import Forecast, forecast
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """A pipeline rank that has too little memory in a stage."""
+
+    stage: int
+    """The stage, from 0."""
+    pp_rank: int
+    """The rank."""
+    missing_bytes: int
+    """What it lacks."""
+
+
+def shortages(found: Forecast) -> list[Shortage]:
+    """Every rank that lacks memory in a stage."""
+    return [
+        Shortage(stage.stage.index, pp_rank, rank.memory.peak_bytes - rank.capacity_bytes)
+        for stage in found.stages
+        for pp_rank, rank in enumerate(stage.ranks)
+        if rank.capacity_bytes is not None and rank.memory.peak_bytes > rank.capacity_bytes
+    ]
+
+
+def least_memory(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None) -> Forecast:
+    """The plan of the least memory, whether it fits or not.
+
+    Raises ValueError if `config` cannot run on `world_size` ranks of the cluster at all.
+    """
+    check_world(config, world_size)
+    objective = "memory_then_time" if config.planner.objective == "time" else config.planner.objective
+    config = replace(config, planner=replace(config.planner, objective=objective))
+    return forecast(config, vocab_size, config.parallel.data_parallel_size(world_size), cluster)
+
+
+def changes_that_fit(
+    config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None
+) -> list[tuple[str, Forecast]]:
+    """Single changes of keys that make the plan fit, or, if none does, pairs of them: what is changed, and the plan."""
+    singles = list(_changes(config))
+    for number in (1, 2):
+        fitting = []
+        for chosen in combinations(singles, number):
+            changed = _changed(config, [change for _, change in chosen])
+            try:
+                found = least_memory(changed, vocab_size, world_size, cluster) if changed else None
+            except ValueError:
+                continue  # the combination cannot run at all
+            if found and not shortages(found):
+                fitting.append((", ".join(name for name, _ in chosen), found))
+        if fitting:
+            return sorted(fitting, key=lambda item: item[1].seconds)
+    return []
+
+
+_Change = dict[str, object]
+"""Values by section and key, as in parallel.recompute."""
+
+
+def _changes(config: RunConfig) -> Iterator[tuple[str, _Change]]:
+    """One step of every key that trades time, machines or quality for memory."""
+    parallel, training = config.parallel, config.training
+    values: list[_Change] = []
+    if config.stages.layers == "auto":
+        values += [{"stages.count": config.stages.count + more} for more in (1, 2)]
+    if config.adapts and config.adapter.rank % 2 == 0:
+        values.append({"adapter.rank": config.adapter.rank // 2})
+    if training.micro_batch_size % 2 == 0:
+        values.append({"training.micro_batch_size": training.micro_batch_size // 2})
+    if not parallel.distributed_optimizer:
+        values.append({"parallel.distributed_optimizer": True})
+    for recompute in {"none": ("selective", "full"), "selective": ("full",)}.get(parallel.recompute, ()):
+        values.append({"parallel.recompute": recompute})
+    if parallel.tensor_parallel_size > 1 and not parallel.sequence_parallel:
+        values.append({"parallel.sequence_parallel": True})
+    values.append({"parallel.tensor_parallel_size": 2 * parallel.tensor_parallel_size})
+    values.append({"parallel.pipeline_parallel_size": 2 * parallel.pipeline_parallel_size})
+    for value in values:
+        yield "; ".join(f"{key} {_text(setting)}" for key, setting in value.items()), value
+
+
+def _text(setting: object) -> str:
+    return str(setting).lower() if isinstance(setting, bool) else str(setting)
+
+
+def _changed(config: RunConfig, changes: list[_Change]) -> RunConfig | None:
+    """`config` with all changes; None if two of them are of one key, or they do not go together."""
+    merged: _Change = {}
+    for change in changes:
+        if merged.keys() & change.keys():
+            return None
+        merged.update(change)
+    try:
+        for key, value in merged.items():
+            section, name = key.split(".")
+            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    except ValueError:
+        return None
+    return config

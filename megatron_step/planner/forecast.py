@@ -1,0 +1,230 @@
+"""What a plan will need, memory on every rank in every stage and time, beside ordinary training on the machines."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_step.config.cluster import Cluster
+from megatron_step.config.load import load_cluster
+from megatron_step.config.run import RunConfig
+from megatron_step.planner.machines import Machine, pipeline_machines
+from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.plan import make_plan
+from megatron_step.planner.stage_costs import layer_seconds, rank_seconds, stage_costs
+from megatron_step.planner.stages import Stage, StagePlan, plan_from_dict
+
+
+@dataclass(frozen=True)
+class RankForecast:
+    """A pipeline rank in a stage."""
+
+    old_layers: int
+    """Layers that it holds and the stage found."""
+    new_layers: int
+    """Layers that it holds and the stage adds."""
+    memory: RankMemory
+    """Of its tensor- and data-parallel ranks, the fullest one's."""
+    capacity_bytes: int | None
+    """What it may fill; None for no limit."""
+
+    @property
+    def share(self) -> float:
+        """Share of the capacity; bytes where there is no limit."""
+        return self.memory.peak_bytes / (self.capacity_bytes or 1)
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """A stage."""
+
+    stage: Stage
+    """The stage."""
+    ranks: tuple[RankForecast, ...]
+    """Its pipeline ranks."""
+    step_seconds: float
+    """Of an optimizer step; with unknown machines, operations of a rank."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all its steps."""
+        return self.step_seconds * (self.stage.last_step - self.stage.first_step)
+
+    @property
+    def fullest(self) -> RankForecast:
+        """The rank that needs the largest share of its capacity."""
+        return max(self.ranks, key=lambda rank: rank.share)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that any rank needs."""
+        return max(rank.memory.peak_bytes for rank in self.ranks)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan, and ordinary training of the same model for as many steps on the same machines."""
+
+    plan: StagePlan
+    """The plan."""
+    stages: tuple[StageForecast, ...]
+    """Its stages."""
+    vanilla: StageForecast
+    """All layers from the start, in the layout that is best for them."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that any rank needs in any stage."""
+        return max(stage.peak_bytes for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def status(self) -> str:
+        """optimal, feasible, infeasible, or given where there was nothing to choose."""
+        if any(rank.capacity_bytes and rank.share > 1 for stage in self.stages for rank in stage.ranks):
+            return "infeasible"
+        return self.plan.solution.status if self.plan.solution else "given"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON; `plan_from_dict` reads the plan from it."""
+        solution, share = self.plan.solution, max(stage.fullest.share for stage in self.stages)
+        return {
+            "status": self.status,
+            "minimised": solution.kind if solution else None,
+            "objective": solution.objective if solution else share,
+            "bound": solution.bound if solution else share,
+            "stages": [_stage_dict(stage) for stage in self.stages],
+            "peak_bytes": self.peak_bytes,
+            "vanilla_peak_bytes": self.vanilla.peak_bytes,
+            "reduction": 1 - self.peak_bytes / self.vanilla.peak_bytes,
+            "time_against_vanilla": self.seconds / self.vanilla.seconds,
+            "solution": asdict(solution) if solution else None,
+        }
+
+
+def plan_and_forecast(
+    config: RunConfig, vocab_size: int, dp_size: int, chosen: Sequence[int] | None = None
+) -> Forecast:
+    """The plan of a run and what it will need, by the files that the config names; `chosen` as of `make_plan`.
+
+    Raises ValueError if there is no such plan, or it does not fit the machines.
+    """
+    cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
+    config = with_plan(config, Path(config.planner.plan)) if config.planner.plan else config
+    planned = forecast(config, vocab_size, dp_size, cluster, chosen)
+    check_fits(planned)
+    return planned
+
+
+def forecast(
+    config: RunConfig,
+    vocab_size: int,
+    dp_size: int,
+    cluster: Cluster | None = None,
+    chosen: Sequence[int] | None = None,
+) -> Forecast:
+    """The plan of a run on `dp_size` data-parallel ranks of the machines of `cluster`, and what it will need.
+
+    Raises ValueError as `make_plan`.
+    """
+    plan = make_plan(config, vocab_size, chosen, dp_size=dp_size, cluster=cluster)
+    ordinary = vanilla_config(config, plan)
+    vanilla = make_plan(ordinary, vocab_size, dp_size=dp_size, cluster=cluster)
+    machines = pipeline_machines(cluster, config.parallel, dp_size)
+    return Forecast(
+        plan,
+        tuple(_stage_forecast(config, stage, vocab_size, dp_size, machines) for stage in plan.stages),
+        _stage_forecast(ordinary, vanilla.stages[0], vocab_size, dp_size, machines),
+    )
+
+
+def with_plan(config: RunConfig, path: Path) -> RunConfig:
+    """`config` with the layers and layouts of the plan in a JSON file.
+
+    Raises ValueError if the file holds no plan, or one of another run.
+    """
+    try:
+        plan = plan_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"cannot read the plan {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a plan that tools/plan.py wrote: {error}") from None
+    layers = [stage.num_new_layers for stage in plan.stages]
+    if len(layers) != config.stages.count or sum(layers) != config.model.num_layers:
+        raise ValueError(
+            f"{path} is the plan of another run: it adds {layers} layers, but stages.count is {config.stages.count} "
+            f"and model.num_layers {config.model.num_layers}"
+        )
+    if config.stages.layers not in ("auto", layers):
+        raise ValueError(f"stages.layers {config.stages.layers} are not the {layers} of {path}: set them to auto")
+    layouts = [list(stage.layout) for stage in plan.stages]
+    return replace(config, stages=replace(config.stages, layers=layers, layouts=layouts))
+
+
+def vanilla_config(config: RunConfig, plan: StagePlan) -> RunConfig:
+    """Ordinary training of the same model for as many steps, in the layout that needs least memory."""
+    layouts = config.stages.layouts if config.stages.layouts == "even" else "auto"
+    stages = replace(
+        config.stages, count=1, layers="auto", steps=plan.num_steps, tokens=None, learning_rates=None, layouts=layouts
+    )
+    planner = replace(config.planner, objective="memory", time_limit=config.planner.time_limit / 8)
+    return replace(config, stages=stages, planner=planner)
+
+
+def check_fits(found: Forecast) -> None:
+    """Raise ValueError, naming stage and rank, if a rank's memory is too small."""
+    for stage in found.stages:
+        rank = stage.fullest
+        if rank.capacity_bytes and rank.share > 1:
+            short = (rank.memory.peak_bytes - rank.capacity_bytes) / 2**30
+            raise ValueError(
+                f"stage {stage.stage.index + 1} needs {rank.memory.peak_bytes / 2**30:.2f} GiB on pipeline rank "
+                f"{stage.ranks.index(rank)}, {short:.2f} GiB more than it has: python tools/plan.py --explain says "
+                "what would make it fit"
+            )
+
+
+def _stage_forecast(
+    config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, machines: Sequence[Machine]
+) -> StageForecast:
+    costs = stage_costs(config, vocab_size, dp_size, first=stage.index == 0)
+    memory = stage_memory(config, stage, vocab_size, dp_size)
+    ranks, seconds = [], []
+    for pp_rank, machine in enumerate(machines):
+        numbers = [
+            number
+            for vp_stage in range(config.parallel.virtual_pipeline_size)
+            for number in stage.layers_of_chunk(pp_rank, vp_stage, config.parallel)
+        ]
+        new = sum(stage.layers[number].born == stage.index for number in numbers)
+        old = len(numbers) - new
+        ranks.append(RankForecast(old, new, memory[pp_rank], machine.capacity_bytes))
+        of_layers = new * layer_seconds(costs, costs.new, machine) + old * layer_seconds(costs, costs.old, machine)
+        seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + of_layers)
+    return StageForecast(stage, tuple(ranks), max(seconds))
+
+
+def _stage_dict(forecast: StageForecast) -> dict[str, Any]:
+    stage = forecast.stage
+    return {
+        **asdict(stage),
+        "num_layers": stage.num_layers,
+        "new_layers": stage.num_new_layers,
+        "step_seconds": forecast.step_seconds,
+        "ranks": [
+            {
+                "pp_rank": pp_rank,
+                "old_layers": rank.old_layers,
+                "new_layers": rank.new_layers,
+                "bytes": asdict(rank.memory),
+                "total_bytes": rank.memory.peak_bytes,
+                "capacity_bytes": rank.capacity_bytes,
+            }
+            for pp_rank, rank in enumerate(forecast.ranks)
+        ],
+    }

@@ -1,0 +1,66 @@
+"""The paper's own program: one device, model states only, by its count of bytes (STEP, Yano et al., 2025).
+
+    P_i = 16 n_i P + 2 N_(i-1) P + 16 N_(i-1) E + c      bytes,   N_i = n_1 + ... + n_i
+
+    minimise over integers n_1, ..., n_K >= 1   max_i P_i     subject to   n_1 + ... + n_K = L
+
+with P the parameters of a layer, E those of its adapters, and c the bytes of embedding, output layer and final norm,
+which the paper leaves out.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from megatron_step.config.parallel import ParallelConfig
+from megatron_step.config.run import RunConfig
+from megatron_step.planner.memory import PAPER_RECIPE, state_bytes
+from megatron_step.planner.parameters import layer_parameters, outer_parameters
+from megatron_step.planner.problem import solve
+from megatron_step.planner.stage_costs import stage_of
+
+
+@dataclass(frozen=True)
+class PaperPlan:
+    """The paper's plan of a model."""
+
+    layers: tuple[int, ...]
+    """n_1, ..., n_K."""
+    stage_bytes: tuple[int, ...]
+    """P_1, ..., P_K."""
+    vanilla_bytes: int
+    """16 L P + c."""
+
+    @property
+    def reduction(self) -> float:
+        """Share of vanilla's bytes that the largest stage saves."""
+        return 1 - max(self.stage_bytes) / self.vanilla_bytes
+
+
+def paper_plan(config: RunConfig, vocab_size: int, count: int, *, with_embeddings: bool) -> PaperPlan:
+    """The layers of `count` stages, and the bytes by the paper's formula.
+
+    Raises ValueError if there are fewer layers than stages.
+    """
+    depth = config.model.num_layers
+    if count > depth:
+        raise ValueError(f"{count} stages are more than {depth} layers: each adds one")
+    config = replace(config, parallel=ParallelConfig())
+    first, later = stage_of((0,), index=0), stage_of((0, 1), index=1)
+    old, new = (state_bytes(layer_parameters(config, later, layer), PAPER_RECIPE) for layer in (0, 1))
+    rest = [
+        state_bytes(outer_parameters(config, stage, vocab_size), PAPER_RECIPE) if with_embeddings else 0
+        for stage in (first, later)
+    ]
+    before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
+    costs = []
+    for stage in range(count):
+        possible = (before == 0) if stage == 0 else (before > 0)
+        cost = new * (after - before) + old * before + rest[min(stage, 1)]
+        costs.append(np.where(possible & (after > before), cost, np.inf))
+    found = solve(costs, lambda stage, m, n: (float(costs[stage][m, n]),) * 2, largest=True)
+    layers = tuple(int(number) for number in np.diff([0, *found.depths]))
+    stage_bytes = tuple(
+        new * number + old * sum(layers[:stage]) + rest[min(stage, 1)] for stage, number in enumerate(layers)
+    )
+    return PaperPlan(layers, stage_bytes, new * depth + rest[0])
