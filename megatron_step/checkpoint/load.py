@@ -1,5 +1,6 @@
 """Finds and loads checkpoints, into any parallel layout."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,19 @@ def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheck
             f"no checkpoint in {folder} can be used ({'; '.join(passed_over)}); choose another output_dir to start anew"
         )
     return None
+
+
+def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
+    """The checkpoint at `path`, or the newest whole one of the run whose output folder it is.
+
+    Raises ValueError if the run has none yet, and as `find_checkpoint` does.
+    """
+    of_run = path / "checkpoints"
+    # Made absolute, a folder called auto or none is a path like any other.
+    found = find_checkpoint(of_run, "auto" if of_run.is_dir() else os.path.abspath(path), parallel)
+    if found is None:
+        raise ValueError(f"{path} has no checkpoint yet")
+    return found
 
 
 def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:

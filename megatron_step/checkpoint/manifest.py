@@ -8,6 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from megatron_step.config.load import config_from_text
+from megatron_step.config.run import RunConfig
+
 _FILE = "manifest.json"
 _FORMAT = 2
 _BLOCK_BYTES = 1 << 22
@@ -64,6 +69,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedCheckpointError(f"{folder} is not a complete checkpoint: it has no {_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def saved_config(manifest: Manifest) -> RunConfig:
+    """The config of the run that wrote a checkpoint.
+
+    Raises ValueError if this version does not know one of its keys.
+    """
+    return config_from_text(yaml.safe_dump(manifest.config))
 
 
 def file_table(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
