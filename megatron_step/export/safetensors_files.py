@@ -1,7 +1,7 @@
 """A Hugging Face model's tensors in one .safetensors file, or in shards with an index: writing and reading."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ def write_shards(
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-class HFTensors:
-    """The tensors of a Hugging Face model's folder; all its files are opened, none is read before it is asked for."""
+class HFTensors(Mapping[str, Tensor]):
+    """The tensors of a Hugging Face model's folder by name; each is read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ValueError if a file is missing, truncated, or has not the tensors that the index says it has."""
@@ -77,6 +77,12 @@ class HFTensors:
 
     def __getitem__(self, name: str) -> Tensor:
         return self._places[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def _files(folder: Path) -> Mapping[str, Sequence[str] | None]:

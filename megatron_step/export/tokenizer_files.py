@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_step.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
@@ -20,9 +21,17 @@ _FILES = (
 )
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy what a Hugging Face folder holds of a tokenizer into `folder`."""
-    for name in _FILES:
+def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Copy the files of a tokenizer of either kind into the new folder `folder`, from which it loads again."""
+    folder.mkdir()
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
+    else:
+        _copy_files(Path(tokenizer.path), folder, (*_FILES, "config.json"))  # which can name the end-of-text token
+
+
+def _copy_files(source: Path, folder: Path, names: Sequence[str]) -> None:
+    for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
@@ -35,7 +44,7 @@ def write_tokenizer(tokenizer: Tokenizer, seq_length: int, folder: Path) -> None
     Raises ValueError if it cannot be converted.
     """
     if not isinstance(tokenizer, SentencePieceTokenizer):
-        copy_tokenizer(Path(tokenizer.path), folder)
+        _copy_files(Path(tokenizer.path), folder, _FILES)
         return
     fast = fast_tokenizer(tokenizer)
     fast.save(str(folder / "tokenizer.json"))

@@ -123,5 +123,6 @@ _SHAPE = {
     "num_query_groups": "query_groups",
     "head_size": "attention_head_size",
     **{name: name for name in ("tie_embeddings", "mlp", "qkv_bias", "qk_norm")},
+    **{name: name for name in ("norm_epsilon", "rope_theta", "rope_scaling")},
 }
 """Keys of the model's config that must be a start checkpoint's, and the attributes that say what they come to."""
