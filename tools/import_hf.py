@@ -30,9 +30,7 @@ def main() -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            imported = import_model(
-                arguments.model, arguments.out, arguments.seq_length, arguments.tokenizer, show
-            )
+            imported = import_model(arguments.model, arguments.out, arguments.seq_length, arguments.tokenizer, show)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from megatron_step.config.run import RunConfig
 
 _FILE = "manifest.json"
 _FORMAT = 2
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 20  # stays in the processor's cache between reading and adding up
 
 
 class DamagedCheckpointError(ValueError):
@@ -107,7 +107,8 @@ def damage(folder: Path, files: dict[str, tuple[int, int]], names: Iterable[str]
 
 def _crc32(path: Path) -> int:
     crc = 0
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            crc = zlib.crc32(block, crc)
+    block = memoryview(bytearray(_BLOCK_BYTES))
+    with open(path, "rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            crc = zlib.crc32(block[:count], crc)
     return crc

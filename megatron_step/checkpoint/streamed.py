@@ -1,5 +1,6 @@
 """Writes a checkpoint of weights alone, a tensor at a time, on one process: for weights that no model here holds."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def write_streamed(
     """
     partial = make_partial(folder, 0)
     placeholders = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in tensors.items()}
-    save(placeholders, storage_writer=FileSystemWriter(partial), planner=_ReadWhenWritten(read), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which `no_dist` asks for
+        save(placeholders, storage_writer=FileSystemWriter(partial), planner=_ReadWhenWritten(read), no_dist=True)
     # What megatron-core expects beside the tensors: its name for their format, and what is not a tensor, here nothing.
     save_config(CheckpointingConfig("torch_dist", 1), str(partial))
     torch.save({}, partial / "common.pt")

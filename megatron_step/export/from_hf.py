@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from megatron_step.checkpoint.load import is_finite
 from megatron_step.checkpoint.streamed import write_streamed
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
@@ -113,7 +114,7 @@ def _reader(
     def read(key: str) -> Tensor:
         nonlocal done
         whole = by_key[key].join(tensors).to(dtype)
-        if not torch.isfinite(whole).all():
+        if not is_finite(whole):
             raise ValueError(f"{source} holds values of {', '.join(by_key[key].names)} that are not finite")
         done += num_bytes[key]
         progress(done, sum(num_bytes.values()))

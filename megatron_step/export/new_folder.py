@@ -26,16 +26,18 @@ def new_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
         if free < needed_bytes:
             raise OSError(f"{folder} needs {needed_bytes / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free")
         yield partial
-        for inner in (partial, *filter(Path.is_dir, partial.rglob("*"))):
-            sync_folder(inner)
+        for path in (partial, *partial.rglob("*")):
+            _sync(path)
         os.rename(partial, folder)
         sync_folder(partial.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def finish_file(path: Path) -> None:
-    """Wait until a written file is on disk, and let all read it (safetensors gives it to its owner alone)."""
-    path.chmod(0o644)
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's entries, are on disk."""
+    if path.is_dir():
+        sync_folder(path)
+        return
     with path.open("rb") as file:
         os.fsync(file.fileno())

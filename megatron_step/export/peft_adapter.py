@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_step.config.stages import AdapterConfig
 from megatron_step.export.hf_mapping import MappedWeight
-from megatron_step.export.new_folder import finish_file
+from megatron_step.export.safetensors_files import write_safetensors
 from megatron_step.growth.weights import factor_keys
 from megatron_step.planner.trainable import layer_of
 
@@ -29,18 +28,33 @@ def write_adapter(
     read: Callable[[Sequence[str]], dict[str, Tensor]],
 ) -> None:
     """Write the adapters on the weights `adapted`, which `read` gives the tensors of by their keys, into `folder`."""
-    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for weight in adapted:
-        a_key, b_key = factor_keys(weight.key)
-        factors = read([a_key, b_key])
-        for name, b in weight.split(factors[b_key].to(dtype)).items():
-            linear = f"base_model.model.{name.removesuffix('.weight')}"
-            tensors[f"{linear}.lora_A.weight"] = factors[a_key].to(dtype, copy=True)
-            tensors[f"{linear}.lora_B.weight"] = b
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    finish_file(folder / "adapter_model.safetensors")
+        for name, (rows, columns) in weight.hf_shapes.items():
+            a, b = _names(name)
+            shapes |= {a: (config.rank, columns), b: (rows, config.rank)}
+    parts = (_factors(weight, dtype, read) for weight in adapted)
+    write_safetensors(folder / "adapter_model.safetensors", shapes, dtype, parts)
     settings = _adapter_config(adapted, config, base_model)
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _factors(
+    weight: MappedWeight, dtype: torch.dtype, read: Callable[[Sequence[str]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """A [r, columns] and B [rows, r] on each of the tensors that a weight is made of, by name."""
+    a_key, b_key = factor_keys(weight.key)
+    factors = read([a_key, b_key])
+    return {
+        factor: tensor.to(dtype)
+        for name, b in weight.split(factors[b_key]).items()
+        for factor, tensor in zip(_names(name), (factors[a_key], b))
+    }
+
+
+def _names(weight: str) -> tuple[str, str]:
+    linear = f"base_model.model.{weight.removesuffix('.weight')}"
+    return f"{linear}.lora_A.weight", f"{linear}.lora_B.weight"
 
 
 def _adapter_config(adapted: Sequence[MappedWeight], config: AdapterConfig, base_model: str) -> dict[str, Any]:

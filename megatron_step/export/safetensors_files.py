@@ -1,20 +1,23 @@
 """A Hugging Face model's tensors in one .safetensors file, or in shards with an index: writing and reading."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_step.export.hf_mapping import MappedWeight
-from megatron_step.export.new_folder import finish_file
+from megatron_step.planner.trainable import layer_of
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def plan_shards(weights: Sequence[MappedWeight], element_bytes: int, max_bytes: int) -> list[list[MappedWeight]]:
@@ -37,22 +40,61 @@ def weight_bytes(weight: MappedWeight, element_bytes: int) -> int:
 
 
 def write_shards(
-    folder: Path, shards: Sequence[Sequence[MappedWeight]], read: Callable[[Sequence[MappedWeight]], dict[str, Tensor]]
+    folder: Path,
+    shards: Sequence[Sequence[MappedWeight]],
+    dtype: torch.dtype,
+    read: Callable[[Sequence[MappedWeight]], dict[str, Tensor]],
 ) -> None:
-    """Write one shard after another, with the tensors that `read` gives of its weights, and the index of several."""
+    """Write one shard after another, and the index of several.
+
+    `read` gives the tensors, in `dtype`, that some weights of one layer are made of.
+    """
     places: dict[str, str] = {}
-    total_bytes = 0
     for number, shard in enumerate(shards, start=1):
         name = _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = read(shard)
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        finish_file(folder / name)
-        places |= dict.fromkeys(tensors, name)
-        total_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        del tensors  # before the next shard comes
+        shapes = {tensor: shape for weight in shard for tensor, shape in weight.hf_shapes.items()}
+        layers = groupby(shard, key=lambda weight: layer_of(weight.key))
+        write_safetensors(folder / name, shapes, dtype, (read(list(weights)) for _, weights in layers))
+        places |= dict.fromkeys(shapes, name)
     if len(shards) > 1:
+        total_bytes = sum(weight_bytes(weight, dtype.itemsize) for shard in shards for weight in shard)
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(places.items()))}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_safetensors(
+    path: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, parts: Iterable[Mapping[str, Tensor]]
+) -> None:
+    """Write a .safetensors file of tensors of one number format, which come in parts, in the order of `shapes`.
+
+    While a part is written the next one is made. The library's own writer needs all of them at once, and more time
+    (`tools/benchmark.py export`). A file is the length of its header in 8 bytes, the header, and the tensors' bytes
+    without gaps (https://github.com/huggingface/safetensors, "Format").
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _FORMATS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
+    names = iter(shapes)
+
+    def write(part: Mapping[str, Tensor]) -> None:
+        for name, tensor in part.items():
+            assert (name, tuple(tensor.shape), tensor.dtype) == (next(names), tuple(shapes[name]), dtype)
+            file.write(tensor.contiguous().view(torch.uint8).numpy())
+
+    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as disk:
+        file.write(len(text).to_bytes(8, "little") + text)
+        written = None
+        for part in parts:
+            if written is not None:
+                written.result()  # one part waits at most
+            written = disk.submit(write, part)
+        if written is not None:
+            written.result()
+    assert next(names, None) is None
 
 
 class HFTensors(Mapping[str, Tensor]):

@@ -1,4 +1,4 @@
-"""Exports a checkpoint as a Hugging Face model, on one process, with memory for little more than a shard.
+"""Exports a checkpoint as a Hugging Face model, on one process, with memory for little more than a layer.
 
 OUT/                  config.json  generation_config.json  model*.safetensors  tokenizer*  README.md
 OUT/base, OUT/adapter the same of the model without its adapters, and these for peft, with `adapter_only`
@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from megatron_step.export.safetensors_files import plan_shards, weight_bytes, wr
 from megatron_step.export.saved_weights import SavedWeights
 from megatron_step.export.tokenizer_files import fitting_tokenizer, write_tokenizer
 from megatron_step.growth.weights import saved_stage
-from megatron_step.planner.trainable import layer_of
 
 _SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
 
@@ -118,16 +116,14 @@ class _Export:
         model.mkdir(exist_ok=True)
         done = 0
 
-        def read(shard: Sequence[MappedWeight]) -> dict[str, Tensor]:
+        def read(layer: Sequence[MappedWeight]) -> dict[str, Tensor]:
             nonlocal done
-            tensors: dict[str, Tensor] = {}
-            for _, part in groupby(shard, key=lambda weight: layer_of(weight.key)):
-                tensors |= self._tensors(list(part))
-                progress(done + sum(tensor.nbytes for tensor in tensors.values()), self.num_bytes)
-            done += sum(tensor.nbytes for tensor in tensors.values())
-            return tensors
+            done += sum(weight_bytes(weight, self.torch_dtype.itemsize) for weight in layer)
+            progress(done, self.num_bytes)
+            return self._tensors(layer)
 
-        write_shards(model, plan_shards(self.weights, self.torch_dtype.itemsize, self.options.max_shard_bytes), read)
+        shards = plan_shards(self.weights, self.torch_dtype.itemsize, self.options.max_shard_bytes)
+        write_shards(model, shards, self.torch_dtype, read)
         _write_json(model / "config.json", self.architecture)
         ids = {name: self.architecture[name] for name in ("bos_token_id", "eos_token_id")}
         _write_json(model / "generation_config.json", {**ids, "max_length": self.config.model.seq_length})
