@@ -9,6 +9,7 @@ import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import WriteItem
 
 from megatron_step.checkpoint.directory import make_partial, publish
@@ -24,13 +25,16 @@ def write_streamed(
     """Write a checkpoint of step 0 into `folder`, and give its path.
 
     `tensors` are lengths and number format by key; `read` is called once for each key, when the tensor is written.
-    `description` completes the manifest.
+    `description` completes the manifest. What `read` raises ends the writing.
     """
     partial = make_partial(folder, 0)
     placeholders = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in tensors.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which `no_dist` asks for
-        save(placeholders, storage_writer=FileSystemWriter(partial), planner=_ReadWhenWritten(read), no_dist=True)
+        try:
+            save(placeholders, storage_writer=FileSystemWriter(partial), planner=_ReadWhenWritten(read), no_dist=True)
+        except CheckpointException as error:  # torch's cover of what `read` or the disk raised
+            raise next(cause for cause, _ in error.failures.values()) from None
     # What megatron-core expects beside the tensors: its name for their format, and what is not a tensor, here nothing.
     save_config(CheckpointingConfig("torch_dist", 1), str(partial))
     torch.save({}, partial / "common.pt")
