@@ -35,6 +35,7 @@ MODEL = ModelConfig(
     vocab_size=32000,
 )
 """1.1 billion weights: the shape of TinyLlama."""
+_VOCAB_SIZE = 1000  # of the tokenizer that goes with them
 _PAUSE_SECONDS = 3.0  # memory that a removed file was in is had again at once by whoever asks first
 _MEBIBYTE = 2**20
 
@@ -49,7 +50,7 @@ def run(
     options = ExportOptions(max_shard_bytes=shard_bytes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train_tokenizer([text], folder / "tokenizer.model", 1000)
+        train_tokenizer([text], folder / "tokenizer.model", _VOCAB_SIZE)
         checkpoint = write_random(folder / "checkpoint", model, folder / "tokenizer.model")
         small = write_random(folder / "small", replace(SMALL_MODEL, vocab_size=1024), folder / "tokenizer.model")
         shards = folder / "shards"
