@@ -73,6 +73,8 @@ def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
 
     Raises ValueError if the run has none yet, and as `find_checkpoint` does.
     """
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
     of_run = path / "checkpoints"
     # Made absolute, a folder called auto or none is a path like any other.
     found = find_checkpoint(of_run, "auto" if of_run.is_dir() else os.path.abspath(path), parallel)
