@@ -24,7 +24,7 @@ from megatron_step.config.stages import StagesConfig
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.export.architectures import model_config
 from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
-from megatron_step.export.new_folder import new_folder
+from megatron_step.export.new_folder import check_new, new_folder
 from megatron_step.export.safetensors_files import HFTensors, weight_bytes
 from megatron_step.export.tokenizer_files import copy_tokenizer, fitting_tokenizer
 from megatron_step.planner.plan import make_plan
@@ -77,6 +77,7 @@ def import_model(
 
     Raises ValueError, FileNotFoundError or FileExistsError for input that cannot be used; nothing is left at `out`.
     """
+    check_new(out)
     model = model_config(source, seq_length)
     assert model.vocab_size is not None
     tensors = HFTensors(source)

@@ -16,8 +16,7 @@ def new_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
     What a killed process left over of the same folder goes, too. Raises FileExistsError if there is something at
     `folder`, and OSError if its disk has no room for `needed_bytes`.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already: choose another output folder, or remove it")
+    check_new(folder)
     partial = folder.absolute().parent / f".{folder.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -32,6 +31,12 @@ def new_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
         sync_folder(partial.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Raise FileExistsError if there is something at `folder`, before any work for it starts."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already: choose another output folder, or remove it")
 
 
 def _sync(path: Path) -> None:

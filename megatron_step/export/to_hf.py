@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_step.checkpoint.load import FoundCheckpoint, find_at
+from megatron_step.checkpoint.load import FoundCheckpoint, find_at, is_finite
 from megatron_step.checkpoint.manifest import saved_config
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
@@ -24,7 +24,7 @@ from megatron_step.export.architectures import hf_config
 from megatron_step.export.comparison import Comparison, compare
 from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
 from megatron_step.export.model_card import Metrics, model_card
-from megatron_step.export.new_folder import new_folder
+from megatron_step.export.new_folder import check_new, new_folder
 from megatron_step.export.peft_adapter import write_adapter
 from megatron_step.export.safetensors_files import plan_shards, weight_bytes, write_shards
 from megatron_step.export.saved_weights import SavedWeights
@@ -68,6 +68,7 @@ def export_model(
     Returns the comparison of logits that was asked for. Raises ValueError, FileNotFoundError or FileExistsError for
     input that cannot be used, and DifferentLogitsError where the comparison fails; nothing is left at `out` then.
     """
+    check_new(out)
     if options.check and options.adapter_only and find_spec("peft") is None:
         raise ValueError("the check of an adapter needs peft, which is not installed: pip install peft")
     try:
@@ -143,11 +144,13 @@ class _Export:
         """The Hugging Face tensors of some weights, merged in fp32 and rounded once."""
         read = self.saved.read if self.options.adapter_only else self.saved.read_merged
         whole = read([weight.key for weight in weights])
-        return {
-            name: tensor
-            for weight in weights
-            for name, tensor in weight.split(whole.pop(weight.key).to(self.torch_dtype)).items()
-        }
+        tensors: dict[str, Tensor] = {}
+        for weight in weights:
+            rounded = whole.pop(weight.key).to(self.torch_dtype)
+            if self.torch_dtype is torch.float16 and not is_finite(rounded):
+                raise ValueError(f"{weight.key} has values beyond those of float16: choose another --dtype")
+            tensors |= weight.split(rounded)
+        return tensors
 
 
 def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:

@@ -167,6 +167,15 @@ def test_the_printed_sections_are_a_config(tmp_path: Path) -> None:
     assert sections["stages"]["start_from"] == str(tmp_path / "imported")
 
 
+def test_values_beyond_a_number_format_are_refused(sound: Path, tmp_path: Path) -> None:
+    shutil.copytree(sound, tmp_path / "source")
+    other_tensors(lambda tensors: tensors.update({_NORM: torch.full((96,), 1e6)}))(tmp_path / "source")
+    import_model(tmp_path / "source", tmp_path / "imported")
+    with pytest.raises(ValueError, match="final_layernorm.weight has values beyond those of float16"):
+        export_model(tmp_path / "imported", tmp_path / "back", ExportOptions(dtype="float16"))
+    assert not (tmp_path / "back").exists()
+
+
 def edited(**values: Any) -> Callable[[Path], None]:
     """Other values in config.json."""
 
