@@ -1,9 +1,10 @@
 """Runs small enough for tests: their config, made-up batches, and whole tensors put together from shards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
@@ -93,6 +94,17 @@ def manifest_facts(config: RunConfig, stage_index: int = 0) -> dict[str, Any]:
         "data_fingerprint": {},
         "layout": {},
     }
+
+
+def spread(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
+    """Make adapters matter, and norms and biases differ between layers, alike on ranks that hold the same weight."""
+    for index, chunk in enumerate(chunks):
+        for name, param in chunk.named_parameters():
+            if param.dim() == 1 or name.endswith("adapter.linear_out.weight"):
+                split = getattr(param, "tensor_model_parallel", False)
+                place = (name, index, parallel.pp_rank, parallel.tp_rank if split else 0)
+                generator = torch.Generator().manual_seed(crc32(repr(place).encode()))
+                param.data += 0.05 * torch.randn(param.shape, generator=generator)
 
 
 def whole_tensors(

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "memory", _memory, 1, "planned against measured memory of every rank in 30 layouts; once")
     _add(commands, "engine", _engine, 5, "two ways to run megatron-core without CUDA; repeats are processes")
     _add_sizes(_add(commands, "loop", _loop, 10, "what the training loop adds to the step; repeats are steps"))
+    _add(commands, "export", _export, 3, "exporting a model of 1.1 billion weights, and its memory; needs 9 GB of disk")
     _add(commands, "preprocess", _preprocess, 5, "tokenizing text against a plain loop, and its memory")
     return parser
 
@@ -121,6 +122,12 @@ def _loop(arguments: argparse.Namespace) -> list[Row]:
     from megatron_step.benchmarks import loop
 
     return loop.run(arguments.repeats, _model(arguments), arguments.micro_batch_size)
+
+
+def _export(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import export
+
+    return export.run(arguments.repeats)
 
 
 def _preprocess(arguments: argparse.Namespace) -> list[Row]:

@@ -34,3 +34,7 @@ python tools/report.py "$run" "$vanilla" --output "$run/report.png"
 echo "5. What the grown model has learnt: the last chapters, which it has not seen, and how it goes on from a few words"
 python tools/evaluate.py "$run"
 python tools/evaluate.py "$run" --generate "It was a fine morning, and Emma" --tokens 120
+
+echo "6. The grown model for transformers, with its logits compared"
+rm -rf "$run/hf" # of an earlier run of this script
+python tools/export_hf.py "$run" "$run/hf" --check

@@ -1,7 +1,6 @@
 """Preprocessing: tokens per second against a plain loop, and peak memory at two sizes of input."""
 
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -9,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
+from megatron_step.benchmarks.process_memory import process_peak_bytes
 from megatron_step.data.preprocess import preprocess
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.data.train_tokenizer import train_tokenizer
@@ -20,7 +19,6 @@ _WORKERS = 2
 _VOCAB_SIZE = 8192
 _SPEED_MIB = 32
 _MEMORY_MIB = (16, 64)
-_SAMPLE_SECONDS = 0.02
 
 
 def run(repeats: int, texts: Sequence[str | Path] = ("examples/data/austen.txt",)) -> list[dict[str, Any]]:
@@ -90,32 +88,12 @@ def _plain_loop(source: Path, tokenizer_path: str, prefix: str) -> int:
 def _memory_row(source: Path, tokenizer_path: str, folder: str, size_mib: int) -> dict[str, Any]:
     """The most memory that preprocessing holds at a time, its workers included, in a process of its own."""
     arguments = ([source], f"{folder}/memory", tokenizer_path, "text", None, False, _WORKERS)
-    process = multiprocessing.get_context("spawn").Process(target=preprocess, args=arguments)
-    process.start()
-    peak_bytes = 0
-    while process.is_alive():
-        peak_bytes = max(peak_bytes, _tree_bytes(process.pid))
-        time.sleep(_SAMPLE_SECONDS)
-    if process.exitcode:
-        raise RuntimeError(f"preprocessing ended with exit code {process.exitcode}")
     return {
         "benchmark": "preprocess memory",
         "arm": f"megatron_step, {_WORKERS} workers",
         "input_mib": size_mib,
-        "peak_mib": peak_bytes / 2**20,
+        "peak_mib": process_peak_bytes(preprocess, arguments) / 2**20,
     }
-
-
-def _tree_bytes(pid: int | None) -> int:
-    """Resident bytes of a process and its children; pages that they share count for each."""
-    total = 0
-    try:
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            total += process.memory_info().rss
-    except psutil.NoSuchProcess:  # ended between two lines
-        pass
-    return total
 
 
 def _write_input(texts: Sequence[str | Path], folder: Path, size_mib: int) -> Path:

@@ -6,7 +6,7 @@ import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import torch
@@ -22,8 +22,12 @@ def use_all_cores() -> int:
     return threads
 
 
-def interleave(arms: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleave(
+    arms: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, pause_seconds: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of `repeats` calls of every arm, the arms in turns: what slows the machine slows all of them.
+
+    Before each call there is a pause, for arms that leave the machine in a state which would help the next one.
 
     Raises ValueError for fewer than one repeat.
     """
@@ -32,6 +36,7 @@ def interleave(arms: Mapping[str, Callable[[], object]], repeats: int, warmup: i
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(warmup + repeats):
         for name, arm in arms.items():
+            sleep(pause_seconds)
             start = perf_counter()
             arm()
             if turn >= warmup:

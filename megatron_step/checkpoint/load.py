@@ -1,5 +1,6 @@
 """Finds and loads checkpoints, into any parallel layout."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,21 @@ def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheck
             f"no checkpoint in {folder} can be used ({'; '.join(passed_over)}); choose another output_dir to start anew"
         )
     return None
+
+
+def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
+    """The checkpoint at `path`, or the newest whole one of the run whose output folder it is.
+
+    Raises ValueError if the run has none yet, and as `find_checkpoint` does.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    of_run = path / "checkpoints"
+    # Made absolute, a folder called auto or none is a path like any other.
+    found = find_checkpoint(of_run, "auto" if of_run.is_dir() else os.path.abspath(path), parallel)
+    if found is None:
+        raise ValueError(f"{path} has no checkpoint yet")
+    return found
 
 
 def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:
@@ -152,8 +168,13 @@ def _mismatches(path: Path, requests: dict[str, Sharded]) -> Iterator[str]:
 
 def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
     """Raise ValueError, on every rank, if a loaded tensor holds a value that is not finite."""
-    key = first_problem(next((key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()), None))
+    key = first_problem(next((key for key, tensor in tensors.items() if not is_finite(tensor)), None))
     if key is not None:
         raise ValueError(
             f"{path} holds values of {key} that are not finite; resume from an earlier checkpoint with --resume PATH"
         )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value is finite: so it is where the sum is, which is had in a small part of the time."""
+    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())

@@ -159,7 +159,8 @@ def _load_backend(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"transformers cannot load the tokenizer in {folder}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"transformers cannot load the tokenizer in {folder}: {reason}") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"the tokenizer in {folder} has no fast form: save it once with a fast tokenizer")

@@ -46,13 +46,18 @@ class GrowthSource:
 
 def growth_source(found: FoundCheckpoint) -> GrowthSource:
     """What growth needs to know of a checkpoint."""
-    adapter = found.manifest.config["adapter"]
     metadata = dist_checkpointing.load_tensors_metadata(str(found.path))
     return GrowthSource(
         found.path,
-        adapter["alpha"] / adapter["rank"] if adapter["rank"] else 0.0,
+        adapter_scaling(found.manifest),
         {key: tuple(tensor.global_shape) for key, tensor in metadata.items()},
     )
+
+
+def adapter_scaling(manifest: Manifest) -> float:
+    """alpha / rank of a checkpoint's adapters; 0 where its run has none."""
+    adapter = manifest.config["adapter"]
+    return adapter["alpha"] / adapter["rank"] if adapter["rank"] else 0.0
 
 
 def grow_weights(
@@ -144,7 +149,7 @@ def _kept(shard: Sharded, sources: Sequence[int], source: GrowthSource, merges: 
     return not merges and in_layer(shard.key, sources[0]) in source.tensors
 
 
-def _factor_keys(weight_key: str) -> tuple[str, str]:
+def factor_keys(weight_key: str) -> tuple[str, str]:
     """Keys of A and B of the adapter on a linear's weight."""
     linear = weight_key.removesuffix(".weight")
     return f"{linear}.adapter.linear_in.weight", f"{linear}.adapter.linear_out.weight"
@@ -152,7 +157,7 @@ def _factor_keys(weight_key: str) -> tuple[str, str]:
 
 def _factor_requests(weight_key: str, source: GrowthSource, shard: Sharded) -> Iterator[tuple[str, ShardedTensor]]:
     """Room for the whole A and B on a weight, where the checkpoint has them."""
-    for key in _factor_keys(weight_key):
+    for key in factor_keys(weight_key):
         if weight_key.endswith(".weight") and key in source.tensors:
             whole = torch.empty(source.tensors[key], dtype=shard.data.dtype, device=shard.data.device)
             yield key, ShardedTensor.from_rank_offsets(key, whole)
@@ -161,7 +166,7 @@ def _factor_requests(weight_key: str, source: GrowthSource, shard: Sharded) -> I
 def _merged(shard: Sharded, loaded: Mapping[str, Tensor], key: str, scaling: float) -> Tensor:
     """The part of W + s B A that `shard` is, in fp32."""
     weight = loaded[key].float()
-    in_key, out_key = _factor_keys(key)
+    in_key, out_key = factor_keys(key)
     if in_key in loaded:
         part = replace(
             shard, data=weight, **({} if isinstance(shard, ShardedTensorFactory) else {"dtype": torch.float32})

@@ -1,15 +1,11 @@
 """How training comes to a stage: with initial weights, from a checkpoint of the stage, or grown from one before it."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from megatron_step.checkpoint.directory import checkpoint_name
-from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint, load_checkpoint
-from megatron_step.checkpoint.manifest import read_manifest
-from megatron_step.config.load import config_from_text
+from megatron_step.checkpoint.load import FoundCheckpoint, find_at, load_checkpoint
+from megatron_step.checkpoint.manifest import read_manifest, saved_config
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer
 from megatron_step.engine.parallel import Parallel
@@ -97,8 +93,7 @@ def _start_checkpoint(
     """The checkpoint of `stages.start_from`, if its model is that of the first stage."""
     path = config.stages.start_from
     assert path is not None
-    found = find_checkpoint(Path(path), os.path.abspath(path), parallel)  # "auto" and "none" are folders here
-    assert found is not None
+    found = find_at(Path(path), parallel)
     manifest = found.manifest
     layers = saved_stage(manifest).num_layers
     if layers != plan.stages[0].num_layers:
@@ -115,7 +110,7 @@ def _start_checkpoint(
         raise ValueError(
             f"stages.start_from {path} was trained with another tokenizer than {config.data.tokenizer}: use that one"
         )
-    trained = config_from_text(yaml.safe_dump(manifest.config)).model
+    trained = saved_config(manifest).model
     pairs = {key: (getattr(trained, name), getattr(config.model, name)) for key, name in _SHAPE.items()}
     different = [f"model.{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
     if different:
@@ -128,5 +123,6 @@ _SHAPE = {
     "num_query_groups": "query_groups",
     "head_size": "attention_head_size",
     **{name: name for name in ("tie_embeddings", "mlp", "qkv_bias", "qk_norm")},
+    **{name: name for name in ("norm_epsilon", "rope_theta", "rope_scaling")},
 }
 """Keys of the model's config that must be a start checkpoint's, and the attributes that say what they come to."""

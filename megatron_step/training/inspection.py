@@ -6,16 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import yaml
 
-from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint
-from megatron_step.config.load import config_from_text
+from megatron_step.checkpoint.load import FoundCheckpoint, find_at
+from megatron_step.checkpoint.manifest import saved_config
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout, start_world, stop_world
-from megatron_step.growth.weights import load_merged, saved_stage
-from megatron_step.model.build import build_model
+from megatron_step.growth.whole_model import whole_model
 from megatron_step.planner.stages import plan_from_dict
 from megatron_step.training.batches import run_datasets, validation_reader
 from megatron_step.training.evaluation import validation_loss
@@ -45,22 +43,13 @@ def open_checkpoint(path: Path) -> Iterator[Inspected]:
     """
     start_world()
     with parallel_layout(ParallelConfig(), seed=1) as parallel:
-        is_run = (path / "checkpoints").is_dir()
-        found = find_checkpoint(path / "checkpoints", "auto" if is_run else str(path), parallel)
-        if found is None:
-            raise ValueError(f"{path} has no checkpoint yet")
-        config = replace(config_from_text(yaml.safe_dump(found.manifest.config)), parallel=ParallelConfig())
+        found = find_at(path, parallel)
+        config = replace(saved_config(found.manifest), parallel=ParallelConfig())
         tokenizer = load_tokenizer(config.data.tokenizer)
         if tokenizer.vocab_size > found.manifest.vocab_size:
             raise ValueError(f"{config.data.tokenizer} is not the tokenizer that {found.path} was trained with")
-        layout = (saved_stage(found.manifest).num_layers,)
-        chunks = build_model(
-            config.model, found.manifest.vocab_size, parallel, config.training.precision, seed=1, layout=layout
-        )
-        load_merged(chunks, found, parallel)
-        for chunk in chunks:
-            chunk.eval()
-        yield Inspected(found, config, tokenizer, chunks, parallel)
+        model = whole_model(found, config.training.precision, parallel)
+        yield Inspected(found, config, tokenizer, [model], parallel)
     stop_world()
 
 

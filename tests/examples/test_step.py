@@ -20,4 +20,7 @@ def test_two_runs_side_by_side_and_again(tmp_path: Path, run_copy: Callable[...,
         assert stages == [("step", "1"), ("step", "2"), ("step", "3"), ("step_vanilla", "1")]
         assert "It was a fine morning, and Emma" in text
         assert (tmp_path / "runs/step/report.png").stat().st_size > 10_000
-    assert shown[0].splitlines()[-1] == shown[1].splitlines()[-1], "the same checkpoint writes the same text"
+        assert "top-1 agreement 100.00 %" in text
+        assert (tmp_path / "runs/step/hf/model.safetensors").is_file()
+    written = [text[text.index("It was a fine morning, and Emma") :] for text in shown]
+    assert written[0] == written[1], "the same checkpoint writes the same text"

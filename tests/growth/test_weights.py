@@ -10,7 +10,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from small_run import PLAIN, TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config
+from small_run import PLAIN, TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config, spread
 from small_run import whole_tensors as whole
 from torch import Tensor
 from worlds import Worlds
@@ -19,7 +19,7 @@ from megatron_step.checkpoint.load import find_checkpoint, load_checkpoint
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
-from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.engine.parallel import parallel_layout
 from megatron_step.growth import weights
 from megatron_step.growth.weights import load_merged
 from megatron_step.model.build import build_model
@@ -318,17 +318,6 @@ def write_stage(config: RunConfig, folder: Path, stage_index: int) -> None:
         saver = CheckpointSaver(folder, config.checkpoint, parallel)
         facts = manifest_facts(config, stage_index)
         saver.save(state.chunks, state.optimizer, config.training.precision, state.step, facts)
-
-
-def spread(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
-    """Make adapters matter, and norms and biases differ between layers, alike on ranks that hold the same weight."""
-    for index, chunk in enumerate(chunks):
-        for name, param in chunk.named_parameters():
-            if param.dim() == 1 or name.endswith("adapter.linear_out.weight"):
-                split = getattr(param, "tensor_model_parallel", False)
-                place = (name, index, parallel.pp_rank, parallel.tp_rank if split else 0)
-                generator = torch.Generator().manual_seed(crc32(repr(place).encode()))
-                param.data += 0.05 * torch.randn(param.shape, generator=generator)
 
 
 def grow(configs: list[RunConfig], folder: Path, fault: str | None = None) -> list[Tensors | None]:

@@ -199,6 +199,7 @@ def test_the_adapters_of_another_run_are_merged(alone: Parallel, tmp_path: Path)
         ),
         ({}, VOCAB_SIZE, {"count": 2, "layers": [3, 1]}, "has 4 layers, but the first stage has 3"),
         ({"hidden_size": 32}, VOCAB_SIZE, {}, "is of another model: model.hidden_size 64 -> 32"),
+        ({"rope_theta": 5e5}, VOCAB_SIZE, {}, "is of another model: model.rope_theta 10000.0 -> 500000.0"),
         (
             {"mlp": "gelu", "qk_norm": True},
             VOCAB_SIZE,
@@ -208,7 +209,7 @@ def test_the_adapters_of_another_run_are_merged(alone: Parallel, tmp_path: Path)
         ({"tie_embeddings": True}, VOCAB_SIZE, {}, "model.tie_embeddings False -> True"),
         ({}, 251, {}, "a vocabulary of 250 tokens, not the 251 of unused: use the tokenizer that it was trained with"),
     ],
-    ids=["depth", "depth of the first stage", "width", "architecture", "tied", "vocabulary"],
+    ids=["depth", "depth of the first stage", "width", "rotary", "architecture", "tied", "vocabulary"],
 )
 def test_another_model_is_refused_in_one_line(
     alone: Parallel, other: Path, model: dict[str, Any], vocab_size: int, stages: dict[str, Any], message: str

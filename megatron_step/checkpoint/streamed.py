@@ -1,0 +1,54 @@
+"""Writes a checkpoint of weights alone, a tensor at a time, on one process: for weights that no model here holds."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, save
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import WriteItem
+
+from megatron_step.checkpoint.directory import make_partial, publish
+from megatron_step.checkpoint.manifest import Manifest, content_files, file_table
+
+
+def write_streamed(
+    folder: Path,
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    read: Callable[[str], Tensor],
+    description: dict[str, Any],
+) -> Path:
+    """Write a checkpoint of step 0 into `folder`, and give its path.
+
+    `tensors` are lengths and number format by key; `read` is called once for each key, when the tensor is written.
+    `description` completes the manifest. What `read` raises ends the writing.
+    """
+    partial = make_partial(folder, 0)
+    placeholders = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in tensors.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which `no_dist` asks for
+        try:
+            save(placeholders, storage_writer=FileSystemWriter(partial), planner=_ReadWhenWritten(read), no_dist=True)
+        except CheckpointException as error:  # torch's cover of what `read` or the disk raised
+            raise next(cause for cause, _ in error.failures.values()) from None
+    # What megatron-core expects beside the tensors: its name for their format, and what is not a tensor, here nothing.
+    save_config(CheckpointingConfig("torch_dist", 1), str(partial))
+    torch.save({}, partial / "common.pt")
+    files = file_table(partial, content_files(partial))
+    Manifest(step=0, files=files, **description).write(partial)
+    return publish(partial, 0)
+
+
+class _ReadWhenWritten(DefaultSavePlanner):
+    """Plans with placeholders, and puts the tensor in a placeholder's place when it is written."""
+
+    def __init__(self, read: Callable[[str], Tensor]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._read = read
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        return self._read(write_item.index.fqn)

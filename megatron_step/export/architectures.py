@@ -1,0 +1,181 @@
+"""Our ModelConfig as the config.json of a Hugging Face model, and back: Llama, Mistral, Qwen2 and Qwen3, dense.
+
+    qkv_bias    qk_norm    written as
+    no          no         LlamaForCausalLM
+    yes         no         Qwen2ForCausalLM
+    no          yes        Qwen3ForCausalLM
+
+Mistral differs from Llama by its sliding window alone, so it comes back as Llama.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_step.config.model import ModelConfig, RopeScalingConfig
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+SUPPORTED = ", ".join(_CLASSES.values())
+"""The architectures that can be imported, in words."""
+
+
+def hf_config(
+    model: ModelConfig, vocab_size: int, dtype: str, bos_token_id: int | None, eos_token_id: int
+) -> dict[str, Any]:
+    """config.json of a model whose vocabulary has `vocab_size` tokens.
+
+    Written as releases of transformers before 5 read it, too, and with every value, whatever a release's default.
+
+    Raises ValueError if no supported architecture computes what the model does.
+    """
+    kind = _model_type(model)
+    return {
+        "architectures": [_CLASSES[kind]],
+        "model_type": kind,
+        "vocab_size": vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.query_groups,
+        "head_dim": model.attention_head_size,
+        "max_position_embeddings": model.seq_length,
+        "hidden_act": "silu",
+        "rms_norm_eps": model.norm_epsilon,
+        "tie_word_embeddings": model.tie_embeddings,
+        "rope_theta": model.rope_theta,
+        "rope_scaling": _hf_rope_scaling(model.rope_scaling),
+        "initializer_range": model.init_std,
+        "attention_dropout": 0.0,
+        **({"attention_bias": False} if kind != "qwen2" else {}),
+        **({"mlp_bias": False} if kind == "llama" else {"use_sliding_window": False}),
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }
+
+
+def _model_type(model: ModelConfig) -> str:
+    if model.mlp != "swiglu":
+        raise ValueError(f"no Hugging Face architecture here has an MLP like model.mlp {model.mlp}: only swiglu does")
+    if model.qkv_bias and model.qk_norm:
+        raise ValueError("no Hugging Face architecture here has both model.qkv_bias (Qwen2) and model.qk_norm (Qwen3)")
+    kind = "qwen2" if model.qkv_bias else "qwen3" if model.qk_norm else "llama"
+    if kind == "llama" and model.hidden_size % model.num_attention_heads:
+        raise ValueError(
+            f"transformers' Llama needs a hidden_size, here {model.hidden_size}, that is divisible by the number of "
+            f"heads, here {model.num_attention_heads}"
+        )
+    return kind
+
+
+def _hf_rope_scaling(scaling: RopeScalingConfig) -> dict[str, Any] | None:
+    if scaling.factor == 1.0:
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position,
+    }
+
+
+def model_config(folder: Path, seq_length: int | None) -> ModelConfig:
+    """The ModelConfig of a Hugging Face model's folder, for training samples of `seq_length` tokens, at most those
+    that the model is made for, which None stands for.
+
+    Raises ValueError for an architecture, or a switch of one, that is not supported, and OSError without config.json.
+    """
+    written = _read_json(folder / "config.json")
+    kind = _supported_type(folder, written)
+    from transformers import AutoConfig  # knows the defaults of what config.json leaves out
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    longest = config.max_position_embeddings
+    seq_length = longest if seq_length is None else seq_length
+    if seq_length > longest:
+        raise ValueError(f"{folder} is made for at most {longest:,} tokens: --seq-length must not be larger")
+    _check_switches(folder, config, seq_length)
+    return ModelConfig(
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        seq_length=seq_length,
+        num_query_groups=config.num_key_value_heads,
+        head_size=getattr(config, "head_dim", None),
+        vocab_size=config.vocab_size,
+        tie_embeddings=config.tie_word_embeddings,
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+        norm_epsilon=config.rms_norm_eps,
+        rope_theta=config.rope_parameters["rope_theta"],
+        rope_scaling=_rope_scaling(folder, config.rope_parameters),
+        init_std=config.initializer_range,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} is not a Hugging Face model: it has no {path.name}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a model's config")
+    return values
+
+
+def _supported_type(folder: Path, written: dict[str, Any]) -> str:
+    """The model_type, if the model is one of the supported classes."""
+    kind = written.get("model_type")
+    names = written.get("architectures") or [_CLASSES.get(kind, kind)]
+    if names != [_CLASSES.get(kind)]:
+        raise ValueError(
+            f"{folder} has the architecture {', '.join(map(str, names))}, which is not supported: {SUPPORTED} are"
+        )
+    return str(kind)
+
+
+def _check_switches(folder: Path, config: Any, seq_length: int) -> None:
+    """Raise ValueError if the model computes something that ours does not."""
+    wrong = [
+        f"{name} {getattr(config, name)}"
+        for name in ("attention_bias", "mlp_bias", "quantization_config")
+        if getattr(config, name, None)
+    ]
+    if config.hidden_act != "silu":
+        wrong.append(f"hidden_act {config.hidden_act}")
+    if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        wrong.append(f"partial_rotary_factor {config.rope_parameters['partial_rotary_factor']}")
+    if wrong:
+        raise ValueError(f"{folder} has {', '.join(wrong)} in its config.json, which is not supported")
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if window is not None and slides and window < seq_length:
+        raise ValueError(
+            f"{folder} has a sliding window of {window:,} tokens, which is not supported: give --seq-length {window} "
+            "or less, so that every token sees all before it"
+        )
+
+
+def _rope_scaling(folder: Path, rope: dict[str, Any]) -> RopeScalingConfig:
+    kind = rope.get("rope_type", "default")
+    if kind == "default":
+        return RopeScalingConfig()
+    if kind != "llama3":
+        raise ValueError(f"{folder} scales its rotary embedding by {kind}, which is not supported: only llama3 is")
+    return RopeScalingConfig(
+        factor=rope["factor"],
+        low_freq_factor=rope["low_freq_factor"],
+        high_freq_factor=rope["high_freq_factor"],
+        original_max_position=rope["original_max_position_embeddings"],
+    )

@@ -1,0 +1,165 @@
+"""Imports a Hugging Face model as a checkpoint to start a run from (`stages.start_from`), a tensor at a time.
+
+OUT/checkpoints/step_00000000/    its weights: in bf16 if it has all of them in bf16, else in fp32, which holds each
+                                  number of fp16, bf16 and fp32 as it is
+OUT/tokenizer/                    its tokenizer
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from megatron_step.checkpoint.load import is_finite
+from megatron_step.checkpoint.streamed import write_streamed
+from megatron_step.config.data import DataConfig
+from megatron_step.config.model import ModelConfig
+from megatron_step.config.optimization import OptimizerConfig
+from megatron_step.config.run import EvaluationConfig, RunConfig, TrainingConfig
+from megatron_step.config.stages import StagesConfig
+from megatron_step.data.tokenizer import load_tokenizer
+from megatron_step.export.architectures import model_config
+from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
+from megatron_step.export.new_folder import check_new, new_folder
+from megatron_step.export.safetensors_files import HFTensors, weight_bytes
+from megatron_step.export.tokenizer_files import copy_tokenizer, fitting_tokenizer
+from megatron_step.planner.plan import make_plan
+
+_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # of number formats, in safetensors and in torch
+_SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a model has become."""
+
+    model: ModelConfig
+    """Its sizes and switches."""
+    dtypes: list[str]
+    """The number formats that its weights had, by torch's names."""
+
+    @property
+    def precision(self) -> str:
+        """The number format that its weights are kept in."""
+        return "bf16" if self.dtypes == ["bfloat16"] else "fp32"
+
+    def config_sections(self, out: Path) -> str:
+        """What a run's config needs to start from it in the folder `out`, as YAML; the rest of `model` is default."""
+        values = asdict(self.model)
+        model = {
+            field.name: values[field.name]
+            for field in fields(self.model)
+            if getattr(self.model, field.name) != _default(field)
+        }
+        data, stages = {"tokenizer": str(out / "tokenizer")}, {"start_from": str(out)}
+        return yaml.safe_dump({"model": model, "data": data, "stages": stages}, sort_keys=False, width=120)
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def import_model(
+    source: Path,
+    out: Path,
+    seq_length: int | None = None,
+    tokenizer: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Imported:
+    """Write the model in the folder `source` as a checkpoint into the new folder `out`.
+
+    `seq_length` are the tokens of a training sample, None for as many as the model is made for; `tokenizer` is where
+    its tokenizer is, None for the same folder. `progress` gets the bytes written and those to write.
+
+    Raises ValueError, FileNotFoundError or FileExistsError for input that cannot be used; nothing is left at `out`.
+    """
+    check_new(out)
+    model = model_config(source, seq_length)
+    assert model.vocab_size is not None
+    tensors = HFTensors(source)
+    weights = hf_mapping(model, model.vocab_size)
+    _check_tensors(source, tensors, weights, model)
+    dtypes = sorted({_NAMES[tensors.dtypes[name]] for weight in weights for name in weight.names})
+    imported = Imported(model, dtypes)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[imported.precision]
+    found_tokenizer = fitting_tokenizer(tokenizer or str(source), model.vocab_size, None)
+    num_bytes = sum(weight_bytes(weight, dtype.itemsize) for weight in weights)
+    with new_folder(out, num_bytes + _SPARE_BYTES) as folder:
+        copy_tokenizer(found_tokenizer, folder / "tokenizer")
+        fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
+        write_streamed(
+            folder / "checkpoints",
+            {weight.key: (weight.shape, dtype) for weight in weights},
+            _reader(source, tensors, weights, dtype, progress),
+            _description(imported, out, fingerprint),
+        )
+    return imported
+
+
+def _reader(
+    source: Path,
+    tensors: HFTensors,
+    weights: Sequence[MappedWeight],
+    dtype: torch.dtype,
+    progress: Callable[[int, int], None],
+) -> Callable[[str], Tensor]:
+    """The weight of a key, made of its tensors."""
+    by_key = {weight.key: weight for weight in weights}
+    num_bytes = {key: weight_bytes(weight, dtype.itemsize) for key, weight in by_key.items()}
+    done = 0
+
+    def read(key: str) -> Tensor:
+        nonlocal done
+        whole = by_key[key].join(tensors).to(dtype)
+        if not is_finite(whole):
+            raise ValueError(f"{source} holds values of {', '.join(by_key[key].names)} that are not finite")
+        done += num_bytes[key]
+        progress(done, sum(num_bytes.values()))
+        return whole
+
+    return read
+
+
+def _check_tensors(source: Path, tensors: HFTensors, weights: Sequence[MappedWeight], model: ModelConfig) -> None:
+    """Raise ValueError unless the model has exactly the tensors, in the shapes, that its config.json says."""
+    needed = {name: shape for weight in weights for name, shape in weight.hf_shapes.items()}
+    for name, shape in needed.items():
+        if name not in tensors.shapes:
+            raise ValueError(f"{source} has no tensor {name}, which its config.json needs")
+        if tensors.shapes[name] != shape:
+            raise ValueError(
+                f"{source} has {name} in shape {list(tensors.shapes[name])}; its config.json needs {list(shape)}"
+            )
+        if tensors.dtypes[name] not in _NAMES:
+            raise ValueError(f"{source} has {name} in {tensors.dtypes[name]}: only {', '.join(_NAMES)} are supported")
+    # Old files hold what follows from the config, and some a second copy of a tied embedding.
+    more = [name for name in tensors.shapes if name not in needed and not name.endswith(".rotary_emb.inv_freq")]
+    unknown = [name for name in more if not (model.tie_embeddings and name == "lm_head.weight")]
+    if unknown:
+        raise ValueError(f"{source} has tensors that its config.json does not explain: {', '.join(unknown[:4])}")
+
+
+def _description(imported: Imported, out: Path, tokenizer_fingerprint: str) -> dict[str, Any]:
+    """What the checkpoint's manifest says: a run of no step, whose text nobody here knows."""
+    config = RunConfig(
+        output_dir=str(out),
+        model=imported.model,
+        data=DataConfig(train=[(1.0, "unknown")], tokenizer=str(out / "tokenizer")),
+        stages=StagesConfig(steps=1),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+        training=TrainingConfig(global_batch_size=1, micro_batch_size=1, precision=imported.precision),
+        evaluation=EvaluationConfig(steps=0),
+    )
+    return {
+        "stage_index": 0,
+        "consumed_samples": 0,
+        "vocab_size": imported.model.vocab_size,
+        "config": asdict(config),
+        "plan": make_plan(config, imported.model.vocab_size or 0).to_dict(),
+        "data_fingerprint": {"tokenizer": tokenizer_fingerprint},
+        "layout": {},
+    }

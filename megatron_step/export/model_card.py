@@ -1,0 +1,124 @@
+"""README.md of an exported model: what it is, how it was trained, how it is loaded."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from megatron_step.checkpoint.manifest import Manifest, saved_config
+from megatron_step.config.run import RunConfig, consumed_samples
+from megatron_step.planner.memory import stage_memory
+from megatron_step.planner.stages import Stage, plan_from_dict
+from megatron_step.planner.table import format_bytes
+
+Metrics = Sequence[dict[str, Any]]
+"""Lines of a run's metrics.jsonl, one a step."""
+
+_LAST_STEPS = 10  # whose mean is a stage's training loss: a single step's depends on its batch
+
+_LOADED = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+"""
+_LOADED_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("{folder}/base", dtype="auto")
+model = PeftModel.from_pretrained(base, "{folder}/adapter")
+tokenizer = AutoTokenizer.from_pretrained("{folder}/base")
+"""
+
+
+def model_card(
+    name: str, manifest: Manifest, architecture: dict[str, Any], num_weights: int, metrics: Metrics, has_adapter: bool
+) -> str:
+    """The card of a model in a folder called `name`; `architecture` is its config.json.
+
+    `metrics` are those of its run, none where they are not at hand.
+    """
+    code = (_LOADED_ADAPTER if has_adapter else _LOADED).format(folder=name)
+    sizes = ", ".join(
+        f"{label} {architecture[key]:,}"
+        for label, key in (
+            ("layers", "num_hidden_layers"),
+            ("width", "hidden_size"),
+            ("MLP width", "intermediate_size"),
+            ("heads", "num_attention_heads"),
+            ("key and value heads", "num_key_value_heads"),
+            ("vocabulary", "vocab_size"),
+            ("context", "max_position_embeddings"),
+        )
+    )
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [megatron_step]",
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"A language model of {num_weights:,} weights ({architecture['architectures'][0]}, "
+            f"{architecture['torch_dtype']}): {sizes}.",
+            "",
+            "```python",
+            f"{code}```",
+            "",
+            "Training put no token before a document and "
+            f"token {architecture['eos_token_id']} at its end; the tokenizer adds neither.",
+            "",
+            "## How it was trained",
+            "",
+            *_training(manifest, metrics),
+            "",
+        ]
+    )
+
+
+def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
+    if manifest.step == 0:
+        return ["It was imported by megatron_step, and not trained since."]
+    config = saved_config(manifest)
+    stages = [stage for stage in plan_from_dict(manifest.plan).stages if stage.index <= manifest.stage_index]
+    rows = [_stage_row(stage, config, manifest, metrics) for stage in stages if stage.last_step > stage.first_step]
+    began = f" It began with the weights of `{config.stages.start_from}`." if config.stages.start_from else ""
+    grown = ""
+    if manifest.stage_index > 0:
+        growth, adapter = config.growth, config.adapter
+        grown = f" It grew by {growth.operator}, {growth.position}, with new layers as {growth.init}"
+        grown += f"; adapters had rank {adapter.rank} and alpha {adapter.alpha:g}." if config.adapts else "."
+    return [
+        f"Pre-trained with megatron_step for {manifest.step:,} steps, "
+        f"{manifest.consumed_samples * config.model.seq_length:,} tokens, in {config.training.precision}."
+        f"{began}{grown}",
+        "",
+        "| stage | layers | steps | tokens | training loss | validation loss | planned peak memory | measured |",
+        "|---|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        "Losses are those at the end of a stage, in nats per token; memory is that of the rank that needs the most.",
+    ]
+
+
+def _stage_row(stage: Stage, config: RunConfig, manifest: Manifest, metrics: Metrics) -> list[str]:
+    last_step = min(stage.last_step, manifest.step)
+    samples = consumed_samples(config.training, last_step) - consumed_samples(config.training, stage.first_step)
+    lines = [line for line in metrics if stage.first_step < line["step"] <= last_step]
+    validated = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    peaks = [line["memory"]["peak_bytes"] for line in lines if "memory" in line]
+    dp_size = manifest.layout["data_parallel_size"]
+    planned = max(memory.peak_bytes for memory in stage_memory(config, stage, manifest.vocab_size, dp_size))
+    old = stage.num_layers - stage.num_new_layers
+    return [
+        str(stage.index + 1),
+        f"{old} + {stage.num_new_layers} new" if old else str(stage.num_layers),
+        f"{last_step - stage.first_step:,}",
+        f"{samples * config.model.seq_length:,}",
+        f"{mean(line['loss'] for line in lines[-_LAST_STEPS:]):.4f}" if lines else "-",
+        f"{validated[-1]:.4f}" if validated else "-",
+        format_bytes(planned),
+        format_bytes(max(peaks)) if peaks else "-",
+    ]

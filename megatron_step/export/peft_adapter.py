@@ -1,0 +1,74 @@
+"""A checkpoint's adapters as one LoRA adapter that `peft` loads (adapter_config.json, adapter_model.safetensors).
+
+Where our linear is made of several of theirs, with W = [W_1; W_2; ...], all have its A, and each the rows of B that are
+its own:   W_i + alpha / rank B_i A.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_step.config.stages import AdapterConfig
+from megatron_step.export.hf_mapping import MappedWeight
+from megatron_step.export.safetensors_files import write_safetensors
+from megatron_step.growth.weights import factor_keys
+from megatron_step.planner.trainable import layer_of
+
+
+def write_adapter(
+    folder: Path,
+    adapted: Sequence[MappedWeight],
+    config: AdapterConfig,
+    base_model: str,
+    dtype: torch.dtype,
+    read: Callable[[Sequence[str]], dict[str, Tensor]],
+) -> None:
+    """Write the adapters on the weights `adapted`, which `read` gives the tensors of by their keys, into `folder`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for weight in adapted:
+        for name, (rows, columns) in weight.hf_shapes.items():
+            a, b = _names(name)
+            shapes |= {a: (config.rank, columns), b: (rows, config.rank)}
+    parts = (_factors(weight, dtype, read) for weight in adapted)
+    write_safetensors(folder / "adapter_model.safetensors", shapes, dtype, parts)
+    settings = _adapter_config(adapted, config, base_model)
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _factors(
+    weight: MappedWeight, dtype: torch.dtype, read: Callable[[Sequence[str]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """A [r, columns] and B [rows, r] on each of the tensors that a weight is made of, by name."""
+    a_key, b_key = factor_keys(weight.key)
+    factors = read([a_key, b_key])
+    return {
+        factor: tensor.to(dtype)
+        for name, b in weight.split(factors[b_key]).items()
+        for factor, tensor in zip(_names(name), (factors[a_key], b))
+    }
+
+
+def _names(weight: str) -> tuple[str, str]:
+    linear = f"base_model.model.{weight.removesuffix('.weight')}"
+    return f"{linear}.lora_A.weight", f"{linear}.lora_B.weight"
+
+
+def _adapter_config(adapted: Sequence[MappedWeight], config: AdapterConfig, base_model: str) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": sorted({name.split(".")[-2] for weight in adapted for name in weight.names}),
+        "layers_to_transform": sorted({layer_of(weight.key) for weight in adapted}),
+        "layers_pattern": "layers",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }

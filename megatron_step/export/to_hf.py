@@ -1,0 +1,172 @@
+"""Exports a checkpoint as a Hugging Face model, on one process, with memory for little more than a layer.
+
+OUT/                  config.json  generation_config.json  model*.safetensors  tokenizer*  README.md
+OUT/base, OUT/adapter the same of the model without its adapters, and these for peft, with `adapter_only`
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_step.checkpoint.load import FoundCheckpoint, find_at, is_finite
+from megatron_step.checkpoint.manifest import saved_config
+from megatron_step.config.parallel import ParallelConfig
+from megatron_step.config.run import RunConfig
+from megatron_step.data.tokenizer import Tokenizer
+from megatron_step.engine.parallel import parallel_layout, stop_world
+from megatron_step.export.architectures import hf_config
+from megatron_step.export.comparison import Comparison, compare
+from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
+from megatron_step.export.model_card import Metrics, model_card
+from megatron_step.export.new_folder import check_new, new_folder
+from megatron_step.export.peft_adapter import write_adapter
+from megatron_step.export.safetensors_files import plan_shards, weight_bytes, write_shards
+from megatron_step.export.saved_weights import SavedWeights
+from megatron_step.export.tokenizer_files import fitting_tokenizer, write_tokenizer
+from megatron_step.growth.weights import saved_stage
+
+_SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
+
+
+class DifferentLogitsError(RuntimeError):
+    """The exported model does not compute what the trained one does; nothing is written then."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported."""
+
+    dtype: str | None = None
+    """Number format of the weights, float32, bfloat16 or float16; None for that of the checkpoint."""
+    max_shard_bytes: int = 5_000_000_000
+    """Most bytes of a .safetensors file, unless a single weight has more."""
+    adapter_only: bool = False
+    """Whether adapters are written on their own, for peft, beside the model without them."""
+    check: bool = False
+    """Whether the logits are compared with those of the trained model."""
+    tokenizer: str | None = None
+    """Where the tokenizer is, None for where the run had it."""
+
+
+def export_model(
+    checkpoint: Path,
+    out: Path,
+    options: ExportOptions,
+    metrics: Metrics = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison | None:
+    """Write the model of a checkpoint, or of the newest one of a run's folder, into the new folder `out`.
+
+    `metrics` are those of the run, for the model card; `progress` gets the bytes written and those to write.
+
+    Returns the comparison of logits that was asked for. Raises ValueError, FileNotFoundError or FileExistsError for
+    input that cannot be used, and DifferentLogitsError where the comparison fails; nothing is left at `out` then.
+    """
+    check_new(out)
+    if options.check and options.adapter_only and find_spec("peft") is None:
+        raise ValueError("the check of an adapter needs peft, which is not installed: pip install peft")
+    try:
+        with parallel_layout(ParallelConfig(), seed=1) as parallel:
+            export = _prepare(find_at(checkpoint, parallel), options)
+            with new_folder(out, export.num_bytes + _SPARE_BYTES) as folder:
+                export.write(folder, out, metrics, progress)
+                if not options.check:
+                    return None
+                model, adapter = (folder / "base", folder / "adapter") if options.adapter_only else (folder, None)
+                result = compare(export.found, model, adapter, export.config.model.seq_length, parallel)
+                if not result.is_within_rounding(export.dtype):
+                    raise DifferentLogitsError(f"the exported model is not the trained one: {result}")
+                return result
+    finally:
+        stop_world()
+
+
+@dataclass(frozen=True)
+class _Export:
+    """A checkpoint that can be exported, and all that is known before any weight is read."""
+
+    found: FoundCheckpoint
+    config: RunConfig
+    tokenizer: Tokenizer
+    weights: list[MappedWeight]
+    saved: SavedWeights
+    architecture: dict[str, Any]
+    options: ExportOptions
+
+    @property
+    def dtype(self) -> str:
+        return str(self.architecture["torch_dtype"])
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(weight_bytes(weight, self.torch_dtype.itemsize) for weight in self.weights)
+
+    def write(self, folder: Path, out: Path, metrics: Metrics, progress: Callable[[int, int], None]) -> None:
+        """Write all files into `folder`, which is to be called `out`."""
+        model = folder / "base" if self.options.adapter_only else folder
+        model.mkdir(exist_ok=True)
+        done = 0
+
+        def read(layer: Sequence[MappedWeight]) -> dict[str, Tensor]:
+            nonlocal done
+            done += sum(weight_bytes(weight, self.torch_dtype.itemsize) for weight in layer)
+            progress(done, self.num_bytes)
+            return self._tensors(layer)
+
+        shards = plan_shards(self.weights, self.torch_dtype.itemsize, self.options.max_shard_bytes)
+        write_shards(model, shards, self.torch_dtype, read)
+        _write_json(model / "config.json", self.architecture)
+        ids = {name: self.architecture[name] for name in ("bos_token_id", "eos_token_id")}
+        _write_json(model / "generation_config.json", {**ids, "max_length": self.config.model.seq_length})
+        write_tokenizer(self.tokenizer, self.config.model.seq_length, model)
+        if self.options.adapter_only:
+            (folder / "adapter").mkdir()
+            adapted = [weight for weight in self.weights if weight.key in self.saved.adapted]
+            base = str(out / "base")
+            write_adapter(folder / "adapter", adapted, self.config.adapter, base, self.torch_dtype, self.saved.read)
+        num_weights = self.num_bytes // self.torch_dtype.itemsize
+        card = model_card(
+            out.name, self.found.manifest, self.architecture, num_weights, metrics, self.options.adapter_only
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def _tensors(self, weights: Sequence[MappedWeight]) -> dict[str, Tensor]:
+        """The Hugging Face tensors of some weights, merged in fp32 and rounded once."""
+        read = self.saved.read if self.options.adapter_only else self.saved.read_merged
+        whole = read([weight.key for weight in weights])
+        tensors: dict[str, Tensor] = {}
+        for weight in weights:
+            rounded = whole.pop(weight.key).to(self.torch_dtype)
+            if self.torch_dtype is torch.float16 and not is_finite(rounded):
+                raise ValueError(f"{weight.key} has values beyond those of float16: choose another --dtype")
+            tensors |= weight.split(rounded)
+        return tensors
+
+
+def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:
+    """Raises ValueError or FileNotFoundError if the checkpoint cannot be exported as asked for."""
+    manifest, config = found.manifest, saved_config(found.manifest)
+    model = replace(config.model, num_layers=saved_stage(manifest).num_layers)
+    tokenizer = fitting_tokenizer(
+        options.tokenizer or config.data.tokenizer, manifest.vocab_size, manifest.data_fingerprint.get("tokenizer")
+    )
+    saved = SavedWeights(found)
+    if options.adapter_only and not saved.adapted:
+        raise ValueError(f"{found.path} has no adapters: export it without --adapter-only")
+    dtype = options.dtype or {"bf16": "bfloat16", "fp32": "float32"}[config.training.precision]
+    architecture = hf_config(model, manifest.vocab_size, dtype, tokenizer.bos_id, tokenizer.eod_id)
+    return _Export(found, config, tokenizer, hf_mapping(model, manifest.vocab_size), saved, architecture, options)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

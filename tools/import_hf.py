@@ -1,0 +1,43 @@
+"""Make a checkpoint of a Hugging Face model (Llama, Mistral, Qwen2, Qwen3), to train on or to grow from."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def main() -> int:
+    """Exit status: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python tools/import_hf.py models/llama imported/llama --seq-length 4096"
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder with config.json and .safetensors files")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint, which must not exist yet")
+    parser.add_argument(
+        "--seq-length", type=int, metavar="N", help="tokens of a training sample (default: the model's context)"
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="where its tokenizer lies (default: in MODEL)")
+    arguments = parser.parse_args()
+
+    # Not at the top: --help is answered before torch and megatron-core are imported.
+    from megatron_step.export.from_hf import import_model
+
+    try:
+        with tqdm(unit="B", unit_scale=True, disable=None) as bar:
+
+            def show(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            imported = import_model(arguments.model, arguments.out, arguments.seq_length, arguments.tokenizer, show)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {arguments.out}, weights in {', '.join(imported.dtypes)} kept in {imported.precision}")
+    print(f"a run that starts from it has in its config:\n\n{imported.config_sections(arguments.out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
