@@ -24,10 +24,10 @@ class Shortage:
 def shortages(found: Forecast) -> list[Shortage]:
     """Every rank that lacks memory in a stage."""
     return [
-        Shortage(stage.stage.index, pp_rank, rank.memory.peak_bytes - rank.capacity_bytes)
+        Shortage(stage.stage.index, pp_rank, rank.peak_bytes - rank.capacity_bytes)
         for stage in found.stages
         for pp_rank, rank in enumerate(stage.ranks)
-        if rank.capacity_bytes is not None and rank.memory.peak_bytes > rank.capacity_bytes
+        if rank.capacity_bytes is not None and rank.peak_bytes > rank.capacity_bytes
     ]
 
 

@@ -10,7 +10,8 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
 from megatron_step.planner.machines import Machine, pipeline_machines
-from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.memory import RankMemory, growth_bytes, stage_memory
+from megatron_step.planner.parameters import chunk_parameters
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stage_costs import layer_seconds, rank_seconds, stage_costs
 from megatron_step.planner.stages import Stage, StagePlan, plan_from_dict
@@ -26,13 +27,20 @@ class RankForecast:
     """Layers that it holds and the stage adds."""
     memory: RankMemory
     """Of its tensor- and data-parallel ranks, the fullest one's."""
+    growth_bytes: int
+    """What it needs beside the model states while the model grows into the stage."""
     capacity_bytes: int | None
     """What it may fill; None for no limit."""
 
     @property
+    def peak_bytes(self) -> int:
+        """The most that it needs, in training and in growth."""
+        return max(self.memory.peak_bytes, self.memory.model_state_bytes + self.growth_bytes)
+
+    @property
     def share(self) -> float:
         """Share of the capacity; bytes where there is no limit."""
-        return self.memory.peak_bytes / (self.capacity_bytes or 1)
+        return self.peak_bytes / (self.capacity_bytes or 1)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class StageForecast:
     @property
     def peak_bytes(self) -> int:
         """The most that any rank needs."""
-        return max(rank.memory.peak_bytes for rank in self.ranks)
+        return max(rank.peak_bytes for rank in self.ranks)
 
 
 @dataclass(frozen=True)
@@ -181,9 +189,9 @@ def check_fits(found: Forecast) -> None:
     for stage in found.stages:
         rank = stage.fullest
         if rank.capacity_bytes and rank.share > 1:
-            short = (rank.memory.peak_bytes - rank.capacity_bytes) / 2**30
+            short = (rank.peak_bytes - rank.capacity_bytes) / 2**30
             raise ValueError(
-                f"stage {stage.stage.index + 1} needs {rank.memory.peak_bytes / 2**30:.2f} GiB on pipeline rank "
+                f"stage {stage.stage.index + 1} needs {rank.peak_bytes / 2**30:.2f} GiB on pipeline rank "
                 f"{stage.ranks.index(rank)}, {short:.2f} GiB more than it has: python tools/plan.py --explain says "
                 "what would make it fit"
             )
@@ -196,14 +204,13 @@ def _stage_forecast(
     memory = stage_memory(config, stage, vocab_size, dp_size)
     ranks, seconds = [], []
     for pp_rank, machine in enumerate(machines):
-        numbers = [
-            number
-            for vp_stage in range(config.parallel.virtual_pipeline_size)
-            for number in stage.layers_of_chunk(pp_rank, vp_stage, config.parallel)
-        ]
+        chunks = range(config.parallel.virtual_pipeline_size)
+        numbers = [at for chunk in chunks for at in stage.layers_of_chunk(pp_rank, chunk, config.parallel)]
         new = sum(stage.layers[number].born == stage.index for number in numbers)
         old = len(numbers) - new
-        ranks.append(RankForecast(old, new, memory[pp_rank], machine.capacity_bytes))
+        parameters = [p for chunk in chunks for p in chunk_parameters(config, stage, vocab_size, pp_rank, chunk)]
+        growing = growth_bytes(parameters, stage)
+        ranks.append(RankForecast(old, new, memory[pp_rank], growing, machine.capacity_bytes))
         of_layers = new * layer_seconds(costs, costs.new, machine) + old * layer_seconds(costs, costs.old, machine)
         seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + of_layers)
     return StageForecast(stage, tuple(ranks), max(seconds))
@@ -222,7 +229,8 @@ def _stage_dict(forecast: StageForecast) -> dict[str, Any]:
                 "old_layers": rank.old_layers,
                 "new_layers": rank.new_layers,
                 "bytes": asdict(rank.memory),
-                "total_bytes": rank.memory.peak_bytes,
+                "growth_bytes": rank.growth_bytes,
+                "total_bytes": rank.peak_bytes,
                 "capacity_bytes": rank.capacity_bytes,
             }
             for pp_rank, rank in enumerate(forecast.ranks)

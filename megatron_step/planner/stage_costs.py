@@ -4,11 +4,12 @@ To the planner a layer is new (trained) or old (frozen, with adapters). A rank t
 stage needs
 
     c + S(y) - S(x)                              model states
-    + m + (f - 1) (K(y) - K(x)) + B(x, y)        activations
+    + max(m + (f - 1) (K(y) - K(x)) + B(x, y), g)        activations, or growing into the stage
 
 with S and K the sums of the layers' states and of what they keep from a forward to a backward pass, c the states of
-embedding or head on that rank, f the micro-batches in flight there, m its messages, and B the most that the backward
-pass of one micro-batch needs (planner/activations.py). Differs from planner/memory.py by the padding of buckets.
+embedding or head on that rank, g what growth needs for a layer at a time, f the micro-batches in flight there, m its
+messages, and B the most that the backward pass of one micro-batch needs (planner/activations.py). Differs from
+planner/memory.py by the padding of buckets.
 
 A step of m micro-batches through P ranks of V chunks (1F1B; interleaved: Narayanan et al., 2021) takes
 
@@ -29,7 +30,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.planner.activations import ChunkEnds, Use, between_passes, chunk_ends, layer_use
 from megatron_step.planner.flops import forward_flops_per_token, layer_flops_per_token, output_flops_per_token
 from megatron_step.planner.machines import Machine
-from megatron_step.planner.memory import RECIPES, WEIGHT_ALIGNMENT
+from megatron_step.planner.memory import RECIPES, WEIGHT_ALIGNMENT, growth_bytes
 from megatron_step.planner.operators import GrownLayer
 from megatron_step.planner.parameters import Parameter, layer_parameters, outer_parameters
 from megatron_step.planner.stages import Stage
@@ -65,6 +66,8 @@ class RankCost:
     """f, without virtual pipelines."""
     ends: tuple[ChunkEnds, ...]
     """The ends of each of its chunks."""
+    growth_bytes: int
+    """g."""
     flops: int
     """As of a layer, of the output layer."""
     reduced_bytes: int
@@ -125,6 +128,7 @@ def _rank_cost(
     tokens = config.training.micro_batch_size * config.model.seq_length
     first, last = pp_rank == 0, pp_rank == pipeline - 1
     outer = outer_parameters(config, stage, vocab_size, first=first, last=last)
+    layers = [weight for layer in range(stage.num_layers) for weight in layer_parameters(config, stage, layer)]
     output_flops = output_flops_per_token(config, stage, vocab_size) * tokens
     return RankCost(
         state_bytes=_state_bytes(outer, config, dp_size),
@@ -134,6 +138,7 @@ def _rank_cost(
             chunk_ends(config, stage, vocab_size, first=first and chunk == 0, last=last and chunk == virtual - 1)
             for chunk in range(virtual)
         ),
+        growth_bytes=growth_bytes([*outer, *layers], stage),
         flops=output_flops // config.parallel.tensor_parallel_size if last else 0,
         reduced_bytes=_reduced_bytes(outer, config, dp_size),
     )
@@ -158,10 +163,12 @@ def range_bytes(costs: StageCosts, is_new: Sequence[bool]) -> Array:
     needed = np.empty((len(costs.ranks), *states.shape))
     for rank, of_rank in zip(costs.ranks, needed):
         (ends,) = rank.ends
-        of_rank[:] = states + backward[ends]
+        of_rank[:] = backward[ends]
         of_rank += (rank.in_flight - 1) * kept
-        of_rank += rank.state_bytes + rank.message_bytes
-        of_rank += (rank.in_flight - 1) * (ends.below + (ends.head.kept if ends.head else 0))
+        of_rank += rank.message_bytes + (rank.in_flight - 1) * (ends.below + (ends.head.kept if ends.head else 0))
+        np.maximum(of_rank, rank.growth_bytes, out=of_rank)
+        of_rank += states
+        of_rank += rank.state_bytes
     return needed
 
 

@@ -14,8 +14,9 @@ def stage_table(forecast: Forecast) -> str:
     """A line for each stage of a plan, and one for vanilla training: the whole depth in one stage, all of it trained.
 
     The bytes are those of the pipeline rank that needs the largest share of its memory. `states` are the bytes of
-    weights (frozen, trained, adapters), gradients and optimizer states; shares are of the same bytes in vanilla
-    training. `slack` is what is left of that rank's memory; `time` the share of the plan's, by arithmetic.
+    weights (frozen, trained, adapters), gradients and optimizer states; the peak is that of training or of growing into
+    the stage; shares are of the same bytes in vanilla training. `slack` is what is left of that rank's memory; `time`
+    the share of the plan's, by arithmetic.
     """
     vanilla = forecast.vanilla
     rows: list[tuple[str, ...]] = [_HEADERS]
@@ -39,7 +40,8 @@ def rank_table(forecast: Forecast) -> str:
                 memory.gradient_bytes,
                 memory.optimizer_bytes,
                 memory.activation_bytes,
-                memory.peak_bytes,
+                rank.growth_bytes,
+                rank.peak_bytes,
             )
             cells = map(format_bytes, kinds)
             rows.append((str(stage.stage.index + 1), str(pp_rank), layers, *cells, _slack(stage, pp_rank)))
@@ -47,8 +49,8 @@ def rank_table(forecast: Forecast) -> str:
 
 
 _RANK_HEADERS = (
-    "stage", "rank", "old+new", "frozen", "trained", "adapters", "gradients", "optimizer", "activations", "peak",
-    "slack",
+    "stage", "rank", "old+new", "frozen", "trained", "adapters", "gradients", "optimizer", "activations", "growth",
+    "peak", "slack",
 )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def _slack(stage: StageForecast, pp_rank: int) -> str:
     rank = stage.ranks[pp_rank]
     if rank.capacity_bytes is None:
         return "-"
-    left = rank.capacity_bytes - rank.memory.peak_bytes
+    left = rank.capacity_bytes - rank.peak_bytes
     return format_bytes(left) if left >= 0 else f"-{format_bytes(-left)}"
 
 
@@ -82,8 +84,8 @@ def _cells(stage: StageForecast, vanilla: StageForecast, time: float) -> tuple[s
         format_bytes(memory.model_state_bytes),
         f"{memory.model_state_bytes / whole.model_state_bytes:.1%}",
         format_bytes(memory.activation_bytes),
-        format_bytes(memory.peak_bytes),
-        f"{memory.peak_bytes / whole.peak_bytes:.1%}",
+        format_bytes(rank.peak_bytes),
+        f"{rank.peak_bytes / whole.peak_bytes:.1%}",
         _slack(stage, stage.ranks.index(rank)),
         f"{time:.1%}",
         f"{stage.step_seconds / vanilla.step_seconds:.1%}",

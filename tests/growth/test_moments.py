@@ -19,7 +19,8 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.growth import moments
-from megatron_step.planner.memory import stage_memory
+from megatron_step.planner.memory import growth_bytes, stage_memory
+from megatron_step.planner.parameters import chunk_parameters
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stages import Stage
 from megatron_step.planner.trainable import in_layer, layer_of
@@ -183,8 +184,28 @@ def test_growth_stays_below_the_planned_peak(
     """Weights dominate; a layer at a time is read beside them."""
     model = {"num_layers": 10, "hidden_size": 128, "ffn_hidden_size": 352}
     config = small_config(model=model, stages={"count": 2, "layers": [8, 2]}, parallel=layout, steps=4)
-    for peak, planned in worlds(world_size).run(growth_peak, config=config, folder=tmp_path):
+    for peak, planned, _ in worlds(world_size).run(growth_peak, config=config, folder=tmp_path):
         assert 0 < peak < planned
+
+
+@pytest.mark.parametrize("freeze", [{}, {"layers": False}])
+@pytest.mark.parametrize(
+    ("world_size", "layout", "precision"), [(1, {}, "bf16"), (2, {"tensor_parallel_size": 2}, "fp32")]
+)
+def test_growth_needs_what_was_planned_for_it(
+    worlds: Worlds, tmp_path: Path, precision: str, freeze: dict[str, Any], world_size: int, layout: dict[str, Any]
+) -> None:
+    """Samples so short that growth needs more than training."""
+    config = small_config(
+        model={"num_layers": 10, "hidden_size": 256, "ffn_hidden_size": 704, "seq_length": 8},
+        stages={"count": 2, "layers": [8, 2]},
+        freeze=freeze,
+        parallel=layout,
+        training={"precision": precision, "micro_batch_size": 1},
+        steps=4,
+    )
+    for peak, _, planned in worlds(world_size).run(growth_peak, config=config, folder=tmp_path):
+        assert 0.95 * planned < peak <= planned
 
 
 # What the ranks run.
@@ -275,11 +296,14 @@ def tensors_of(state: TrainState) -> Iterator[tuple[str, Tensor]]:
             yield from ((name, tensor) for name, tensor in states.items() if isinstance(tensor, Tensor))
 
 
-def growth_peak(config: RunConfig, folder: Path) -> tuple[int, int]:
-    """Measured peak of this rank while its model grows, and the planned one of the stage that follows, in bytes."""
+def growth_peak(config: RunConfig, folder: Path) -> tuple[int, int, int]:
+    """Measured peak of this rank while its model grows, the planned one of training in the stage that follows, and
+    the planned one of growth, in bytes."""
     config = replace(config, output_dir=str(folder))
     with parallel_layout(config.parallel, 1) as parallel:
         plan = make_plan(config, VOCAB_SIZE)
         grown = next_stage(trained_and_saved(config, 0, parallel), config, plan, VOCAB_SIZE, parallel)
-        planned = stage_memory(config, plan.stages[1], VOCAB_SIZE, parallel.dp_size)[parallel.pp_rank]
-    return grown.growth_peak_bytes, planned.peak_bytes
+        stage = plan.stages[1]
+        planned = stage_memory(config, stage, VOCAB_SIZE, parallel.dp_size)[parallel.pp_rank]
+        growing = growth_bytes(chunk_parameters(config, stage, VOCAB_SIZE, parallel.pp_rank, 0), stage)
+    return grown.growth_peak_bytes, planned.peak_bytes, planned.model_state_bytes + growing
