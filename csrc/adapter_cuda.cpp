@@ -186,17 +186,6 @@ Tensor adapter_shrink_gradient_op(const Tensor& du, const Tensor& x, double prob
 
 }  // namespace megatron_step
 
-TORCH_LIBRARY_FRAGMENT(megatron_step, m) {
-  m.def("adapter_shrink(Tensor x, Tensor a, float probability, int seed, int first_index, int row_stride) -> Tensor");
-  m.def(
-      "adapter_expand(Tensor u, Tensor factor, bool rank_first, float scaling, float probability, int seed, "
-      "int first_index, int row_stride) -> Tensor");
-  m.def("adapter_output_gradients(Tensor dy, Tensor? u, Tensor b, float scaling) -> (Tensor, Tensor)");
-  m.def(
-      "adapter_shrink_gradient(Tensor du, Tensor x, float probability, int seed, int first_index, int row_stride) -> "
-      "Tensor");
-}
-
 TORCH_LIBRARY_IMPL(megatron_step, MEGATRON_STEP_DEVICE, m) {
   m.impl("adapter_shrink", &megatron_step::adapter_shrink_op);
   m.impl("adapter_expand", &megatron_step::adapter_expand_op);

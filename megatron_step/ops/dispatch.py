@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from megatron_step.ops.fakes import CUDA_FAKES, FAKES, register_fakes
+from megatron_step.ops.fakes import register_fakes
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 """What the CPU's kernels read and write; all kernels compute in float32."""
@@ -40,20 +40,15 @@ def _load_extension() -> bool:
             stacklevel=4,
         )
         return False
-    register_fakes(FAKES)
-    if _cuda_kernels_are_built():
-        register_fakes(CUDA_FAKES)
+    register_fakes()
     return True
 
 
 @torch.compiler.assume_constant_result
 def cuda_extension_available() -> bool:
     """Whether the C++ extension is built with the CUDA kernels."""
-    return extension_available() and _cuda_kernels_are_built()
-
-
-def _cuda_kernels_are_built() -> bool:
-    return hasattr(torch.ops.megatron_step, "adapter_shrink")
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return extension_available() and has_kernel("megatron_step::adapter_shrink", "CUDA")
 
 
 def use_kernel(*tensors: torch.Tensor) -> bool:

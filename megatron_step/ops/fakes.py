@@ -1,6 +1,6 @@
 """Shapes and types that the C++ kernels return, for torch.compile and FakeTensor: nothing here computes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,7 +122,7 @@ CUDA_FAKES: tuple[Callable[..., Any], ...] = (
 )
 
 
-def register_fakes(fakes: Iterable[Callable[..., Any]]) -> None:
-    """Tell torch the output shapes of these kernels; call once, after they are loaded."""
-    for fake in fakes:
+def register_fakes() -> None:
+    """Tell torch the output shapes of every kernel; call once, after the extension is loaded."""
+    for fake in FAKES + CUDA_FAKES:
         torch.library.register_fake(f"megatron_step::{fake.__name__}", fake)

@@ -13,53 +13,65 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-KERNELS = sorted(CSRC.glob("adapter_*.cu"))
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+SANITIZERS = (
+    "-fsanitize=address,bounds,alignment,shift,signed-integer-overflow",
+    "-fno-sanitize-recover=undefined",
+)
 _CACHE = HERE.parents[1] / "build" / "emulation"
 
 
-def compiler() -> str | None:
-    """g++, where the emulation works: its fibers are x86-64's."""
-    return shutil.which("g++") if sysconfig.get_platform() == "linux-x86_64" else None
-
-
-def emulated_operators(sanitized: bool = False) -> Path:
-    """The library that registers torch's adapter operators for CPU tensors, run by the emulated kernels."""
-    sources = [*KERNELS, CSRC / "adapter_cuda.cpp", HERE / "order.cpp"]
-    return _library(tuple(sources), SANITIZERS if sanitized else ())
-
-
-def library_of(source: Path) -> Path:
-    """A library of one file of kernels alone, without torch."""
-    return _library((source,), ())
+def emulation_works() -> bool:
+    """Whether there is a compiler, and the machine is one whose fibers the emulation knows."""
+    return shutil.which("g++") is not None and sysconfig.get_platform() == "linux-x86_64"
 
 
 @functools.cache
-def _library(sources: tuple[Path, ...], flags: tuple[str, ...]) -> Path:
-    """Compiled unless these very sources already were."""
-    _CACHE.mkdir(parents=True, exist_ok=True)
+def emulated_operators(sanitized: bool = False) -> Path:
+    """The library that registers torch's adapter operators for CPU tensors, run by the emulated kernels.
+
+    With AddressSanitizer and UndefinedBehaviorSanitizer in the kernels, if asked for.
+    """
+    flags = SANITIZERS if sanitized else ()
+    sources = [(CSRC / "adapter_cuda.cpp", ()), (HERE / "order.cpp", ())]
+    sources += [(kernel, flags) for kernel in sorted(CSRC.glob("adapter_*.cu"))]
+    libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+    return _library(_objects(sources), [*flags, *libraries])
+
+
+def library_of(source: Path, sanitized: bool = False) -> Path:
+    """A library of one file of kernels that needs no torch; headers beside the file come before those of csrc."""
+    flags = SANITIZERS if sanitized else ()
+    return _library(_objects([(source, flags), (HERE / "order.cpp", ())]), flags)
+
+
+def _objects(sources: Sequence[tuple[Path, Sequence[str]]]) -> list[Path]:
+    """Compiled files, two at a time."""
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(lambda source: _object(source, flags), sources))
-    library = _CACHE / f"{_digest([path.name.encode() for path in objects])}.so"
-    if not library.exists():
-        libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
-        _run_to(library, ["g++", "-shared", *flags, *map(str, objects), *libraries])
-    return library
+        return list(pool.map(lambda source: _object(*source), sources))
 
 
 def _object(source: Path, flags: Sequence[str]) -> Path:
-    headers = [*CSRC.glob("*.h"), *CSRC.glob("*.cuh"), *HERE.glob("*.h")]
-    contents = [path.read_bytes() for path in (source, *sorted(headers), Path(__file__))]
+    """The file compiled, unless it already was with these very headers and flags."""
+    headers = [path for folder in {source.parent, CSRC, HERE} for path in sorted(folder.glob("*.*h"))]
+    contents = [path.read_bytes() for path in (source, *headers, Path(__file__))]
     path = _CACHE / f"{source.stem}-{_digest([*contents, ' '.join(flags).encode()])}.o"
     if not path.exists():
-        includes = [f"-I{folder}" for folder in (CSRC, HERE, *include_paths())]
-        command = ["g++", "-x", "c++", "-std=c++20", "-O1", "-g1", "-fPIC", "-DMEGATRON_STEP_EMULATION"]
-        _run_to(path, [*command, *flags, *includes, "-c", str(source)])
+        includes = [f"-I{folder}" for folder in (source.parent, CSRC, HERE, *include_paths())]
+        command = ["g++", "-x", "c++", "-std=c++20", "-O1", "-fPIC", "-DMEGATRON_STEP_EMULATION", *flags, *includes]
+        _run_to(path, [*command, "-c", str(source)])
+    return path
+
+
+def _library(objects: Sequence[Path], flags: Sequence[str]) -> Path:
+    path = _CACHE / f"{_digest([path.name.encode() for path in objects])}.so"
+    if not path.exists():
+        _run_to(path, ["g++", "-shared", *map(str, objects), *flags])
     return path
 
 
 def _run_to(path: Path, command: list[str]) -> None:
-    unfinished = path.with_suffix(f".{path.suffix}.unfinished")
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
     finished = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
     if finished.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{finished.stderr}")

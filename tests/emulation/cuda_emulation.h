@@ -1,9 +1,9 @@
 // Runs CUDA kernels on one thread of a CPU, to test their source where there is no GPU: what csrc/cuda_device.cuh takes
 // from the GPU, with faults that a GPU would hide made visible.
 //
-// Every CUDA thread is a fiber with a stack of its own. A block's fibers run one after the other, each until it waits: at
-// a barrier of the block, or for the rest of its warp. When all are there, they go on. What is not ordered by that can
-// happen in any order on a GPU; the tests ask for three of them (`order`). Shared memory is filled with NaN for each block
+// Every CUDA thread is a fiber with a stack of its own, and runs until it waits: at a barrier of the block, or for the rest
+// of its warp. A warp runs as far as it can before the next one does. What barriers do not order can happen in any order on
+// a GPU; the tests ask for three of them (`order`). Shared memory is filled with NaN for each block
 // and has exactly the size given at the launch; an asynchronous copy puts NaN in its place until it is waited for.
 #pragma once
 
@@ -14,6 +14,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -55,22 +56,22 @@ struct Copy {
   int bytes;
 };
 
+// Collectives are told apart by the function that carries them out, given what the 32 lanes bring.
+using Collective = void (*)(const void* const* requests);
+
 struct Fiber {
   dim3 thread;
   Wait wait = Wait::kNot;
-  const void* request = nullptr;            // what this lane brings to its warp's collective
+  Collective collective = nullptr;  // of the warp, that it waits for
+  const void* request = nullptr;    // and what it brings to that
   std::vector<std::vector<Copy>> copies{1};  // groups, the open one last
   std::unique_ptr<std::byte[]> stack;
   void* stack_pointer = nullptr;
 };
 
-// Collectives are told apart by the function that carries them out, given what the 32 lanes bring.
-using Collective = void (*)(const void* const* requests);
-
 struct Block {
   dim3 index;
   std::vector<Fiber> fibers;
-  std::vector<Collective> collectives;  // of each fiber, the one that it waits for
   std::vector<std::byte> shared;
   std::function<void()> kernel;
   std::exception_ptr error;  // what a fiber threw
@@ -178,38 +179,48 @@ inline void prepare(Fiber& fiber, unsigned number) {
   fiber.stack_pointer = frame;
 }
 
-// Lets those go on that wait for a barrier or collective to which all have come; throws where that can never be.
-inline void release() {
+// Runs a warp to where all its lanes wait; if that is a collective of the warp, carries it out and returns true.
+inline bool advance(size_t warp) {
+  static std::minstd_rand random(1);
   Block& b = block();
-  const size_t threads = b.fibers.size();
-  bool released = false;
-  for (size_t first = 0; first < threads; first += 32) {
-    size_t here = 0;
-    for (size_t i = first; i < first + 32; ++i) {
-      here += b.fibers[i].wait == Wait::kWarp && b.collectives[i] == b.collectives[first];
-    }
-    if (here == 32) {
-      const void* requests[32];
-      for (size_t i = 0; i < 32; ++i) {
-        requests[i] = b.fibers[first + i].request;
-        b.fibers[first + i].wait = Wait::kNot;
-      }
-      b.collectives[first](requests);
-      released = true;
+  size_t lanes[32];
+  for (size_t i = 0; i < 32; ++i) {
+    lanes[i] = 32 * warp + (order() == Order::kReverse ? 31 - i : i);
+  }
+  if (order() == Order::kRandom) {
+    std::shuffle(lanes, lanes + 32, random);
+  }
+  for (size_t lane : lanes) {
+    if (b.fibers[lane].wait == Wait::kNot) {
+      resume(lane);
     }
   }
-  size_t at_barrier = 0, finished = 0;
-  for (const Fiber& fiber : b.fibers) {
-    at_barrier += fiber.wait == Wait::kBlock;
-    finished += fiber.wait == Wait::kFinished;
-  }
-  if (at_barrier == threads) {
-    for (Fiber& fiber : b.fibers) {
-      fiber.wait = Wait::kNot;
+  const void* requests[32];
+  for (size_t i = 0; i < 32; ++i) {
+    const Fiber& fiber = b.fibers[32 * warp + i];
+    if (fiber.wait != Wait::kWarp || fiber.collective != b.fibers[32 * warp].collective) {
+      return false;
     }
-  } else if (!released && finished < threads) {
-    throw std::runtime_error("emulation: " + std::to_string(at_barrier) + " of " + std::to_string(threads) +
-                             " threads wait at a barrier that the others never reach");
+    requests[i] = fiber.request;
+  }
+  b.fibers[32 * warp].collective(requests);
+  for (size_t lane : lanes) {
+    b.fibers[lane].wait = Wait::kNot;
+  }
+  return true;
+}
+
+// Runs the warps, one as far as it comes before the next or in random turns, to where none can go on.
+inline void advance_all() {
+  static std::minstd_rand random(1);
+  std::vector<size_t> warps(block().fibers.size() / 32);
+  std::iota(warps.begin(), warps.end(), 0);
+  while (!warps.empty()) {
+    const size_t last = warps.size() - 1;
+    const size_t turn = order() == Order::kForward ? 0 : order() == Order::kReverse ? last : random() % warps.size();
+    if (!advance(warps[turn])) {
+      warps.erase(warps.begin() + turn);
+    }
   }
 }
 
@@ -219,35 +230,29 @@ inline void run_block() {
   for (size_t i = 0; i < b.fibers.size(); ++i) {
     prepare(b.fibers[i], static_cast<unsigned>(i));
   }
-  static std::minstd_rand random(1);
-  std::vector<size_t> turns(b.fibers.size());
-  for (size_t i = 0; i < turns.size(); ++i) {
-    turns[i] = order() == Order::kReverse ? turns.size() - 1 - i : i;
-  }
   while (true) {
-    if (order() == Order::kRandom) {
-      std::shuffle(turns.begin(), turns.end(), random);
-    }
-    for (size_t i : turns) {
-      if (b.fibers[i].wait == Wait::kNot) {
-        resume(i);
-      }
-    }
-    size_t finished = 0;
-    for (const Fiber& fiber : b.fibers) {
-      finished += fiber.wait == Wait::kFinished;
-    }
-    if (finished == b.fibers.size()) {
+    advance_all();
+    const auto are = [&](Wait what) {
+      return std::count_if(b.fibers.begin(), b.fibers.end(), [&](const Fiber& fiber) { return fiber.wait == what; });
+    };
+    const auto threads = static_cast<std::ptrdiff_t>(b.fibers.size());
+    if (are(Wait::kFinished) == threads) {
       return;
     }
-    release();
+    if (are(Wait::kBlock) < threads) {
+      throw std::runtime_error("emulation: " + std::to_string(are(Wait::kBlock)) + " of " + std::to_string(threads) +
+                               " threads wait at a barrier to which the others do not come");
+    }
+    for (Fiber& fiber : b.fibers) {
+      fiber.wait = Wait::kNot;
+    }
   }
 }
 
 template <typename Request>
 void join_warp(Collective collective, const Request& request) {
   running().request = &request;
-  block().collectives[block().now] = collective;
+  running().collective = collective;
   wait(Wait::kWarp);
 }
 
@@ -352,7 +357,6 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int thre
   }
   auto& block = emulation::block();
   block.fibers.resize(threads);
-  block.collectives.resize(threads);
   block.shared = std::vector<std::byte>(shared_bytes);
   block.kernel = [&] { kernel(arguments...); };
   for (unsigned y = 0; y < grid.y; ++y) {
