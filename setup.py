@@ -85,7 +85,9 @@ def extension_arguments() -> dict:
         cpp_extension.CUDA_HOME = str(toolkit)
         make, flags = cpp_extension.CUDAExtension, {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS}
         # torch's headers need those of cuBLAS and others, which come with torch's wheels where the toolkit has none.
-        includes = [str(path.parent) for path in Path(sysconfig.get_path("purelib")).glob("nvidia/*/include/cusparse.h")]
+        includes = [
+            str(path.parent) for path in Path(sysconfig.get_path("purelib")).glob("nvidia/*/include/cusparse.h")
+        ]
     names = sorted(str(path.relative_to(ROOT)) for path in sources)
     extension = make("megatron_step._C", names, include_dirs=includes, extra_compile_args=flags)
     return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuildExtension}}

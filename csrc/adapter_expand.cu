@@ -2,19 +2,21 @@
 //     y = s u factorᵀ              factor B [n, r], nothing dropped
 //     dx = mask * (du factor)      factor A [r, k]
 // It is written, not added: the product with the frozen weight comes after it and adds to it, and reads it while it
-// computes. A block has 64 tokens and 128 columns.
+// computes. A block has 64 tokens.
 #include "cuda_product.cuh"
 
 namespace megatron_step {
 namespace {
 
-constexpr int kColumns = 2 * kTile;
+// Columns of a block: 256 bytes of a row.
+template <typename T>
+constexpr int kColumns = sizeof(T) == 2 ? 2 * kTile : kTile;
 
 template <typename T, int RANK, Factor LAYOUT>
 struct ExpandTiles {
   static constexpr bool kRankFirst = LAYOUT == Factor::kRankFirst;
   using U = Tile<T, kTile, RANK>;
-  using A = Tile<T, kRankFirst ? RANK : kColumns, kRankFirst ? kColumns : RANK>;
+  using A = Tile<T, kRankFirst ? RANK : kColumns<T>, kRankFirst ? kColumns<T> : RANK>;
   static constexpr int kElements = U::kElements + A::kElements;
 
   U u;
@@ -35,10 +37,10 @@ __global__ void __launch_bounds__(kThreads) expand(const float* u, Matrix<T> fac
   using Tiles = ExpandTiles<T, RANK, LAYOUT>;
   constexpr Sum factor_sum = Tiles::kRankFirst ? Sum::kFromRowToRow : Sum::kAlongRow;
   const int64_t first_token = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int64_t first_column = static_cast<int64_t>(blockIdx.y) * kColumns;
+  const int64_t first_column = static_cast<int64_t>(blockIdx.y) * kColumns<T>;
   const Tiles tiles(shared_memory<T>());
 
-  Outputs sums[kColumns / 16] = {};
+  Outputs sums[kColumns<T> / 16] = {};
   for (int64_t first_rank = 0; first_rank < rank; first_rank += RANK) {
     tiles.factor.load(factor, Tiles::kRankFirst ? first_rank : first_column,
                       Tiles::kRankFirst ? first_column : first_rank);
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) expand(const float* u, Matrix<T> fac
     for (int k = 0; k < RANK; k += 16) {
       const auto left = load_operand<Side::kLeft, Sum::kAlongRow>(tiles.u, warp() * 16, k);
 #pragma unroll
-      for (int j = 0; j < kColumns / 16; ++j) {
+      for (int j = 0; j < kColumns<T> / 16; ++j) {
         multiply(sums[j], left, load_operand<Side::kRight, factor_sum>(tiles.factor, j * 16, k));
       }
     }
@@ -58,7 +60,7 @@ __global__ void __launch_bounds__(kThreads) expand(const float* u, Matrix<T> fac
 
   const bool in_pairs = columns % 2 == 0;
 #pragma unroll
-  for (int j = 0; j < kColumns / 16; ++j) {
+  for (int j = 0; j < kColumns<T> / 16; ++j) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) expand(const float* u, Matrix<T> fac
 template <typename T, int RANK, Factor LAYOUT>
 void launch_expand(const float* u, Matrix<T> factor, T* y, int64_t tokens, int64_t columns, int64_t rank,
                    float scaling, const Dropout& dropout, Stream stream) {
-  const dim3 grid(divide_up(tokens, kTile), divide_up(columns, kColumns));
+  const dim3 grid(divide_up(tokens, kTile), divide_up(columns, kColumns<T>));
   launch("adapter_expand", expand<T, RANK, LAYOUT>, grid, kThreads,
          ExpandTiles<T, RANK, LAYOUT>::kElements * sizeof(T), stream, u, factor, y, tokens, columns, rank, scaling,
          dropout);

@@ -58,7 +58,7 @@ __device__ __forceinline__ void multiply(Outputs& c, const Operand<T>& left, con
     multiply_matrices<T>(c[0], left.words, right.words[0], right.words[1]);
     multiply_matrices<T>(c[1], left.words, right.words[2], right.words[3]);
   } else {
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < 16; ++k) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {

@@ -69,9 +69,7 @@ def transpose(matrix: Tensor) -> Tensor:
     return matrix.new_empty((matrix.shape[1], matrix.shape[0]))
 
 
-def adapter_shrink(
-    x: Tensor, a: Tensor, probability: float, seed: int, first_index: int, row_stride: int
-) -> Tensor:
+def adapter_shrink(x: Tensor, a: Tensor, probability: float, seed: int, first_index: int, row_stride: int) -> Tensor:
     return x.new_empty((x.shape[0], a.shape[0]), dtype=torch.float32)
 
 

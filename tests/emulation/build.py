@@ -2,9 +2,11 @@
 
 import functools
 import hashlib
+import os
 import shutil
 import subprocess
 import sysconfig
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +42,7 @@ def emulated_operators(sanitized: bool = False) -> Path:
 
 def library_of(source: Path, sanitized: bool = False) -> Path:
     """A library of one file of kernels that needs no torch; headers beside the file come before those of csrc."""
-    flags = SANITIZERS if sanitized else ()
+    flags = SANITIZERS if sanitized else ("-O0",)
     return _library(_objects([(source, flags), (HERE / "order.cpp", ())]), flags)
 
 
@@ -71,7 +73,7 @@ def _library(objects: Sequence[Path], flags: Sequence[str]) -> Path:
 
 def _run_to(path: Path, command: list[str]) -> None:
     _CACHE.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")  # another may make the same
     finished = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
     if finished.returncode:
         raise RuntimeError(f"{' '.join(command)}:\n{finished.stderr}")

@@ -13,11 +13,16 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run_sanitized(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python program with AddressSanitizer's runtime."""
+def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with AddressSanitizer's runtime."""
     runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
-    environment = {**os.environ, "LD_PRELOAD": runtime.strip(), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(program), *arguments]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=REPOSITORY)
 
 

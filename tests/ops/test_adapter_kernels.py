@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -65,11 +64,9 @@ def operands(shape, dtype, device):
     """x [t, k], W [n, k], A [r, k] and B [n, r] with products of about one, so that the adapter counts in y."""
     t, k, n, r = shape
     generator = torch.Generator().manual_seed(0)
-    scales = {(t, k): 1.0, (n, k): k**-0.5, (r, k): k**-0.5, (n, r): r**-0.5}
-    shapes = [(t, k), (n, k), (r, k), (n, r)]
+    sizes = [(t, k, 1.0), (n, k, k**-0.5), (r, k, k**-0.5), (n, r, r**-0.5)]
     return [
-        (torch.randn(*shape, generator=generator) * scale).to(dtype).to(device)
-        for shape, scale in zip(shapes, [scales[shape] for shape in shapes])
+        (torch.randn(rows, columns, generator=generator) * scale).to(device, dtype) for rows, columns, scale in sizes
     ]
 
 
@@ -147,7 +144,7 @@ def test_a_fresh_adapter_adds_nothing(device, dtype, r):
 
 
 def test_only_the_gradients_asked_for_are_made(emulated):
-    x, weight, a, b = operands((5, 8, 6, 2), torch.bfloat16, "cpu")
+    x, _, a, b = operands((5, 8, 6, 2), torch.bfloat16, "cpu")
     dy = torch.randn(5, 6).bfloat16()
     du, db = ops.adapter_output_gradients(dy, None, b, 0.5, need_db=False)
     assert du.dtype == torch.float32
@@ -251,6 +248,6 @@ def test_operands_on_two_devices_are_an_error():
 
 
 def test_sanitizers_find_nothing(emulated):
-    done = run_sanitized(Path(sanitized.__file__), str(emulated_operators(sanitized=True)))
+    done = run_sanitized(sanitized.__file__, str(emulated_operators(sanitized=True)))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all shapes computed" in done.stdout
