@@ -1,7 +1,7 @@
-"""The CUDA kernels of the adapter linear against a roofline: what each moves and computes, and its time where there is a GPU.
+"""The CUDA kernels of the adapter linear against a roofline: what each moves and computes, and its time on a GPU.
 
-The roofline is arithmetic for an H100: a kernel takes as long as its bytes at the bandwidth, or its operations at the rate,
-that such a GPU achieves. The product with the frozen weight reads what the kernels wrote while it computes, at no cost.
+The roofline is arithmetic for an H100: a kernel takes as long as its bytes at the bandwidth, or its operations at the
+rate, that such a GPU achieves. The frozen product reads what the kernels wrote while it computes, at no cost.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def _parts(length: int, blocks: int) -> int:
 
 
 def run(repeats: int, sizes: Sizes | None = None) -> list[Row]:
-    """A row for each kernel, and one for all of them over the frozen linear; measured times too where there is a GPU."""
+    """A row for each kernel, and one for all of them over the frozen linear; measured times too on a GPU."""
     sizes = Sizes() if sizes is None else sizes
     rows = [row for dropout in (False, True) for row in _rows(sizes, dropout)]
     return rows + (_measured(repeats, sizes) if dispatch.cuda_extension_available() else [])

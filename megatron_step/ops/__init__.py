@@ -1,8 +1,8 @@
 """The operations of a training step that torch leaves slow, each with a plain-torch reference.
 
 An operation is a pure function with autograd. It runs in the C++ extension (csrc/) where that is built and the tensors
-are float32 or bfloat16 on the CPU, an adapter's linear also where they are on a GPU and the extension is built for CUDA,
-and as torch's own operations everywhere else. ``backend`` says what a device takes.
+are float32 or bfloat16 on the CPU, an adapter's linear also on a GPU where the extension is built for CUDA, and as
+torch's own operations everywhere else. ``backend`` says what a device takes.
 """
 
 from megatron_step.ops.adapter_dropout import AdapterDropout, dropout_mask

@@ -7,7 +7,8 @@
                dA = duᵀ drop(x)                       shrink_gradient
 
 The product in brackets is written first; the large one, which computes far longer than it reads, adds itself to that.
-Masks are drawn in the kernels. x, dy [t, k or n], weight [n, k], a [r, k], b [n, r] in one type, u and du [t, r] in float32.
+Masks are drawn in the kernels. x [t, k], dy [t, n], weight [n, k], a [r, k], b [n, r] are of one type, u and du [t, r]
+float32.
 """
 
 import torch
@@ -29,12 +30,11 @@ def output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: float) -> T
     return y.addmm_(x, weight.t())
 
 
-def output_gradients(dy: Tensor, u: Tensor | None, b: Tensor, scaling: float) -> tuple[Tensor, Tensor | None]:
-    """du [t, r] in float32, and dB [n, r] in the type of b, or None without u."""
+def output_gradients(dy: Tensor, u: Tensor | None, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """du [t, r] and dB [n, r], float32; without u dB is empty."""
     operators = torch.ops.megatron_step
     contiguous_u = None if u is None else u.contiguous()
-    du, db = operators.adapter_output_gradients(dy.contiguous(), contiguous_u, b.contiguous(), scaling)
-    return du, None if u is None else db.to(b.dtype)
+    return operators.adapter_output_gradients(dy.contiguous(), contiguous_u, b.contiguous(), scaling)
 
 
 def input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:

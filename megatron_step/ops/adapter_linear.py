@@ -83,7 +83,13 @@ def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: flo
 
 
 def adapter_output_gradients(
-    dy: Tensor, u: Tensor | None, b: Tensor, scaling: float, need_du: bool = True, need_db: bool = True
+    dy: Tensor,
+    u: Tensor | None,
+    b: Tensor,
+    scaling: float,
+    need_du: bool = True,
+    need_db: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """du = s dy B and dB = s dyᵀ u, each None if it is not needed.
 
@@ -94,18 +100,20 @@ def adapter_output_gradients(
         scaling: s
         need_du: whether du is asked for
         need_db: whether dB is asked for
+        dtype: of dB; None is that of b
 
     Returns:
-        du [..., r] in float32 (or float64, as dy), dB [n, r] in that of b
+        du [..., r] in float32 (or float64, as dy), dB [n, r]
     """
+    dtype = b.dtype if dtype is None else dtype
     if use_cuda_kernel(dy):
         du, db = adapter_kernels.output_gradients(_rows(dy), _rows(u) if need_db else None, b, scaling)
-        return du.view(*dy.shape[:-1], b.shape[1]), db
+        return du.view(*dy.shape[:-1], b.shape[1]), db.to(dtype) if need_db else None
     du = db = None
     if need_du:
         du = linear_input_gradient(dy, b).to(_wide(dy.dtype)).mul_(scaling)
     if need_db:
-        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(b.dtype).contiguous()
+        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(dtype).contiguous()
     return du, db
 
 

@@ -1,4 +1,4 @@
-"""Where an operation runs: in the C++ extension, if it is built and has a kernel for the device and type, else in torch."""
+"""Where an operation runs: in the C++ extension if it is built and has a kernel for device and type, else in torch."""
 
 import functools
 import importlib

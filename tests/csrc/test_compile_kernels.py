@@ -30,8 +30,8 @@ def test_a_kernel_that_spills_is_told(module, tmp_path):
     source = tmp_path / "spilling.cu"
     source.write_text(
         'extern "C" __global__ void spilling(const float* x, float* y, int n) {\n'
-        "  float kept[64];\n"
-        "  for (int i = 0; i < 64; ++i) kept[i] = x[i];\n"
+        "  float kept[64] = {};\n"
+        "  for (int i = 0; i < n; ++i) kept[i * n % 64] += x[i];\n"
         "  y[0] = kept[n];\n}\n"
     )
     (kernel,) = module.compile_kernels([source], ["90"])

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the adapter linear through the product's own operation: emulated, and on a GPU where there is one."""
+"""The CUDA kernels of the adapter linear through the product's own operation: emulated, and on a GPU where one is."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from megatron_step.ops import AdapterDropout, adapter_linear, dispatch, fakes
 from megatron_step.ops.adapter_linear import adapter_linear_reference
 
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
-# Tokens, k, n, r: around the edges of tiles (64 tokens, 64 or 128 columns, ranks by 16), rows at multiples of 16 bytes and
-# not, several parts of a sum (more than 256 columns or tokens), and the limits between the ways to compute.
+# Tokens, k, n, r: around the edges of tiles (64 tokens, 64 or 128 columns, ranks by 16), rows at multiples of 16 bytes
+# and not, several parts of a sum (more than 256 columns or tokens), and the limits between the ways to compute.
 SHAPES = [
     (1, 1, 1, 1),
     (5, 3, 2, 1),
