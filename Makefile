@@ -1,10 +1,10 @@
-# make demo | make test | make lint | make clean     PYTHON=python3.12 chooses the interpreter of a new .venv
+# make demo | make test | make lint | make kernels | make clean     PYTHON=python3.12 chooses the interpreter of a new .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels clean
 
 demo: $(INSTALLED)
 	PATH="$(BIN):$$PATH" examples/step/run.sh
@@ -16,6 +16,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Needs nvcc, no GPU: compiles the CUDA kernels, shows what they take, fails if one spills registers.
+kernels: $(INSTALLED)
+	$(BIN)/python csrc/compile_kernels.py
 
 # torch first: the C++ extension is compiled against the very torch that it will run with.
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)

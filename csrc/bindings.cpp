@@ -1,4 +1,5 @@
-// Registers the CPU operations with torch as torch.ops.megatron_step.*; shapes are checked by megatron_step/ops.
+// Registers the operations with torch as torch.ops.megatron_step.*, and the CPU's kernels for them; those for CUDA are in
+// adapter_cuda.cpp. Shapes are checked by megatron_step/ops.
 #include <Python.h>
 #include <torch/library.h>
 
@@ -6,6 +7,14 @@
 
 TORCH_LIBRARY(megatron_step, m) {
   m.def("adapter_dropout(Tensor x, float probability, int seed, int first_index, int row_stride) -> Tensor");
+  m.def("adapter_shrink(Tensor x, Tensor a, float probability, int seed, int first_index, int row_stride) -> Tensor");
+  m.def(
+      "adapter_expand(Tensor u, Tensor factor, bool rank_first, float scaling, float probability, int seed, "
+      "int first_index, int row_stride) -> Tensor");
+  m.def("adapter_output_gradients(Tensor dy, Tensor? u, Tensor b, float scaling) -> (Tensor, Tensor)");
+  m.def(
+      "adapter_shrink_gradient(Tensor du, Tensor x, float probability, int seed, int first_index, int row_stride) -> "
+      "Tensor");
   m.def("attention_forward(Tensor q, Tensor k, Tensor v, float scale) -> (Tensor, Tensor)");
   m.def(
       "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, float scale) -> "

@@ -34,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     _add(commands, "ops", _ops, 20, "every C++ operation against torch's own, forward and backward")
+    _add(commands, "adapter", _adapter, 7, "a frozen linear's adapter against plain torch and, where installed, peft")
+    _add(commands, "kernels", _kernels, 20, "the CUDA kernels against a roofline; timed where there is a GPU")
     train = _add(
         commands, "train", _train, 10, "the training step against megatron-core's stock layers and transformers"
     )
@@ -85,6 +87,18 @@ def _ops(arguments: argparse.Namespace) -> list[Row]:
     from megatron_step.benchmarks import ops
 
     return ops.run(arguments.repeats)
+
+
+def _adapter(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import adapter
+
+    return adapter.run(arguments.repeats)
+
+
+def _kernels(arguments: argparse.Namespace) -> list[Row]:
+    from megatron_step.benchmarks import kernels
+
+    return kernels.run(arguments.repeats)
 
 
 def _train(arguments: argparse.Namespace) -> list[Row]:

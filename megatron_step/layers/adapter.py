@@ -9,7 +9,8 @@ With rank r, s = alpha / r, and everything split over t ranks:
 
 u and its gradient are what ranks exchange, r numbers a token: gathered where the split is over A's rows, summed and
 scattered where it is over its columns; on the way back the other way round. All else joins what the linear exchanges
-anyway, and every gradient of A_i and B_i is complete on its own rank.
+anyway, and every gradient of A_i and B_i is complete on its own rank. Where megatron-core keeps a sum of gradients
+(`main_grad`, float32), they are added to that as they come, without being rounded to the weights' type.
 """
 
 from typing import Literal
@@ -119,10 +120,11 @@ class _AdapterLinear(torch.autograd.Function):
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, u = ctx.saved_tensors
         adapter, group = ctx.adapter, ctx.adapter.group
+        a_weight, b_weight = adapter.linear_in.weight, adapter.linear_out.weight
         gathering = reducing = dx = None
         if ctx.gather_sequence:
             x, gathering = all_gather(x, group, asynchronous=True)
-        du, db = ops.adapter_output_gradients(dy, u, b, adapter.scaling)
+        du, db = ops.adapter_output_gradients(dy, u, b, adapter.scaling, dtype=_gradient_type(b_weight))
         du = (reduce_scatter_last if adapter.split == "column" else all_gather_last)(du, group)
         if ctx.needs_input_grad[0]:
             dx = ops.adapter_input_gradient(dy, weight, du, a, ctx.dropout)
@@ -132,7 +134,21 @@ class _AdapterLinear(torch.autograd.Function):
                 dx, reducing = reduce_scatter(dx, group)
         if gathering is not None:
             gathering.wait()
-        da = ops.adapter_shrink_gradient(du, x, ctx.dropout, a.dtype)
+        da = ops.adapter_shrink_gradient(du, x, ctx.dropout, _gradient_type(a_weight))
         if reducing is not None:
             reducing.wait()
-        return dx, None, da, db, None, None, None, None
+        return dx, None, _accumulated(a_weight, da), _accumulated(b_weight, db), None, None, None, None
+
+
+def _gradient_type(weight: Tensor) -> torch.dtype:
+    """Of the weight's main_grad, if it has one."""
+    return getattr(weight, "main_grad", weight).dtype
+
+
+def _accumulated(weight: Tensor, gradient: Tensor) -> Tensor:
+    """What autograd is given as the gradient of a weight; zeros, not read by megatron-core, once main_grad has it."""
+    if not hasattr(weight, "main_grad"):
+        return gradient
+    weight.main_grad.add_(gradient)
+    weight.grad_added_to_main_grad = True
+    return torch.zeros_like(weight)

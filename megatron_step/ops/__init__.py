@@ -1,7 +1,8 @@
-"""The operations of a training step that torch leaves slow on the CPU, each with a plain-torch reference.
+"""The operations of a training step that torch leaves slow, each with a plain-torch reference.
 
 An operation is a pure function with autograd. It runs in the C++ extension (csrc/) where that is built and the tensors
-are float32 or bfloat16 on the CPU, and as torch's own operations everywhere else.
+are float32 or bfloat16 on the CPU, an adapter's linear also on a GPU where the extension is built for CUDA, and as
+torch's own operations everywhere else. ``backend`` says what a device takes.
 """
 
 from megatron_step.ops.adapter_dropout import AdapterDropout, dropout_mask
@@ -14,7 +15,7 @@ from megatron_step.ops.adapter_linear import (
     adapter_shrink_gradient,
 )
 from megatron_step.ops.attention import attention
-from megatron_step.ops.dispatch import extension_available
+from megatron_step.ops.dispatch import backend, extension_available
 from megatron_step.ops.linear import linear, linear_input_gradient, linear_output, linear_weight_gradient
 from megatron_step.ops.linear_cross_entropy import linear_cross_entropy
 from megatron_step.ops.rms_norm import rms_norm
@@ -30,6 +31,7 @@ __all__ = [
     "adapter_shrink",
     "adapter_shrink_gradient",
     "attention",
+    "backend",
     "dropout_mask",
     "extension_available",
     "linear",

@@ -10,8 +10,8 @@ It comes in pieces, because under tensor parallelism ranks exchange u and its gr
 
 The adapter's products cost little arithmetic; what a graph of separate operations adds is temporaries of the size of x
 and y, passes over them and fresh pages of memory. Here the product of rank r is added in place to the frozen one, and
-the dropout mask is drawn anew where it is needed, a block of rows at a time. The pieces have no autograd and check
-nothing; ``adapter_linear`` is the whole.
+the dropout mask is drawn anew where it is needed, a block of rows at a time. On a GPU the adapter's products run in the
+kernels of ``adapter_kernels.py``. The pieces have no autograd and check nothing; ``adapter_linear`` is the whole.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_step.ops import adapter_kernels
 from megatron_step.ops.adapter_dropout import AdapterDropout, drop, dropout_mask_reference
+from megatron_step.ops.dispatch import use_cuda_kernel
 from megatron_step.ops.linear import linear_input_gradient, linear_output
 
 _BLOCK_ELEMENTS = 2**18
@@ -61,6 +63,8 @@ def adapter_linear_reference(
 def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
     """u = drop(x) Aᵀ: x [..., k], a [r, k] -> [..., r], in float32 (or float64, as x), so that ranks can add theirs."""
     rows = _rows(x)
+    if use_cuda_kernel(rows):
+        return adapter_kernels.shrink(rows, a, dropout).view(*x.shape[:-1], a.shape[0])
     u = [linear_output(_drop(rows, block, dropout), a) for block in _blocks(rows, dropout)]
     return torch.cat(u).to(_wide(x.dtype)).view(*x.shape[:-1], a.shape[0])
 
@@ -70,13 +74,22 @@ def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: flo
 
     It is x Wᵀ bit for bit where B is 0.
     """
-    y = linear_output(_rows(x), weight)
-    y.addmm_((_rows(u) * scaling).to(x.dtype), b.t())
+    if use_cuda_kernel(x):
+        y = adapter_kernels.output(_rows(x), weight, _rows(u), b, scaling)
+    else:
+        y = linear_output(_rows(x), weight)
+        y.addmm_((_rows(u) * scaling).to(x.dtype), b.t())
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def adapter_output_gradients(
-    dy: Tensor, u: Tensor | None, b: Tensor, scaling: float, need_du: bool = True, need_db: bool = True
+    dy: Tensor,
+    u: Tensor | None,
+    b: Tensor,
+    scaling: float,
+    need_du: bool = True,
+    need_db: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """du = s dy B and dB = s dyᵀ u, each None if it is not needed.
 
@@ -87,31 +100,41 @@ def adapter_output_gradients(
         scaling: s
         need_du: whether du is asked for
         need_db: whether dB is asked for
+        dtype: of dB; None is that of b
 
     Returns:
-        du [..., r] in float32 (or float64, as dy), dB [n, r] in that of b
+        du [..., r] in float32 (or float64, as dy), dB [n, r]
     """
+    dtype = b.dtype if dtype is None else dtype
+    if use_cuda_kernel(dy):
+        du, db = adapter_kernels.output_gradients(_rows(dy), _rows(u) if need_db else None, b, scaling)
+        return du.view(*dy.shape[:-1], b.shape[1]), db.to(dtype) if need_db else None
     du = db = None
     if need_du:
         du = linear_input_gradient(dy, b).to(_wide(dy.dtype)).mul_(scaling)
     if need_db:
-        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(b.dtype).contiguous()
+        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(dtype).contiguous()
     return du, db
 
 
 def adapter_input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
     """dx = dy W + mask * (du A): dy [..., n], weight [n, k], du [..., r], a [r, k] -> [..., k] in the type of dy."""
-    dx, du = linear_input_gradient(_rows(dy), weight), _rows(du).to(dy.dtype)
-    if dropout is None:
-        dx.addmm_(du, a)
+    if use_cuda_kernel(dy):
+        dx = adapter_kernels.input_gradient(_rows(dy), weight, _rows(du), a, dropout)
     else:
-        for block in _blocks(dx, dropout):
-            dx[block] += drop(linear_input_gradient(du[block], a), dropout, block.start)
+        dx, du = linear_input_gradient(_rows(dy), weight), _rows(du).to(dy.dtype)
+        if dropout is None:
+            dx.addmm_(du, a)
+        else:
+            for block in _blocks(dx, dropout):
+                dx[block] += drop(linear_input_gradient(du[block], a), dropout, block.start)
     return dx.view(*dy.shape[:-1], weight.shape[1])
 
 
 def adapter_shrink_gradient(du: Tensor, x: Tensor, dropout: AdapterDropout | None, dtype: torch.dtype) -> Tensor:
     """dA = duᵀ drop(x): du [..., r], x [..., k] -> [r, k] in ``dtype``."""
+    if use_cuda_kernel(x):
+        return adapter_kernels.shrink_gradient(_rows(du), _rows(x), dropout).to(dtype)
     rows, narrow = _rows(x), _rows(du).to(x.dtype)
     da = du.new_zeros(du.shape[-1], x.shape[-1])
     for block in _blocks(rows, dropout):
@@ -153,9 +176,10 @@ def _check(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, dropout: AdapterDrop
     operands = {"x [..., k]": x, "weight [n, k]": weight, "a [r, k]": a, "b [n, r]": b}
     fits = x.dim() > 0 and weight.dim() == a.dim() == b.dim() == 2 and a.shape[0] > 0
     fits = fits and weight.shape[1] == a.shape[1] == x.shape[-1] and b.shape == (weight.shape[0], a.shape[0])
-    if not fits or len({operand.dtype for operand in operands.values()}) > 1:
-        got = ", ".join(f"{name} is {operand.dtype} {[*operand.shape]}" for name, operand in operands.items())
-        raise ValueError(f"adapter_linear: operands must agree in k, n, r > 0 and type: {got}")
+    kinds = {(operand.dtype, operand.device) for operand in operands.values()}
+    if not fits or len(kinds) > 1:
+        got = ", ".join(f"{name} is {t.dtype} {[*t.shape]} on {t.device}" for name, t in operands.items())
+        raise ValueError(f"adapter_linear: operands must agree in k, n, r > 0, type and device: {got}")
     if weight.requires_grad:
         raise ValueError("adapter_linear: the weight gets no gradient here: set its requires_grad to False")
     if dropout is not None:

@@ -1,15 +1,26 @@
-"""Where an operation runs: the C++ kernels, if built, for float32 and bfloat16 tensors on the CPU, else torch."""
+"""Where an operation runs: in the C++ extension if it is built and has a kernel for device and type, else in torch."""
 
 import functools
 import importlib
 import warnings
+from typing import Literal
 
 import torch
 
 from megatron_step.ops.fakes import register_fakes
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-"""What the C++ kernels read and write; they compute in float32."""
+"""What the CPU's kernels read and write; all kernels compute in float32."""
+CUDA_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the CUDA kernels read and write."""
+CUDA_KERNEL_DEVICE = "cuda"
+
+
+def backend(device: torch.device) -> Literal["C++", "CUDA", "torch"]:
+    """What runs the operations on a device: kernels of the extension where there are any for it, or torch alone."""
+    if device.type == CUDA_KERNEL_DEVICE:
+        return "CUDA" if cuda_extension_available() else "torch"
+    return "C++" if device.type == "cpu" and extension_available() else "torch"
 
 
 @torch.compiler.assume_constant_result
@@ -33,10 +44,23 @@ def _load_extension() -> bool:
     return True
 
 
+@torch.compiler.assume_constant_result
+def cuda_extension_available() -> bool:
+    """Whether the C++ extension is built with the CUDA kernels."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return extension_available() and has_kernel("megatron_step::adapter_shrink", "CUDA")
+
+
 def use_kernel(*tensors: torch.Tensor) -> bool:
-    """Whether the C++ kernel takes these tensors; the caller's plain-torch path takes all others."""
+    """Whether the CPU's kernel takes these tensors; the caller's plain-torch path takes all others."""
     on_cpu = all(tensor.device.type == "cpu" and tensor.dtype in KERNEL_DTYPES for tensor in tensors)
     return on_cpu and extension_available()
+
+
+def use_cuda_kernel(tensor: torch.Tensor) -> bool:
+    """Whether the CUDA kernels take this tensor, and others of its type beside it."""
+    fits = tensor.device.type == CUDA_KERNEL_DEVICE and tensor.dtype in CUDA_KERNEL_DTYPES
+    return fits and cuda_extension_available()
 
 
 def use_onednn(*tensors: torch.Tensor) -> bool:

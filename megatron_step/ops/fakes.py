@@ -1,5 +1,8 @@
 """Shapes and types that the C++ kernels return, for torch.compile and FakeTensor: nothing here computes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,7 +69,35 @@ def transpose(matrix: Tensor) -> Tensor:
     return matrix.new_empty((matrix.shape[1], matrix.shape[0]))
 
 
-FAKES = (
+def adapter_shrink(x: Tensor, a: Tensor, probability: float, seed: int, first_index: int, row_stride: int) -> Tensor:
+    return x.new_empty((x.shape[0], a.shape[0]), dtype=torch.float32)
+
+
+def adapter_expand(
+    u: Tensor,
+    factor: Tensor,
+    rank_first: bool,
+    scaling: float,
+    probability: float,
+    seed: int,
+    first_index: int,
+    row_stride: int,
+) -> Tensor:
+    return factor.new_empty((u.shape[0], factor.shape[1 if rank_first else 0]))
+
+
+def adapter_output_gradients(dy: Tensor, u: Tensor | None, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    du = dy.new_empty((dy.shape[0], b.shape[1]), dtype=torch.float32)
+    return du, b.new_empty((0,) if u is None else b.shape, dtype=torch.float32)
+
+
+def adapter_shrink_gradient(
+    du: Tensor, x: Tensor, probability: float, seed: int, first_index: int, row_stride: int
+) -> Tensor:
+    return du.new_empty((du.shape[1], x.shape[1]))
+
+
+FAKES: tuple[Callable[..., Any], ...] = (
     adapter_dropout,
     attention_forward,
     attention_backward,
@@ -81,9 +112,15 @@ FAKES = (
     swiglu_backward,
     transpose,
 )
+CUDA_FAKES: tuple[Callable[..., Any], ...] = (
+    adapter_shrink,
+    adapter_expand,
+    adapter_output_gradients,
+    adapter_shrink_gradient,
+)
 
 
 def register_fakes() -> None:
     """Tell torch the output shapes of every kernel; call once, after the extension is loaded."""
-    for fake in FAKES:
+    for fake in FAKES + CUDA_FAKES:
         torch.library.register_fake(f"megatron_step::{fake.__name__}", fake)

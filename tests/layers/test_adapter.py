@@ -74,6 +74,28 @@ def test_a_micro_batch_has_its_own_mask_and_evaluation_none(alone: Parallel) -> 
     assert adapter.draw_dropout() is None
 
 
+def test_gradients_are_added_to_main_grad_unrounded(alone: Parallel) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(12, 8).bfloat16(), torch.randn(6, 2, 8).bfloat16()
+    adapter = _adapter("column", weight, alone, site=1)
+    factors = [adapter.linear_in.weight, adapter.linear_out.weight]
+    for factor in factors:
+        torch.nn.init.normal_(factor)
+        factor.main_grad = torch.ones(factor.shape)
+    set_microbatch_seed(1)
+    for _ in range(2):
+        adapter_linear(x, weight, None, adapter).float().square().sum().backward()
+    twice = [factor.main_grad - 1 for factor in factors]
+    for factor in factors:
+        assert factor.grad_added_to_main_grad
+        assert not factor.grad.any()
+        del factor.main_grad
+        factor.grad = None
+    adapter_linear(x, weight, None, adapter).float().square().sum().backward()
+    for factor, sums in zip(factors, twice):
+        torch.testing.assert_close(sums, 2 * factor.grad.float(), rtol=2**-7, atol=1e-2)
+
+
 def test_a_rank_that_cannot_be_split_is_refused(worlds: Worlds) -> None:
     assert all("rank 3 cannot be split over 2" in message for message in worlds(2).run(odd_rank))
 

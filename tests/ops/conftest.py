@@ -44,7 +44,7 @@ def outputs_and_gradients(operation: Operation, inputs: Sequence[Tensor]) -> lis
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     generator = torch.Generator().manual_seed(1)
     # Drawn in fp32 and rounded to bf16, so that every precision sees exactly the same upstream gradient.
-    upstream = [torch.randn(y.shape, generator=generator).bfloat16().to(y.dtype) for y in outputs]
+    upstream = [torch.randn(y.shape, generator=generator).bfloat16().to(y) for y in outputs]
     return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
 
 

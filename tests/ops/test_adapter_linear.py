@@ -192,13 +192,13 @@ def test_wrong_shape_is_an_error(path, shapes):
         torch.ones(shapes.get(name, shape))
         for name, shape in {"x": (3, 4), "weight": (6, 4), "a": (2, 4), "b": (6, 2)}.items()
     )
-    with pytest.raises(ValueError, match="must agree in k, n, r > 0 and type"):
+    with pytest.raises(ValueError, match="must agree in k, n, r > 0, type and device"):
         adapter_linear(x, weight, a, b, 1.0)
 
 
 def test_mixed_types_an_unfrozen_weight_and_a_wrong_dropout_are_errors(path):
     x, weight, a, b = operands((3,), 4, 6, 2)
-    with pytest.raises(ValueError, match="must agree in k, n, r > 0 and type: .*bfloat16"):
+    with pytest.raises(ValueError, match="must agree in k, n, r > 0, type and device: .*bfloat16"):
         adapter_linear(x, weight, a.bfloat16(), b, 1.0)
     with pytest.raises(ValueError, match="columns 3 to 7 of 6"):
         adapter_linear(x, weight, a, b, 1.0, AdapterDropout(0.1, 0, 3, 6))

@@ -1,0 +1,87 @@
+// A warp's product of 16 x 16 parts of tiles, summed in float: on the tensor cores for 16-bit types, for float element by
+// element with the outputs in the same places.
+//     c[i, j] += sum_k left[i, k] right[k, j]        i, j, k < 16
+#pragma once
+
+#include "cuda_tile.cuh"
+
+namespace megatron_step {
+
+enum class Side { kLeft, kRight };
+
+// Which way a tile holds an operand: with the summed index running along its rows, or from row to row.
+enum class Sum { kAlongRow, kFromRowToRow };
+
+// What a lane holds of an operand: the words of a matrix load, which are those that a matrix product takes.
+template <typename T>
+struct Operand {
+  uint32_t words[4];
+};
+
+// In float, where element (0, 0) is in shared memory and how far apart the others are, by their two indices.
+template <>
+struct Operand<float> {
+  const float* origin;
+  int outer_step, sum_step;
+};
+
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+__device__ __forceinline__ int warp() { return threadIdx.x / 32; }
+
+// The operand whose other index (i or j) begins at `outer` and whose summed index begins at `k`.
+template <Side SIDE, Sum SUM, typename T, int ROWS, int COLUMNS>
+__device__ __forceinline__ Operand<T> load_operand(const Tile<T, ROWS, COLUMNS>& tile, int outer, int k) {
+  const int row = SUM == Sum::kAlongRow ? outer : k, column = SUM == Sum::kAlongRow ? k : outer;
+  if constexpr (sizeof(T) == 2) {
+    // A lane addresses a row of one of four 8 x 8 matrices, in the order in which the product takes them.
+    constexpr bool down_first = (SIDE == Side::kLeft) == (SUM == Sum::kAlongRow);
+    const int first = lane() / 8 % 2 * 8, second = lane() / 16 * 8;
+    Operand<T> operand;
+    load_matrices<SUM == Sum::kFromRowToRow>(
+        operand.words,
+        tile.at(row + lane() % 8 + (down_first ? first : second), column + (down_first ? second : first)));
+    return operand;
+  } else {
+    constexpr int stride = Tile<T, ROWS, COLUMNS>::kStride;
+    return {tile.at(row, column), SUM == Sum::kAlongRow ? stride : 1, SUM == Sum::kAlongRow ? 1 : stride};
+  }
+}
+
+// A lane's eight of the 16 x 16 outputs: value e of half h is at output_row(e), output_column(h, e).
+using Outputs = float[2][4];
+__device__ __forceinline__ int output_row(int e) { return lane() / 4 + e / 2 * 8; }
+__device__ __forceinline__ int output_column(int h, int e) { return 8 * h + lane() % 4 * 2 + e % 2; }
+
+template <typename T>
+__device__ __forceinline__ void multiply(Outputs& c, const Operand<T>& left, const Operand<T>& right) {
+  if constexpr (sizeof(T) == 2) {
+    multiply_matrices<T>(c[0], left.words, right.words[0], right.words[1]);
+    multiply_matrices<T>(c[1], left.words, right.words[2], right.words[3]);
+  } else {
+#pragma unroll 2
+    for (int k = 0; k < 16; ++k) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          c[h][e] += left.origin[output_row(e) * left.outer_step + k * left.sum_step] *
+                     right.origin[output_column(h, e) * right.outer_step + k * right.sum_step];
+        }
+      }
+    }
+  }
+}
+
+// Calls f(row, column, value) for this lane's outputs.
+template <typename Function>
+__device__ __forceinline__ void for_each_output(const Outputs& c, Function f) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      f(output_row(e), output_column(h, e), c[h][e]);
+    }
+  }
+}
+
+}  // namespace megatron_step
