@@ -27,6 +27,7 @@ ORDER = [
     "growth",
     "training",
     "export",
+    "evaluation",
     "benchmarks",
 ]
 MAX_FILE_LINES = 400

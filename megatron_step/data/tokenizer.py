@@ -61,6 +61,24 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return SentencePieceTokenizer(path / "tokenizer.model")
 
 
+def fitting_tokenizer(path: str, vocab_size: int, fingerprint: str | None) -> Tokenizer:
+    """The tokenizer at `path`, if it is that of a model with `vocab_size` tokens.
+
+    `fingerprint` is that of the tokenizer which the model was trained with, where it is known.
+
+    Raises ValueError if it is not, and FileNotFoundError if there is none.
+    """
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens, but the model's vocabulary has {vocab_size:,}: "
+            "give the tokenizer that it was trained with, with --tokenizer"
+        )
+    if fingerprint is not None and tokenizer.fingerprint != fingerprint:
+        raise ValueError(f"{path} is not the tokenizer that the model was trained with: give that one with --tokenizer")
+    return tokenizer
+
+
 class SentencePieceTokenizer:
     """A SentencePiece model of any kind (BPE, unigram, ...)."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from megatron_step.checkpoint.load import FoundCheckpoint
 from megatron_step.engine.parallel import Parallel
+from megatron_step.export.transformers_model import load_in_transformers
 from megatron_step.growth.whole_model import whole_model
 
 _SEQUENCES, _LONGEST = 4, 256
@@ -60,13 +61,8 @@ def compare(
     found: FoundCheckpoint, model: Path, adapter: Path | None, seq_length: int, parallel: Parallel
 ) -> Comparison:
     """Compare the model of a checkpoint, in fp32, with an exported one, with or without a PEFT adapter."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
-
     trained = whole_model(found, "fp32", parallel)
-    disable_progress_bar()
-    exported = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-    enable_progress_bar()
+    exported = load_in_transformers(model, torch.float32)
     if adapter is not None:
         from peft import PeftModel
 

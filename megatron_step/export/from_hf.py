@@ -21,12 +21,12 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.config.run import EvaluationConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import StagesConfig
-from megatron_step.data.tokenizer import load_tokenizer
+from megatron_step.data.tokenizer import fitting_tokenizer, load_tokenizer
 from megatron_step.export.architectures import model_config
 from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
 from megatron_step.export.new_folder import check_new, new_folder
 from megatron_step.export.safetensors_files import HFTensors, weight_bytes
-from megatron_step.export.tokenizer_files import copy_tokenizer, fitting_tokenizer
+from megatron_step.export.tokenizer_files import copy_tokenizer
 from megatron_step.planner.plan import make_plan
 
 _NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # of number formats, in safetensors and in torch

@@ -18,7 +18,7 @@ from megatron_step.checkpoint.load import FoundCheckpoint, find_at, is_finite
 from megatron_step.checkpoint.manifest import saved_config
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
-from megatron_step.data.tokenizer import Tokenizer
+from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.parallel import parallel_layout, stop_world
 from megatron_step.export.architectures import hf_config
 from megatron_step.export.comparison import Comparison, compare
@@ -28,7 +28,7 @@ from megatron_step.export.new_folder import check_new, new_folder
 from megatron_step.export.peft_adapter import write_adapter
 from megatron_step.export.safetensors_files import plan_shards, weight_bytes, write_shards
 from megatron_step.export.saved_weights import SavedWeights
-from megatron_step.export.tokenizer_files import fitting_tokenizer, write_tokenizer
+from megatron_step.export.tokenizer_files import write_tokenizer
 from megatron_step.growth.weights import saved_stage
 
 _SPARE_BYTES = 64 << 20  # room for tokenizer and other small files

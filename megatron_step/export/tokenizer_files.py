@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_step.data.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from megatron_step.data.tokenizer import SentencePieceTokenizer, Tokenizer
 from megatron_step.export.fast_tokenizer import fast_tokenizer
 
 _FILES = (
@@ -59,21 +59,3 @@ def write_tokenizer(tokenizer: Tokenizer, seq_length: int, folder: Path) -> None
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def fitting_tokenizer(path: str, vocab_size: int, fingerprint: str | None) -> Tokenizer:
-    """The tokenizer at `path`, if it is that of a model with `vocab_size` tokens.
-
-    `fingerprint` is that of the tokenizer which the model was trained with, where it is known.
-
-    Raises ValueError if it is not, and FileNotFoundError if there is none.
-    """
-    tokenizer = load_tokenizer(path)
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens, but the model's vocabulary has {vocab_size:,}: "
-            "give the tokenizer that it was trained with, with --tokenizer"
-        )
-    if fingerprint is not None and tokenizer.fingerprint != fingerprint:
-        raise ValueError(f"{path} is not the tokenizer that the model was trained with: give that one with --tokenizer")
-    return tokenizer

@@ -6,7 +6,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from megatron_step.data.tokenizer import load_tokenizer
+from megatron_step.data.tokenizer import fitting_tokenizer, load_tokenizer
 
 
 @pytest.fixture
@@ -161,3 +161,12 @@ def test_damaged_tokenizer_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_fits_a_model(folder: Path, tokenizer_path: str) -> None:
+    own = load_tokenizer(folder)
+    assert fitting_tokenizer(str(folder), own.vocab_size, own.fingerprint).vocab_size == own.vocab_size
+    with pytest.raises(ValueError, match=f"tokens, but the model's vocabulary has {own.vocab_size - 1}"):
+        fitting_tokenizer(str(folder), own.vocab_size - 1, own.fingerprint)
+    with pytest.raises(ValueError, match="is not the tokenizer that the model was trained with"):
+        fitting_tokenizer(tokenizer_path, 10_000, own.fingerprint)

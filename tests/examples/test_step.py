@@ -1,5 +1,6 @@
 """The demo grows a model, trains the ordinary one beside it, and shows both; started again, it shows them again."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def test_two_runs_side_by_side_and_again(tmp_path: Path, run_copy: Callable[...,
         assert "It was a fine morning, and Emma" in text
         assert (tmp_path / "runs/step/report.png").stat().st_size > 10_000
         assert "top-1 agreement 100.00 %" in text
+        measured = re.search(r"runs/step/hf: loss (\d\.\d+), perplexity .* bits per byte\non (\d+) documents, ", text)
+        assert measured
+        assert 4 < float(measured[1]) < 8, "of 2,048 tokens, after ten steps"
         assert (tmp_path / "runs/step/hf/model.safetensors").is_file()
     written = [text[text.index("It was a fine morning, and Emma") :] for text in shown]
     assert written[0] == written[1], "the same checkpoint writes the same text"

@@ -1,14 +1,13 @@
-"""AutoTokenizer loads what is written and gives our ids; what does not fit the model is refused."""
+"""AutoTokenizer loads what is written and gives our ids."""
 
 from pathlib import Path
 
-import pytest
 from hf_checkpoints import word_tokenizer
 from transformers import AutoTokenizer
 
 from megatron_step.config.data import DataConfig
 from megatron_step.data.tokenizer import load_tokenizer
-from megatron_step.export.tokenizer_files import copy_tokenizer, fitting_tokenizer, write_tokenizer
+from megatron_step.export.tokenizer_files import copy_tokenizer, write_tokenizer
 
 
 def test_a_sentencepiece_model(tmp_path: Path, small_data: DataConfig) -> None:
@@ -41,13 +40,3 @@ def test_a_copy_is_the_same_tokenizer(tmp_path: Path, small_data: DataConfig) ->
         ours = load_tokenizer(path)
         copy_tokenizer(ours, tmp_path / str(index))
         assert load_tokenizer(tmp_path / str(index)).fingerprint == ours.fingerprint
-
-
-def test_what_does_not_fit(tmp_path: Path, small_data: DataConfig) -> None:
-    path = str(word_tokenizer(tmp_path))
-    own = load_tokenizer(path).fingerprint
-    assert fitting_tokenizer(path, 7, own).vocab_size == 7
-    with pytest.raises(ValueError, match="has 7 tokens, but the model's vocabulary has 6"):
-        fitting_tokenizer(path, 6, own)
-    with pytest.raises(ValueError, match="is not the tokenizer that the model was trained with"):
-        fitting_tokenizer(small_data.tokenizer, 400, own)

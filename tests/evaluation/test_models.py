@@ -1,0 +1,53 @@
+"""A path is opened as what it is, and refused where it is nothing of use."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_step.config.data import DataConfig
+from megatron_step.data.train_tokenizer import train_tokenizer
+from megatron_step.evaluation.models import open_model
+
+
+def test_a_run_a_checkpoint_and_an_export_are_one_model(trained: Path, exported: Path) -> None:
+    checkpoint = max((trained / "checkpoints").iterdir())
+    tokens = torch.arange(20).reshape(2, 10)
+    logits = []
+    for path in (trained, checkpoint, exported):
+        with open_model(path, seq_length=16) as model:
+            assert (model.seq_length, model.tokenizer.vocab_size) == (16, 400)
+            assert (model.inspected is None) == (path == exported)
+            logits.append(model.logits(tokens).detach())
+    assert logits[0].shape == (2, 10, 400)
+    assert torch.equal(logits[0], logits[1])
+    torch.testing.assert_close(logits[2], logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_windows_longer_than_the_model_is_made_for(trained: Path, exported: Path) -> None:
+    for path in (trained, exported):
+        with pytest.raises(ValueError, match="made for .* 32 tokens"), open_model(path, seq_length=33):
+            pass
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint, no run and no Hugging Face model at"):
+        open_model(tmp_path / "nowhere").__enter__()
+    with pytest.raises(ValueError, match="is neither a checkpoint"):
+        open_model(tmp_path).__enter__()
+
+
+def test_another_tokenizer(trained: Path, exported: Path, small_data: DataConfig, tmp_path: Path) -> None:
+    text = Path(small_data.tokenizer).with_name("text.txt")
+    for size in (380, 420):
+        train_tokenizer([text], tmp_path / f"{size}.model", vocab_size=size)
+    with pytest.raises(ValueError, match="is not the tokenizer that the model was trained with"):
+        open_model(trained, str(tmp_path / "380.model")).__enter__()
+    with pytest.raises(ValueError, match="has 420 tokens, but the model's vocabulary has 400"):
+        open_model(exported, str(tmp_path / "420.model")).__enter__()
+    shutil.copytree(exported, tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
+        open_model(tmp_path / "model").__enter__()
