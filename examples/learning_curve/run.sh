@@ -32,8 +32,8 @@ cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
 for rate in 1.5e-3 3.0e-3 6.0e-3; do
   for method in step vanilla; do
     stages=(--stages.steps "$per_stage")
-    [ "$method" = vanilla ] && stages=(--stages.steps "$total" --stages.count 1)
-    train "${method}_$rate" --optimizer.learning_rate "$rate" "${stages[@]}" "$@" &
+    [ "$method" = vanilla ] && stages=(--stages.steps "$total" --stages.count 1 --stages.layers auto)
+    train "${method}_$rate" --optimizer.learning_rate "$rate" "$@" "${stages[@]}" &
     while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n; done
   done
 done

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _TINY = """
-    --model.num_layers 3 --model.hidden_size 16 --model.ffn_hidden_size 32 --adapter.rank 2
+    --model.num_layers 3 --stages.layers [1,1,1] --model.hidden_size 16 --model.ffn_hidden_size 32 --adapter.rank 2
     --training.global_batch_size 2 --training.micro_batch_size 2 --evaluation.interval 0 --evaluation.steps 1
 """
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 _TINY = """
-    --stages.steps 4 --model.num_layers 3 --model.hidden_size 32 --model.ffn_hidden_size 64 --adapter.rank 4
-    --evaluation.steps 2
+    --stages.steps 4 --stages.layers [1,1,1] --model.num_layers 3 --model.hidden_size 32 --model.ffn_hidden_size 64
+    --adapter.rank 4 --evaluation.steps 2
 """
 
 
