@@ -11,6 +11,9 @@ from megatron_step.config.parallel import ParallelConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.export.architectures import model_config
+from megatron_step.export.from_hf import check_tensors
+from megatron_step.export.hf_mapping import hf_mapping
+from megatron_step.export.safetensors_files import HFTensors
 from megatron_step.export.transformers_model import load_in_transformers
 from megatron_step.training.inspection import Inspected, open_checkpoint
 
@@ -38,8 +41,8 @@ def open_model(path: Path, tokenizer: str | None = None, seq_length: int | None 
     `tokenizer` is where the tokenizer lies, None for where the run had it or for the model's folder; `seq_length` are
     the tokens of a window, None for as many as the model is made for.
 
-    Raises FileNotFoundError if there is nothing at `path`, and ValueError if it is nothing of this, if the tokenizer
-    does not fit, or the window is too long.
+    Raises FileNotFoundError if there is nothing at `path` or a file is missing, and ValueError if it is nothing of this
+    or damaged, if the tokenizer does not fit, or the window is too long.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint, no run and no Hugging Face model at {path}")
@@ -77,6 +80,7 @@ def _open_checkpoint(path: Path, tokenizer: str | None, seq_length: int | None) 
 def _open_exported(path: Path, tokenizer: str | None, seq_length: int | None) -> Iterator[LanguageModel]:
     config = model_config(path, seq_length)
     assert config.vocab_size is not None
+    check_tensors(path, HFTensors(path), hf_mapping(config, config.vocab_size), config)
     own_tokenizer = fitting_tokenizer(tokenizer or str(path), config.vocab_size, None)
     try:
         with parallel_layout(ParallelConfig(), seed=1) as parallel:

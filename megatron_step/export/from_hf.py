@@ -82,7 +82,7 @@ def import_model(
     assert model.vocab_size is not None
     tensors = HFTensors(source)
     weights = hf_mapping(model, model.vocab_size)
-    _check_tensors(source, tensors, weights, model)
+    check_tensors(source, tensors, weights, model)
     dtypes = sorted({_NAMES[tensors.dtypes[name]] for weight in weights for name in weight.names})
     imported = Imported(model, dtypes)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[imported.precision]
@@ -124,7 +124,7 @@ def _reader(
     return read
 
 
-def _check_tensors(source: Path, tensors: HFTensors, weights: Sequence[MappedWeight], model: ModelConfig) -> None:
+def check_tensors(source: Path, tensors: HFTensors, weights: Sequence[MappedWeight], model: ModelConfig) -> None:
     """Raise ValueError unless the model has exactly the tensors, in the shapes, that its config.json says."""
     needed = {name: shape for weight in weights for name, shape in weight.hf_shapes.items()}
     for name, shape in needed.items():

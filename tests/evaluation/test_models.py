@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_step.config.data import DataConfig
 from megatron_step.data.train_tokenizer import train_tokenizer
@@ -47,7 +48,23 @@ def test_another_tokenizer(trained: Path, exported: Path, small_data: DataConfig
         open_model(trained, str(tmp_path / "380.model")).__enter__()
     with pytest.raises(ValueError, match="has 420 tokens, but the model's vocabulary has 400"):
         open_model(exported, str(tmp_path / "420.model")).__enter__()
-    shutil.copytree(exported, tmp_path / "model")
-    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": "gpt2"}))
+
+
+def test_an_exported_model_that_is_not_whole(exported: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(exported, model)
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    norm = tensors.pop("model.norm.weight")
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match="has no tensor model.norm.weight"):
+        open_model(model).__enter__()
+    save_file({**tensors, "model.norm.weight": norm[:-1].clone()}, weights)
+    with pytest.raises(ValueError, match="has model.norm.weight in shape"):
+        open_model(model).__enter__()
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        open_model(model).__enter__()
+    (model / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="LlamaForCausalLM"):
-        open_model(tmp_path / "model").__enter__()
+        open_model(model).__enter__()
