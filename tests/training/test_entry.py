@@ -1,6 +1,5 @@
 """A process begins where the run stands: at its start, in a stage, between two, or with the weights of another run."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,7 +226,7 @@ def test_a_start_that_is_not_there_is_named(
     alone: Parallel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"there is no checkpoint .*{os.sep}{path}"):
+    with pytest.raises(FileNotFoundError, match=f"there is no checkpoint {path}"):
         _first(small_config(stages={"start_from": path}), alone)
 
 
