@@ -32,8 +32,9 @@ struct alignas(2 * sizeof(T)) Pair {
 };
 
 template <typename T, int RANK, Factor LAYOUT>
-__global__ void __launch_bounds__(kThreads) expand(const float* u, Matrix<T> factor, T* y, int64_t tokens,
-                                                   int64_t columns, int64_t rank, float scaling, Dropout dropout) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    expand(const float* u, Matrix<T> factor, T* y, int64_t tokens, int64_t columns, int64_t rank, float scaling,
+           Dropout dropout) {
   using Tiles = ExpandTiles<T, RANK, LAYOUT>;
   constexpr Sum factor_sum = Tiles::kRankFirst ? Sum::kFromRowToRow : Sum::kAlongRow;
   const int64_t first_token = static_cast<int64_t>(blockIdx.x) * kTile;

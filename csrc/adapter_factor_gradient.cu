@@ -20,9 +20,9 @@ struct GradientStage {
 };
 
 template <typename T, int RANK>
-__global__ void __launch_bounds__(kThreads) factor_gradient(const float* u, Matrix<T> x, Factor layout, float* parts,
-                                                            int64_t rank, int64_t part, float scaling,
-                                                            Dropout dropout) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    factor_gradient(const float* u, Matrix<T> x, Factor layout, float* parts, int64_t rank, int64_t part, float scaling,
+                    Dropout dropout) {
   using Stage = GradientStage<T, RANK>;
   // Blocks that read the same part of x are neighbours, so that only the first of them reads from memory.
   const int64_t rank_blocks = divide_up(rank, RANK);

@@ -8,6 +8,8 @@ namespace megatron_step {
 
 constexpr int kThreads = 128;  // of a block: four warps
 constexpr int kWarps = kThreads / 32;
+// Blocks that a multiprocessor must have room for, which leaves a thread 128 registers: enough to spill none.
+constexpr int kBlocks = 4;
 
 // A row-major matrix in global memory.
 template <typename T>

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from megatron_step import ops
 from megatron_step.checkpoint.sharding import Sharded, sharded_weights
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import GrowthConfig
+from megatron_step.engine.device import current_device
 from megatron_step.engine.parallel import Parallel
 from megatron_step.planner.memory import RECIPES
 from megatron_step.planner.operators import preserves_function
@@ -28,6 +30,7 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     lines = [
         f"stage {stage.index + 1} of {len(plan.stages)}: {stage.num_layers} layers, {stage.num_new_layers} of them "
         f"new, in pipeline parts of {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
+        f"  operations on {current_device()}: {ops.backend(current_device())}",
         *([_growth(config.growth)] if stage.index > 0 and state.growth_peak_bytes is not None else []),
         f"  {'':8}{'':24}{'parameters':>16}{'weights':>14}{'gradients':>14}{'optimizer':>14}",
     ]

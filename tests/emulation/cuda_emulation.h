@@ -30,7 +30,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __syncthreads() ::emulation::wait(::emulation::Wait::kBlock)
 #define threadIdx (::emulation::running().thread)
 #define blockIdx (::emulation::block().index)

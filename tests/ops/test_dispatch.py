@@ -34,3 +34,21 @@ def test_kernels_take_only_their_types_and_device(kernel):
     assert not dispatch.use_kernel(torch.ones(2), torch.ones(2).half())
     assert not dispatch.use_kernel(torch.ones(2, device="meta"))
     assert not dispatch.use_onednn(torch.ones(2).bfloat16())
+
+
+def test_backend_says_what_a_device_takes(path, monkeypatch):
+    assert dispatch.backend(torch.device("cpu")) == ("C++" if path == "kernel" else "torch")
+    assert dispatch.backend(torch.device("meta")) == "torch"
+    monkeypatch.setattr(dispatch, "cuda_extension_available", lambda: False)
+    assert dispatch.backend(torch.device("cuda")) == "torch"
+    monkeypatch.setattr(dispatch, "cuda_extension_available", lambda: True)
+    assert dispatch.backend(torch.device("cuda")) == "CUDA"
+
+
+def test_cuda_kernels_take_no_tensor_of_the_cpu(kernel, monkeypatch):
+    monkeypatch.setattr(dispatch, "cuda_extension_available", lambda: True)
+    assert not dispatch.use_cuda_kernel(torch.ones(2))
+
+
+def test_this_extension_has_cuda_kernels_only_if_torch_is_built_for_cuda(kernel):
+    assert not dispatch.cuda_extension_available() or torch.version.cuda is not None
