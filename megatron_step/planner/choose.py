@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
 from megatron_step.planner.depths import growths
+from megatron_step.planner.interleaved import Split
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.problem import EXACT, Depths, solve
 from megatron_step.planner.stage_layouts import StageLayouts
@@ -60,26 +61,30 @@ def choose(
     if planner.objective == "time":
         best = _fastest(layouts, possible, steps, 1.0, (), deadline)
         _check_found(best, config)
-        return _choice(layouts, best.depths, 1.0, Solution(_status(best), "time", best.cost, best.bound))
+        found = [layouts.least_share(*growth) for growth in growths(best.depths)]
+        return _choice(layouts, best.depths, found, 1.0, Solution(_status(best), "time", best.cost, best.bound))
     least = _least_share(layouts, possible, deadline)
     _check_found(least, config)
     if planner.objective == "memory":
         best = _deepest(layouts, possible, least.cost, least.depths, deadline)
     else:
         best = _fastest(layouts, possible, steps, least.cost, least.depths, deadline)
-    shares = [layouts.least_share(*growth, thorough=True).cost for growth in growths(best.depths)]
-    proven = Depths(best.depths, max(shares), least.bound)
-    return _choice(layouts, best.depths, proven.cost, Solution(_status(proven), "memory", proven.cost, proven.bound))
+    found = [layouts.least_share(*growth, thorough=True) for growth in growths(best.depths)]
+    proven = Depths(best.depths, max(split.cost for split in found), least.bound)
+    solution = Solution(_status(proven), "memory", proven.cost, proven.bound)
+    return _choice(layouts, best.depths, found, proven.cost, solution)
 
 
 def _status(found: Depths) -> Literal["optimal", "feasible"]:
     return "optimal" if found.is_optimal else "feasible"
 
 
-def _choice(layouts: StageLayouts, depths: Sequence[int], limit: float, solution: Solution) -> Choice:
-    """The plan of these depths, with the fastest layouts within `limit`."""
-    splits = [layouts.fastest(*growth, limit) for growth in growths(depths)]
-    return Choice(tuple(depths), tuple(split.layout for split in splits), solution)
+def _choice(
+    layouts: StageLayouts, depths: Sequence[int], found: Sequence[Split], limit: float, solution: Solution
+) -> Choice:
+    """The plan of these depths, with the fastest layouts within `limit`; `found` are layouts that are."""
+    fastest = [layouts.fastest(*growth, limit, split.layout) for growth, split in zip(growths(depths), found)]
+    return Choice(tuple(depths), tuple(split.layout for split in fastest), solution)
 
 
 def _least_share(layouts: StageLayouts, possible: Sequence[npt.NDArray[np.bool_]], deadline: float) -> Depths:

@@ -6,7 +6,6 @@ Y_cs = [s_c <= s] and W_c(s) what the lowest s layers would cost on chunk c, so 
     W_c(s_c) = W_c(N) - sum over s < N of (W_c(s + 1) - W_c(s)) Y_cs
 
     minimise T    subject to    d_p + sum over c on p of (W_c(s_c) - W_c(s_(c-1))) <= T             for every rank p
-                                the same of other costs <= their limit                              for every rank p
                                 Y_cs <= Y_c(s+1),   Y_cs <= Y_(c-1)(s-1)
 
 The last two rows alone have integral corners: they describe a staircase. No chunk is empty.
@@ -74,15 +73,14 @@ def _filled(costs: ChunkCosts) -> list[int]:
     return [int(size) for size in sizes.ravel()]
 
 
-def interleaved_split(costs: ChunkCosts, limits: Limits, seconds: float, start: Sequence[int] = ()) -> Split:
-    """The split with the smallest largest cost, with every one of `limits` kept on every rank.
+def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
+    """The split with the smallest largest cost.
 
-    `start` is a layout to begin with. After `seconds` the best split found is taken; its bound says how good it is
-    proven to be.
+    After `seconds` the best split found is taken; its bound says how good it is proven to be.
     """
     num_chunks, num_layers = costs.sums.shape[0], costs.sums.shape[1] - 1
-    near = near_split(costs, limits, start)
-    unit = near.cost if near.layout else float(costs.sums[:, -1].max())  # solvers compute best with numbers near one
+    near = near_split(costs)
+    unit = near.cost  # solvers compute best with numbers near one
     model = mip.Model(solver_name=mip.CBC)
     model.verbose = 0
     model.max_mip_gap = model.max_mip_gap_abs = 0.0
@@ -90,24 +88,21 @@ def interleaved_split(costs: ChunkCosts, limits: Limits, seconds: float, start: 
     below = _staircase(model, num_chunks, num_layers)
     for rank in range(len(costs.constants)):
         model += _rank_cost(costs, below, rank) / unit <= top
-        for other, limit in limits:
-            model += _rank_cost(other, below, rank) / limit <= 1 + _ROUNDING
     model.objective = mip.minimize(top)
-    if near.layout:
-        ends = np.cumsum(near.layout)
-        model.start = [
-            (variable, float(ends[c] <= s))
-            for c, row in enumerate(below)
-            for s, variable in enumerate(row)
-            if not isinstance(variable, int)
-        ]
+    ends = np.cumsum(near.layout)
+    model.start = [
+        (variable, float(ends[c] <= s))
+        for c, row in enumerate(below)
+        for s, variable in enumerate(row)
+        if not isinstance(variable, int)
+    ]
     model.optimize(max_seconds=seconds)
     bound = _bound(model, unit)
-    if not model.num_solutions:
-        return Split(near.cost, min(near.cost, bound), near.layout)
-    found = [sum(_value(variable) < 0.5 for variable in row) for row in below[:-1]]
-    solved = _split(_improved([*found, num_layers], costs, limits), costs, bound)
-    return min(solved, Split(near.cost, min(near.cost, bound), near.layout), key=lambda split: split.cost)
+    splits = [Split(near.cost, min(near.cost, bound), near.layout)]
+    if model.num_solutions:
+        found = [sum(_value(variable) < 0.5 for variable in row) for row in below[:-1]]
+        splits.append(_split(_improved([*found, num_layers], costs, ()), costs, bound))
+    return min(splits, key=lambda split: split.cost)
 
 
 _ROUNDING = 1e-9

@@ -66,18 +66,18 @@ class StageLayouts:
             return self._even(self._chunk_shares(costs, is_new), after)
         if self._config.parallel.virtual_pipeline_size > 1:
             shares = self._chunk_shares(costs, is_new)
-            return interleaved_split(shares, [], self._seconds) if thorough else near_split(shares)
+            return interleaved_split(shares, self._seconds) if thorough else near_split(shares)
         return _exact(self._shares(costs, is_new))
 
-    def _fastest(self, before: int, after: int, limit: float) -> Split:
+    def _fastest(self, before: int, after: int, limit: float, start: tuple[int, ...] = ()) -> Split:
         """The fastest layout in which no rank needs more than the share `limit` of its memory; of an interleaved
-        pipeline, a good one."""
+        pipeline, a good one: no slower than the layout `start`, if that is within the limit."""
         costs, is_new = self._stage(before, after)
         if self._config.stages.layouts == "even":
             return self._even(self._chunk_seconds(costs, is_new), after)
         if self._config.parallel.virtual_pipeline_size > 1:
             limits = [(self._chunk_shares(costs, is_new), limit)]
-            start = self.least_share(before, after).layout  # which is within the limit, if any is
+            start = start or self.least_share(before, after).layout
             return near_split(self._chunk_seconds(costs, is_new), limits, start)
         fits = self._shares(costs, is_new) <= limit * (1 + 1e-12)
         return _exact(np.where(fits, range_seconds(costs, is_new, self._machines), np.inf))

@@ -142,17 +142,21 @@ def test_each_layout_is_the_fastest_within_the_share_of_the_plan() -> None:
     assert found.stages[0].step_seconds == pytest.approx(min(stage.step_seconds for stage in within))
 
 
-def test_interleaved_pipelines_are_planned_with_a_bound() -> None:
+@pytest.mark.parametrize("objective", ["memory", "memory_then_time", "time"])
+@pytest.mark.parametrize(("pipeline", "virtual"), [(2, 2), (4, 2), (2, 3)])
+def test_interleaved_pipelines_are_planned_with_a_bound(objective: str, pipeline: int, virtual: int) -> None:
     config = small_config(
-        model={"num_layers": 12},
-        stages={"count": 2},
-        parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
-        planner={"time_limit": 8.0},
+        model={"num_layers": 14},
+        stages={"count": 3},
+        parallel={"pipeline_parallel_size": pipeline, "virtual_pipeline_size": virtual},
+        planner={"time_limit": 4.0, "objective": objective, "cluster": "given"},
     )
-    plan = make_plan(config, VOCAB_SIZE)
-    assert plan.solution is not None
-    assert 0 < plan.solution.bound <= plan.solution.objective
-    assert all(len(stage.layout) == 4 for stage in plan.stages)
+    found = forecast(config, VOCAB_SIZE, 1, Cluster([replace(GPU, gpus_per_node=4)]))
+    assert found.plan.solution is not None
+    assert 0 < found.plan.solution.bound <= found.plan.solution.objective
+    for stage in found.stages:
+        assert len(stage.stage.layout) == pipeline * virtual
+        assert objective == "time" or share(stage) <= found.plan.solution.objective * 1.004
 
 
 def test_layers_that_save_nothing_are_refused() -> None:
