@@ -32,7 +32,7 @@ struct alignas(2 * sizeof(T)) Pair {
 };
 
 template <typename T, int RANK, Factor LAYOUT>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks<T>)
     expand(const float* u, Matrix<T> factor, T* y, int64_t tokens, int64_t columns, int64_t rank, float scaling,
            Dropout dropout) {
   using Tiles = ExpandTiles<T, RANK, LAYOUT>;

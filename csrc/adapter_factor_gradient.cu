@@ -20,7 +20,7 @@ struct GradientStage {
 };
 
 template <typename T, int RANK>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks<T>)
     factor_gradient(const float* u, Matrix<T> x, Factor layout, float* parts, int64_t rank, int64_t part, float scaling,
                     Dropout dropout) {
   using Stage = GradientStage<T, RANK>;

@@ -28,7 +28,7 @@ struct PassTiles {
 };
 
 template <typename T, int RANK>
-__global__ void __launch_bounds__(kThreads, kBlocks / 2)
+__global__ void __launch_bounds__(kThreads)
     output_gradients(Matrix<T> dy, const float* u, Matrix<T> b, float* du_parts, float* db_parts, int64_t part,
                      float scaling) {
   using Tiles = PassTiles<T, RANK>;

@@ -22,7 +22,7 @@ struct ShrinkStage {
 };
 
 template <typename T, int RANK, Factor LAYOUT>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kThreads, kMinimumBlocks<T>)
     shrink(Matrix<T> x, Matrix<T> factor, float* parts, int64_t rank, int64_t part, float scaling, Dropout dropout) {
   using Stage = ShrinkStage<T, RANK, LAYOUT>;
   constexpr Sum factor_sum = Stage::kRankFirst ? Sum::kAlongRow : Sum::kFromRowToRow;

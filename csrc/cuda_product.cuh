@@ -58,15 +58,24 @@ __device__ __forceinline__ void multiply(Outputs& c, const Operand<T>& left, con
     multiply_matrices<T>(c[0], left.words, right.words[0], right.words[1]);
     multiply_matrices<T>(c[1], left.words, right.words[2], right.words[3]);
   } else {
+    // Summed apart, then added: over a long sum, rounding errors add up to less.
+    Outputs sums = {};
 #pragma unroll 2
     for (int k = 0; k < 16; ++k) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          c[h][e] += left.origin[output_row(e) * left.outer_step + k * left.sum_step] *
-                     right.origin[output_column(h, e) * right.outer_step + k * right.sum_step];
+          sums[h][e] += left.origin[output_row(e) * left.outer_step + k * left.sum_step] *
+                        right.origin[output_column(h, e) * right.outer_step + k * right.sum_step];
         }
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        c[h][e] += sums[h][e];
       }
     }
   }

@@ -8,8 +8,10 @@ namespace megatron_step {
 
 constexpr int kThreads = 128;  // of a block: four warps
 constexpr int kWarps = kThreads / 32;
-// Blocks that a multiprocessor must have room for, which leaves a thread 128 registers: enough to spill none.
-constexpr int kBlocks = 4;
+// Blocks that a multiprocessor must have room for. In float that leaves a thread 128 registers, enough to spill none; for
+// 16-bit types the compiler's own choice (0) spills none.
+template <typename T>
+constexpr int kMinimumBlocks = sizeof(T) == 2 ? 0 : 4;
 
 // A row-major matrix in global memory.
 template <typename T>

@@ -95,10 +95,9 @@ def test_error_is_at_most_twice_that_of_torch(device, assert_as_exact_as_torch, 
     assert_as_exact_as_torch(*ours_and_reference(shape, dtype, device, dropped))
 
 
-@pytest.mark.parametrize("dtype", TESTED)
 @pytest.mark.parametrize("r", [8, 40])
-def test_results_are_the_same_bits_every_time(device, dtype, r):
-    x, weight, a, b = operands((300, 328, 300, r), dtype, device)
+def test_results_are_the_same_bits_every_time(device, r):
+    x, weight, a, b = operands((300, 328, 300, r), torch.bfloat16, device)
     dropout, dy = dropout_for(x), torch.randn(300, 300, generator=torch.Generator().manual_seed(1)).to(x)
     first, second = ([*pieces(x, weight, a, b, dropout, dy)] for _ in range(2))
     for one, other in zip(first, second):
