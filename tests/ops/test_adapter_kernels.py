@@ -26,6 +26,7 @@ SHAPES = [
     (20, 328, 520, 33),
     (130, 77, 67, 40),
     (66, 64, 40, 256),
+    (4, 16, 24, 300),
 ]
 TESTED = [torch.float32, torch.bfloat16, torch.float16]
 
