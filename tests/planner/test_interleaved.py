@@ -63,6 +63,6 @@ def test_when_time_is_up_the_bound_is_below_what_was_found() -> None:
     of_layers = np.array([3.6] * 94 + [16.0] * 32)
     sums = np.tile(np.concatenate([[0.0], np.cumsum(of_layers)]), (32, 1))
     costs = ChunkCosts(sums, np.array([30.0, *[0.0] * 14, 30.0]))
-    found = interleaved_split(costs, seconds=3)
+    found = interleaved_split(costs, seconds=1)
     assert 0.8 * found.cost < found.bound <= found.cost < 70
     assert sum(found.layout) == 126
