@@ -18,6 +18,8 @@ import mip  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
+from megatron_step.planner.problem import new_model
+
 Array = npt.NDArray[np.float64]
 
 
@@ -81,8 +83,7 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
     num_chunks, num_layers = costs.sums.shape[0], costs.sums.shape[1] - 1
     near = near_split(costs)
     unit = near.cost  # solvers compute best with numbers near one
-    model = mip.Model(solver_name=mip.CBC)
-    model.verbose = 0
+    model = new_model()
     model.max_mip_gap = model.max_mip_gap_abs = 0.0
     top = model.add_var(lb=0.0)
     below = _staircase(model, num_chunks, num_layers)

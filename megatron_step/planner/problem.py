@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 import mip  # type: ignore[import-untyped]
+import mip.cbc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
@@ -82,13 +83,22 @@ def solve(
             return Depths(_solve_program(known, best, bound, cost, largest) if best else (), cost, bound)
 
 
+def new_model() -> mip.Model:
+    """An empty program for CBC, which says nothing."""
+    # cffi makes a function at its first use, under a lock. That which a model calls at its end must be there before:
+    # the garbage collector may end a model while the lock is held.
+    _ = mip.cbc.cbclib.Cbc_deleteModel
+    model = mip.Model(solver_name=mip.CBC)
+    model.verbose = 0
+    return model
+
+
 def _solve_program(
     costs: Sequence[Array], start: tuple[int, ...], bound: float, limit: float, largest: bool
 ) -> tuple[int, ...]:
     """The program at the top of this file, where `start` costs `limit` and nothing costs less than `bound`."""
     unit = abs(limit) or 1.0  # solvers compute best with numbers near one
-    model = mip.Model(solver_name=mip.CBC)
-    model.verbose = 0
+    model = new_model()
     total = model.add_var(lb=bound / unit, ub=limit / unit + EXACT)
     z = [_choices(model, cost, limit if largest else np.inf) for cost in costs]
     spent = [mip.xsum(cost[arc] / unit * chosen for arc, chosen in of.items()) for cost, of in zip(costs, z)]

@@ -46,7 +46,6 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
 # Where a process is killed, and the step from which it goes on.
 KILLS = {
     "before the last step of a stage": ("step", 5, 5),
-    "before growth": ("grow", 6, 6),
     "in the middle of growth": ("moments", 6, 6),
     "right after growth": ("step", 6, 6),
     "one step after growth": ("step", 7, 6),
@@ -106,9 +105,7 @@ def test_what_a_staged_run_leaves(straight: tuple[int, RunConfig]) -> None:
     assert (output / "plan.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("size", "layout"), [(1, {}), (2, {"pipeline_parallel_size": 2}), (4, {"tensor_parallel_size": 2})]
-)
+@pytest.mark.parametrize(("size", "layout"), [(1, {}), (4, {"tensor_parallel_size": 2})])
 def test_grown_into_another_layout_it_goes_on_to_rounding(
     worlds: Worlds, small_data: DataConfig, tmp_path: Path, size: int, layout: dict[str, Any]
 ) -> None:
