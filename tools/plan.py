@@ -23,7 +23,7 @@ def main() -> int:
         description=__doc__,
         allow_abbrev=False,
         epilog="Any key of the config can be overridden, as in --stages.count 4. Example: "
-        "python tools/plan.py --config examples/scale/70b.yaml --cluster examples/scale/64x_h100.yaml --ranks",
+        "python tools/plan.py --config examples/scale/70b.yaml --cluster examples/scale/64x_80gb.yaml --ranks",
     )
     parser.add_argument("--config", required=True, help="YAML file with the run's config")
     parser.add_argument("--cluster", help="YAML file with the machines; in place of planner.cluster")
