@@ -160,7 +160,7 @@ def _blocks(rows: Tensor, dropout: AdapterDropout | None) -> Iterator[slice]:
 
 def _sum_over_rows(narrow: Tensor, wide: Tensor) -> Tensor:
     """narrowᵀ wide: [tokens, r], [tokens, k] -> [r, k]. The transposed copy is small and the product faster with it."""
-    return narrow.t().contiguous().mm(wide)
+    return linear_output(narrow.t().contiguous(), wide.t())
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -17,6 +17,7 @@ from megatron_step.config.load import config_text
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel, first_problem, parallel_layout, start_world, stop_world
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.stages import StagePlan, plan_from_dict
@@ -48,6 +49,7 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
             return run(config, own)
     if config.logging.wandb is not None and find_spec("wandb") is None:
         raise ValueError("logging.wandb is set, but wandb is not installed: pip install wandb")
+    keep_freed_memory()
     start_world()
     check_world(config, torch.distributed.get_world_size())
     tokenizer = load_tokenizer(config.data.tokenizer)
