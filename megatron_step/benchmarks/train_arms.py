@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
-from megatron_step.engine.host_memory import keep_freed_memory, return_freed_memory
+from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.transformer_config import DTYPES
 from megatron_step.training.state import TrainState
@@ -45,12 +45,12 @@ def weights_of(state: TrainState) -> dict[str, Tensor]:
 
 
 def megatron_step_arm(state: TrainState, batch: Batch, config: RunConfig, parallel: Parallel) -> Arm:
-    """The product's own training step, in a process that keeps freed memory, as its runs do."""
+    """The product's own training step, with freed memory kept, as in a run."""
     rate = config.optimizer.learning_rate
 
     def step() -> float:
-        keep_freed_memory()
-        return train_step(state, [batch], rate, config, parallel, False).loss
+        with keep_freed_memory():
+            return train_step(state, [batch], rate, config, parallel, False).loss
 
     return step
 
@@ -78,7 +78,6 @@ def megatron_core_arm(weights: dict[str, Tensor], batch: Batch, config: RunConfi
         return losses, lambda losses: (losses.mean(), losses.detach().mean())
 
     def step() -> float:
-        return_freed_memory()
         chunk.zero_grad_buffer()
         optimizer.zero_grad()
         losses = run_schedule(
@@ -165,7 +164,6 @@ def transformers_arm(weights: dict[str, Tensor], batch: Batch, config: RunConfig
     )
 
     def step() -> float:
-        return_freed_memory()
         optimizer.zero_grad(set_to_none=True)
         # The labels are already those of the next token.
         loss = model(

@@ -1,28 +1,30 @@
 """What becomes of memory that tensors on the CPU free: the process keeps it, or the system takes it back.
 
 A training step allocates and frees the same large tensors again and again. glibc returns blocks of more than 32 MiB as
-they are freed, and the end of its heap too, and the system clears every page that it hands out anew: on the CPU some
-5 % of a step (docs/benchmarks.md). Kept memory is what CUDA's caching allocator has, too. Other C libraries have no such
+they are freed, and the end of its heap too, and the system clears every page that it hands out anew: on the CPU some 5 %
+of a step (docs/benchmarks.md). Kept memory is what CUDA's caching allocator has, too. Other C libraries have no such
 switch; there nothing happens.
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt(3)
 _MIB = 2**20
 
 
-def keep_freed_memory() -> None:
-    """Keep what is freed from here on for the next allocation; for a process whose steps are all alike."""
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Within the block, freed memory stays for the next allocation; after it, what is freed goes back as usual."""
     _set(_MMAP_MAX, 0)  # no block of its own mapping, which would be returned
     _set(_TRIM_THRESHOLD, -1)  # never shorten the heap
-
-
-def return_freed_memory() -> None:
-    """What glibc does by itself, once blocks of all sizes have been freed."""
-    _set(_MMAP_THRESHOLD, 32 * _MIB)
-    _set(_MMAP_MAX, 65536)
-    _set(_TRIM_THRESHOLD, 64 * _MIB)
+    try:
+        yield
+    finally:
+        _set(_MMAP_THRESHOLD, 32 * _MIB)
+        _set(_MMAP_MAX, 65536)
+        _set(_TRIM_THRESHOLD, 64 * _MIB)
 
 
 def _set(parameter: int, value: int) -> None:

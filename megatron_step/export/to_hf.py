@@ -19,6 +19,7 @@ from megatron_step.checkpoint.manifest import saved_config
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
+from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import parallel_layout, stop_world
 from megatron_step.export.architectures import hf_config
 from megatron_step.export.comparison import Comparison, compare
@@ -72,7 +73,7 @@ def export_model(
     if options.check and options.adapter_only and find_spec("peft") is None:
         raise ValueError("the check of an adapter needs peft, which is not installed: pip install peft")
     try:
-        with parallel_layout(ParallelConfig(), seed=1) as parallel:
+        with keep_freed_memory(), parallel_layout(ParallelConfig(), seed=1) as parallel:
             export = _prepare(find_at(checkpoint, parallel), options)
             with new_folder(out, export.num_bytes + _SPARE_BYTES) as folder:
                 export.write(folder, out, metrics, progress)

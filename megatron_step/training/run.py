@@ -49,7 +49,6 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
             return run(config, own)
     if config.logging.wandb is not None and find_spec("wandb") is None:
         raise ValueError("logging.wandb is set, but wandb is not installed: pip install wandb")
-    keep_freed_memory()
     start_world()
     check_world(config, torch.distributed.get_world_size())
     tokenizer = load_tokenizer(config.data.tokenizer)
@@ -86,6 +85,7 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
             def grow(state: TrainState) -> TrainState:
                 return next_stage(state, config, plan, vocab_size, parallel)
 
+            stack.enter_context(keep_freed_memory())
             finished = train_stages(state, plan, batches, config, parallel, hooks, stop, grow)
     stop_world()
     return finished
