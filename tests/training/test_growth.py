@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -60,37 +61,47 @@ def _config(output: Path, data: DataConfig, **sections: Any) -> RunConfig:
     )
 
 
-@pytest.fixture(scope="module", params=list(RUNS))
+@pytest.fixture(scope="module")
 def straight(
-    request: pytest.FixtureRequest, worlds: Worlds, small_data: DataConfig, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[int, RunConfig]:
-    """World size and config of a run that was not killed."""
-    size, sections = RUNS[request.param]
-    config = _config(tmp_path_factory.mktemp("straight"), small_data, **sections)
-    assert worlds(size).run(train, config=config) == [True] * size
-    return size, config
+    worlds: Worlds, small_data: DataConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[int, RunConfig]]:
+    """World size and config of a named run that was not killed."""
+
+    @cache
+    def run_straight(name: str) -> tuple[int, RunConfig]:
+        size, sections = RUNS[name]
+        config = _config(tmp_path_factory.mktemp("straight"), small_data, **sections)
+        assert worlds(size).run(train, config=config) == [True] * size
+        return size, config
+
+    return run_straight
 
 
-@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize(
+    ("name", "kill"),
+    # A world of four starts slowly: it is killed at two of the places.
+    [(name, kill) for name, (size, _) in RUNS.items() for kill in (KILLS if size < 4 else list(KILLS)[:2])],
+)
 def test_killed_around_growth_it_goes_on_bit_for_bit(
-    worlds: Worlds, straight: tuple[int, RunConfig], tmp_path: Path, kill: str
+    worlds: Worlds, straight: Callable[[str], tuple[int, RunConfig]], tmp_path: Path, name: str, kill: str
 ) -> None:
-    size, config = straight
+    size, uncut = straight(name)
     where, step, goes_on_from = KILLS[kill]
-    config = replace(config, output_dir=str(tmp_path))
+    config = replace(uncut, output_dir=str(tmp_path))
     with pytest.raises(WorldError, match="died with exit status"):
         worlds(size).run(train_until_killed, config=config, where=where, step=step)
     assert last_step(tmp_path) == step
     if not config.checkpoint.asynchronous:  # else the checkpoint of step 5 may not have been finished
         assert list_checkpoints(tmp_path / "checkpoints")[-1][0] == goes_on_from
     assert worlds(size).run(train, config=config) == [True] * size
-    expected = Path(straight[1].output_dir)
+    expected = Path(uncut.output_dir)
     assert losses(tmp_path) == losses(expected)
     assert_same_checkpoint(tmp_path, expected, equal)
 
 
-def test_what_a_staged_run_leaves(straight: tuple[int, RunConfig]) -> None:
-    output = Path(straight[1].output_dir)
+@pytest.mark.parametrize("name", RUNS)
+def test_what_a_staged_run_leaves(straight: Callable[[str], tuple[int, RunConfig]], name: str) -> None:
+    output = Path(straight(name)[1].output_dir)
     lines = losses(output)
     assert [line[0] for line in lines] == list(range(1, LAST + 1))
     assert [line[1] for line in lines] == [0] * 6 + [1] * 6 + [2] * 8
@@ -105,19 +116,26 @@ def test_what_a_staged_run_leaves(straight: tuple[int, RunConfig]) -> None:
     assert (output / "plan.json").is_file()
 
 
+@pytest.fixture(scope="module")
+def at_tp2_pp2(worlds: Worlds, small_data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """Of a run that kept all its checkpoints."""
+    config = _config(tmp_path_factory.mktemp("tp2_pp2"), small_data, parallel=TP2_PP2, checkpoint={"keep": 0})
+    worlds(4).run(train, config=config)
+    return config
+
+
 @pytest.mark.parametrize(("size", "layout"), [(1, {}), (4, {"tensor_parallel_size": 2})])
 def test_grown_into_another_layout_it_goes_on_to_rounding(
-    worlds: Worlds, small_data: DataConfig, tmp_path: Path, size: int, layout: dict[str, Any]
+    worlds: Worlds, at_tp2_pp2: RunConfig, tmp_path: Path, size: int, layout: dict[str, Any]
 ) -> None:
-    """From the boundary's checkpoint, written at TP2 x PP2."""
-    config = _config(tmp_path / "straight", small_data, parallel=TP2_PP2, checkpoint={"keep": 0})
-    worlds(4).run(train, config=config)
-    boundary = tmp_path / "straight/checkpoints/step_00000012"
-    shutil.copytree(boundary, tmp_path / "other/checkpoints" / boundary.name)
-    other = replace(config, output_dir=str(tmp_path / "other"), parallel=small_config(parallel=layout).parallel)
-    worlds(size).run(train, config=other)
-    assert_close_losses(losses(tmp_path / "other"), losses(tmp_path / "straight")[12:])
-    assert_same_checkpoint(tmp_path / "other", tmp_path / "straight", close)
+    """From the boundary's checkpoint."""
+    straight = Path(at_tp2_pp2.output_dir)
+    boundary = straight / "checkpoints/step_00000012"
+    shutil.copytree(boundary, tmp_path / "checkpoints" / boundary.name)
+    config = replace(at_tp2_pp2, output_dir=str(tmp_path), parallel=small_config(parallel=layout).parallel)
+    worlds(size).run(train, config=config)
+    assert_close_losses(losses(tmp_path), losses(straight)[12:])
+    assert_same_checkpoint(tmp_path, straight, close)
 
 
 def test_every_sample_is_read_once_and_in_order(worlds: Worlds, small_data: DataConfig, tmp_path: Path) -> None:
