@@ -120,8 +120,10 @@ def plan_and_forecast(
 ) -> Forecast:
     """The plan of a run and what it will need, by the files that the config names; `chosen` as of `make_plan`.
 
-    Raises ValueError if there is no such plan, or it does not fit the machines.
+    Raises ValueError if there is no such plan, it does not fit the machines, or it is of what training does not have.
     """
+    if others := config.planner.of_other_engines:
+        raise ValueError(f"{others}: for plans of tools/plan.py alone, training has no such thing; leave it out")
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
     config = with_plan(config, Path(config.planner.plan)) if config.planner.plan else config
     planned = forecast(config, vocab_size, dp_size, cluster, chosen)
