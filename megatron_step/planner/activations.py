@@ -9,9 +9,9 @@ and G = 2 U of gate and up (GELU: U), a layer keeps
     an adapter's u    4 T r, over t where the linear is split by columns
 
 and proj the attention's output, which is counted there; A is the core attention's (planner/core_attention.py). The
-last pipeline rank keeps its logits once, e T v / t. The backward pass is followed event by event: each gradient is taken
-when an operation makes it and freed with what the operation had kept after its last use; the peak is the most that is in
-use at once. A layer that is recomputed keeps its input, and all else only in its own backward pass.
+last pipeline rank keeps its logits once, e T v / t. The backward pass is followed event by event: each gradient is
+taken when an operation makes it and freed with what the operation had kept after its last use; the peak is the most
+that is in use at once. A layer that is recomputed keeps its input, and all else only in its own backward pass.
 
 Counted are the operations of layers/ and ops/ on the kernels of csrc/; the plain-torch fallbacks keep more.
 """
