@@ -73,8 +73,7 @@ def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
 
     A layer at a time is read from the checkpoint, and what is outside the layers: its weights, and for means and merged
     adapters their fp32 sums, with up to 6 bytes of an element; where optimizer states follow, those and their copies
-    in other parts, with 12. Measured with and without frozen layers. A checkpoint that is written needs nothing
-    on the device: tensors are copied to the host.
+    in other parts, with 12. Measured with and without frozen layers.
     """
     if stage.index == 0:
         return 0
@@ -86,6 +85,22 @@ def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
         if parameter.treatment.trained and parameter.treatment.since < stage.index:
             followed[layer] += parameter.numel
     return max(6 * max(read.values(), default=0), 12 * max(followed.values(), default=0))
+
+
+def checkpoint_host_bytes(config: RunConfig, parameters: Sequence[Parameter], dp_size: int) -> int:
+    """The most that a save needs in the host's memory, on the first of a pipeline rank's data-parallel ranks.
+
+    On the device it needs nothing: weights and states are copied to the host, at once or for a writer that goes on. The
+    distributed optimizer gathers main weights and moments there, in fp32 whoever owned them
+    (megatron/core/optimizer/distrib_optimizer.py, get_parameter_state_dp_zero, 0.16.1): with T trained elements 12 T
+    whole and 12 T / d of the rank's own, with what was received last, put together, and is received now, 4 T each;
+    later 12 T whole, 12 T in pieces, and the weights. On the CPU weights need no copy, and a save is below this.
+    """
+    recipe, trained = recipe_of(config), sum(p.numel for p in parameters if p.treatment.trained)
+    weights = recipe.weight_bytes * sum(p.numel for p in parameters)
+    if not config.parallel.distributed_optimizer:
+        return weights + (recipe.main_weight_bytes + 8) * trained
+    return 24 * trained + max(-(-12 * trained // dp_size), weights)
 
 
 def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> RankMemory:
