@@ -9,7 +9,8 @@ Y_cs = [s_c <= s] and W_c(s) what the lowest s layers would cost on chunk c, so 
                                 Y_cs <= Y_c(s+1),   Y_cs <= Y_(c-1)(s-1)
 
 The last two rows alone have integral corners: they describe a staircase. No chunk is empty. With two chunks on each
-rank dynamic programming (planner/two_chunks.py) is start and bound, which are mostly equal: then nothing is left to do.
+rank dynamic programming (planner/two_chunks.py) is start and bound, which are mostly equal: then nothing is left to do,
+nor where the program is large.
 """
 
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
     """
     num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
     near = near_split(costs, precision=EXACT / 2)
-    if near.cost - near.bound <= EXACT * near.cost:
+    is_large = num_chunks * num_layers > _LARGE and near.bound > 0  # no solver betters dynamic programming in minutes
+    if is_large or near.cost - near.bound <= EXACT * near.cost:
         return near
     unit = near.cost  # solvers compute best with numbers near one
     model = new_model()
@@ -87,6 +89,7 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
 
 
 _ROUNDING = 1e-9
+_LARGE = 2000
 
 
 def _split(ends: Sequence[int], costs: ChunkCosts, bound: float) -> Split:
