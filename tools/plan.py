@@ -73,7 +73,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.json == "-":
         print(json.dumps(found.to_dict(), indent=1))
     else:
-        _show(found, arguments)
+        _show(found, config, arguments)
     return 1 if found.status == "infeasible" else 0
 
 
@@ -131,11 +131,13 @@ def _best(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster 
     return min(plans, key=cost)
 
 
-def _show(found: Forecast, arguments: argparse.Namespace) -> None:
+def _show(found: Forecast, config: RunConfig, arguments: argparse.Namespace) -> None:
     print(stage_table(found))
     if arguments.ranks:
         print(f"\n{rank_table(found)}")
     print(f"\n{_summary(found)}")
+    if others := config.planner.of_other_engines:
+        print(f"counted for another engine, training does not have it: {others}")
     if arguments.json:
         _write(Path(arguments.json), json.dumps(found.to_dict(), indent=1))
 

@@ -8,10 +8,11 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.planner.memory import PAPER_RECIPE, RankMemory, Recipe, stage_memory, state_bytes
+from megatron_step.planner.memory import RankMemory, stage_memory
 from megatron_step.planner.paper import paper_plan
 from megatron_step.planner.parameters import chunk_parameters
 from megatron_step.planner.plan import make_plan
+from megatron_step.planner.recipes import RECIPES, Recipe
 from megatron_step.planner.stages import Stage, StagePlan
 from megatron_step.training.memory import measure_states
 from megatron_step.training.state import build_state
@@ -42,7 +43,7 @@ def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: 
     finally:
         stop_world()
     whole = measured[0][3].model_state_bytes
-    paper = [_by_recipe(config, stage, PAPER_RECIPE) for config, _, stage, _ in measured]
+    paper = [_by_recipe(config, stage, RECIPES["paper"]) for config, _, stage, _ in measured]
     return [
         {
             "benchmark": f"model states, {model.num_layers} layers, rank {rank}, {precision}",
@@ -66,7 +67,7 @@ def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parall
 
 
 def _by_recipe(config: RunConfig, stage: Stage, recipe: Recipe) -> int:
-    return state_bytes(chunk_parameters(config, stage, _vocab(config), 0, 0), recipe)
+    return recipe.state_bytes(chunk_parameters(config, stage, _vocab(config), 0, 0))
 
 
 def _vocab(config: RunConfig) -> int:

@@ -64,6 +64,12 @@ class PlannerConfig:
     """YAML file with the machines; null for ranks of one kind without a limit."""
     plan: str | None = None
     """A plan that tools/plan.py wrote, whose layers and layouts are taken; null to plan anew."""
+    attention: Literal["sdpa", "unfused"] = "sdpa"
+    """Core attention that is counted: scaled_dot_product_attention, which training always uses, or for a plan alone the
+    one of other engines that keeps every score, as megatron-core's local one."""
+    recipe: Literal["paper", "adam8bit", "int8_base", "adam8bit_int8_base"] | None = None
+    """Bytes that weights, gradients and optimizer states are counted by (planner/recipes.py): null for those of
+    training.precision, which training always has; for a plan alone the paper's, 8-bit moments, an 8-bit frozen base."""
     time_limit: float = 60.0
     """Seconds after which the planner takes the best plan that it has, and says how far from the optimum it may be."""
 
@@ -72,3 +78,9 @@ class PlannerConfig:
             raise ValueError("planner.objective time needs planner.cluster: the memory within which a plan must stay")
         if not self.time_limit > 0:
             raise ValueError(f"planner.time_limit must be positive, not {self.time_limit}")
+
+    @property
+    def of_other_engines(self) -> str:
+        """Keys and values by which a plan counts what training does not have; empty if there are none."""
+        keys = {"attention": self.attention != "sdpa", "recipe": self.recipe is not None}
+        return ", ".join(f"planner.{key} {getattr(self, key)}" for key, differs in keys.items() if differs)

@@ -198,6 +198,10 @@ def _check_stages(config: RunConfig) -> None:
         )
     if stages.layers == "auto" and stages.count > num_layers:
         raise ValueError(f"stages.count {stages.count} is more than model.num_layers {num_layers}: each adds a layer")
+    if config.planner.recipe is not None and config.training.precision != "bf16":
+        raise ValueError(
+            f"planner.recipe {config.planner.recipe} counts weights in 16 bits: set training.precision to bf16"
+        )
     if config.adapts and config.adapter.rank % config.parallel.tensor_parallel_size:
         raise ValueError(
             f"adapter.rank {config.adapter.rank} is not divisible by parallel.tensor_parallel_size "

@@ -4,14 +4,14 @@ With T tokens of a micro-batch on t tensor-parallel ranks, e bytes an element, R
 with sequence parallelism), Q = e T n d / t of the queries, K = e T g d / t of the keys, U = e T f / t of an ffn vector
 and G = 2 U of gate and up (GELU: U), a layer keeps
 
-    two norms    R + 4 T each (over t)          attention    2 Q + 2 K + 4 T n / t      activation   G
+    two norms    R + 4 T each (over t)          attention    2 Q + 2 K + A              activation   G
     qkv, fc1     R if trained or adapted        fc2          U if trained or adapted
     an adapter's u    4 T r, over t where the linear is split by columns
 
-and proj the attention's output, which is counted there. The last pipeline rank keeps its logits once, e T v / t. The
-backward pass is followed event by event: each gradient is taken when an operation makes it and freed with what the
-operation had kept after its last use; the peak is the most that is in use at once. A layer that is recomputed keeps its
-input, and all else only in its own backward pass.
+and proj the attention's output, which is counted there; A is the core attention's (planner/core_attention.py). The
+last pipeline rank keeps its logits once, e T v / t. The backward pass is followed event by event: each gradient is
+taken when an operation makes it and freed with what the operation had kept after its last use; the peak is the most
+that is in use at once. A layer that is recomputed keeps its input, and all else only in its own backward pass.
 
 Counted are the operations of layers/ and ops/ on the kernels of csrc/; the plain-torch fallbacks keep more.
 """
@@ -20,8 +20,10 @@ from dataclasses import dataclass
 
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import Target
+from megatron_step.planner.core_attention import attention_buffer, core_attention
 from megatron_step.planner.parameters import layer_linears, layer_parameters
 from megatron_step.planner.pipeline_schedule import held_messages, passes
+from megatron_step.planner.recipes import recipe_of
 from megatron_step.planner.stages import Stage
 from megatron_step.planner.trainable import has_adapters, layer_key, treatment
 
@@ -42,11 +44,12 @@ def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: 
 
 
 def between_passes(config: RunConfig, num_microbatches: int, pp_rank: int) -> int:
-    """Bytes in use on a pipeline rank beside what passes keep: messages, and single numbers such as losses."""
+    """Bytes in use on a pipeline rank beside what passes keep: messages, buffers, single numbers such as losses."""
     sizes = _sizes(config)
     # What tensor-parallel ranks exchange is let go of a little late: by the backend, once it has noticed the end.
     exchanged = sizes.hidden if config.parallel.tensor_parallel_size > 1 else 0
-    return held_messages(config.parallel, num_microbatches, pp_rank) * sizes.residual + exchanged + _SCALARS_BYTES
+    held = held_messages(config.parallel, num_microbatches, pp_rank) * sizes.residual
+    return held + exchanged + attention_buffer(config) + _SCALARS_BYTES
 
 
 _SCALARS_BYTES = 4096
@@ -98,8 +101,6 @@ class _Sizes:
     """U."""
     gate_up: int
     """G."""
-    logsumexp: int
-    """The attention's, fp32."""
 
     @property
     def qkv(self) -> int:
@@ -110,7 +111,7 @@ class _Sizes:
 def _sizes(config: RunConfig) -> _Sizes:
     model, parallel = config.model, config.parallel
     tensor = parallel.tensor_parallel_size
-    tokens, element = config.training.micro_batch_size * model.seq_length, _element(config)
+    tokens, element = config.training.micro_batch_size * model.seq_length, element_bytes(config)
     parts = tensor if parallel.sequence_parallel else 1
     head, ffn = model.attention_head_size, element * tokens * model.ffn_hidden_size // tensor
     return _Sizes(
@@ -123,11 +124,11 @@ def _sizes(config: RunConfig) -> _Sizes:
         keys=element * tokens * model.query_groups * head // tensor,
         ffn=ffn,
         gate_up=2 * ffn if model.mlp == "swiglu" else ffn,
-        logsumexp=4 * tokens * model.num_attention_heads // tensor,
     )
 
 
-def _element(config: RunConfig) -> int:
+def element_bytes(config: RunConfig) -> int:
+    """Bytes of an element of what flows through the layers."""
     return 2 if config.training.precision == "bf16" else 4
 
 
@@ -155,6 +156,8 @@ def _linear(config: RunConfig, sizes: _Sizes, target: Target, trained: bool, ada
     kept = temporary = 0
     if trained:
         temporary = _weight_gradient(rows, columns, sizes.element)
+    elif recipe_of(config).int8_base:
+        temporary = rows * columns * sizes.element  # the matrix, for the product
     if adapted:
         kept = 4 * sizes.tokens * rank // (1 if linear.column_parallel else tensor)
         # The gradients of u in fp32, as its products want it and transposed; of A in fp32 and as it is, and of B.
@@ -206,10 +209,10 @@ def _kept_layer(config: RunConfig, sizes: _Sizes, trained: bool, adapted: bool) 
     fc1_input = sizes.residual if fc1.keeps_input else 0
     fc2_input = sizes.ffn if fc2.keeps_input else 0
     attention = _attention_inputs(config, sizes)
-    context = sizes.queries if proj.keeps_input or not selective else 0
-    recomputed = sizes.logsumexp + sizes.queries if selective else 0
-    logsumexp = 0 if selective else sizes.logsumexp
-    kept_attention = norm + qkv_input + qkv.kept + attention + context + logsumexp + proj.kept
+    core = core_attention(config, sizes.queries, sizes.keys)
+    core_kept = 0 if selective else core.kept
+    context = sizes.queries if proj.keeps_input or (core.keeps_output and not selective) else 0
+    kept_attention = norm + qkv_input + qkv.kept + attention + context + core_kept + proj.kept
     kept_mlp = norm + fc1_input + fc1.kept + sizes.gate_up + fc2_input + fc2.kept
 
     sequence_parallel = config.parallel.sequence_parallel
@@ -226,8 +229,15 @@ def _kept_layer(config: RunConfig, sizes: _Sizes, trained: bool, adapted: bool) 
     tape.free(2 * sizes.residual)
     _linear_backward(tape, proj, sizes, sequence_parallel, dx=sizes.queries)
     tape.free(proj.kept)
-    tape.take(recomputed, sizes.qkv)
-    tape.free(recomputed, attention, context, logsumexp, sizes.queries)
+    if selective:
+        tape.take(core.forward)
+        tape.free(core.forward)
+        core_kept = core.kept + sizes.queries  # with its output
+        tape.take(core_kept)
+    tape.take(core.backward)
+    tape.free(core.backward)
+    tape.take(sizes.qkv)
+    tape.free(core_kept, attention, context, sizes.queries)
     tape.take(attention)  # back through rotation, and norms of queries and keys
     tape.free(sizes.qkv)
     _linear_backward(tape, qkv, sizes, sequence_parallel, dx=sizes.hidden)

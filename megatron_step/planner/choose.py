@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
+from megatron_step.planner.chunk_costs import Split
 from megatron_step.planner.depths import growths
-from megatron_step.planner.interleaved import Split
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.problem import EXACT, Depths, solve
 from megatron_step.planner.stage_layouts import StageLayouts
@@ -51,10 +51,10 @@ def choose(
     Raises ValueError if there are too few layers, if no choice of layers saves memory, or if none fits the machines.
     """
     planner, count = config.planner, config.stages.count
-    # Half of the time for looking around among stages, a quarter for the layouts of those that are chosen; the solver
-    # looks at its clock but now and then.
+    # Three quarters of the time for looking around among stages, the rest for the layouts of those that are chosen; the
+    # solver looks at its clock but now and then.
     layouts = StageLayouts(config, vocab_size, dp_size, machines, seconds=planner.time_limit / (4 * count))
-    deadline = monotonic() + planner.time_limit / 2
+    deadline = monotonic() + planner.time_limit * 3 / 4
     if depths is None:
         _check_saves(config, layouts)
     possible = [_possible(stage, config.model.num_layers, depths) for stage in range(count)]
@@ -95,7 +95,7 @@ def _least_share(layouts: StageLayouts, possible: Sequence[npt.NDArray[np.bool_]
         split = layouts.least_share(before, after)
         return split.cost, split.bound
 
-    return solve(bounds, evaluate, largest=True, deadline=deadline)
+    return solve(bounds, evaluate, largest=True, deadline=deadline, rising=layouts.bounds_rise)
 
 
 def _possible(stage: int, num_layers: int, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:

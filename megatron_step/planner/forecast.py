@@ -10,7 +10,7 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
 from megatron_step.planner.machines import Machine, pipeline_machines
-from megatron_step.planner.memory import RankMemory, growth_bytes, stage_memory
+from megatron_step.planner.memory import RankMemory, checkpoint_host_bytes, growth_bytes, stage_memory
 from megatron_step.planner.parameters import chunk_parameters
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stage_costs import layer_seconds, rank_seconds, stage_costs
@@ -29,6 +29,8 @@ class RankForecast:
     """Of its tensor- and data-parallel ranks, the fullest one's."""
     growth_bytes: int
     """What it needs beside the model states while the model grows into the stage."""
+    checkpoint_host_bytes: int
+    """What a save needs in the host's memory."""
     capacity_bytes: int | None
     """What it may fill; None for no limit."""
 
@@ -120,8 +122,10 @@ def plan_and_forecast(
 ) -> Forecast:
     """The plan of a run and what it will need, by the files that the config names; `chosen` as of `make_plan`.
 
-    Raises ValueError if there is no such plan, or it does not fit the machines.
+    Raises ValueError if there is no such plan, it does not fit the machines, or it is of what training does not have.
     """
+    if others := config.planner.of_other_engines:
+        raise ValueError(f"{others}: for plans of tools/plan.py alone, training has no such thing; leave it out")
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
     config = with_plan(config, Path(config.planner.plan)) if config.planner.plan else config
     planned = forecast(config, vocab_size, dp_size, cluster, chosen)
@@ -209,8 +213,8 @@ def _stage_forecast(
         new = sum(stage.layers[number].born == stage.index for number in numbers)
         old = len(numbers) - new
         parameters = [p for chunk in chunks for p in chunk_parameters(config, stage, vocab_size, pp_rank, chunk)]
-        growing = growth_bytes(parameters, stage)
-        ranks.append(RankForecast(old, new, memory[pp_rank], growing, machine.capacity_bytes))
+        growing, saving = growth_bytes(parameters, stage), checkpoint_host_bytes(config, parameters, dp_size)
+        ranks.append(RankForecast(old, new, memory[pp_rank], growing, saving, machine.capacity_bytes))
         of_layers = new * layer_seconds(costs, costs.new, machine) + old * layer_seconds(costs, costs.old, machine)
         seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + of_layers)
     return StageForecast(stage, tuple(ranks), max(seconds))
@@ -230,6 +234,7 @@ def _stage_dict(forecast: StageForecast) -> dict[str, Any]:
                 "new_layers": rank.new_layers,
                 "bytes": asdict(rank.memory),
                 "growth_bytes": rank.growth_bytes,
+                "checkpoint_host_bytes": rank.checkpoint_host_bytes,
                 "total_bytes": rank.peak_bytes,
                 "capacity_bytes": rank.capacity_bytes,
             }

@@ -5,73 +5,51 @@ Y_cs = [s_c <= s] and W_c(s) what the lowest s layers would cost on chunk c, so 
 
     W_c(s_c) = W_c(N) - sum over s < N of (W_c(s + 1) - W_c(s)) Y_cs
 
-    minimise T    subject to    d_p + sum over c on p of (W_c(s_c) - W_c(s_(c-1))) <= T             for every rank p
+    minimise T    subject to    d_p + sum over c on p of (W_c(s_c) - W_c(s_(c-1))) <= T    for every rank p and kind
                                 Y_cs <= Y_c(s+1),   Y_cs <= Y_(c-1)(s-1)
 
-The last two rows alone have integral corners: they describe a staircase. No chunk is empty.
+The last two rows alone have integral corners: they describe a staircase. No chunk is empty. With two chunks on each
+rank dynamic programming (planner/two_chunks.py) is start and bound, which are mostly equal: then nothing is left to do,
+nor where the program is large.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mip  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
-from megatron_step.planner.problem import new_model
-
-Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ChunkCosts:
-    """Costs that add up over the layers of a chunk, and over the chunks of a rank."""
-
-    sums: Array
-    """[c, s]: W, what the lowest s layers cost on chunk c."""
-    constants: Array
-    """[p]: d, what a rank costs without layers."""
-
-    def of(self, ends: Sequence[int]) -> Array:
-        """[p]: cost of each rank for chunks that end after `ends` layers."""
-        chunks = np.arange(len(ends))
-        costs = self.sums[chunks, list(ends)] - self.sums[chunks, [0, *ends[:-1]]]
-        total: Array = self.constants + costs.reshape(-1, len(self.constants)).sum(axis=0)
-        return total
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split of layers over ranks, or over chunks."""
-
-    cost: float
-    """The largest cost of a rank; infinite if no split was found."""
-    bound: float
-    """No split costs less."""
-    layout: tuple[int, ...]
-    """Layers of each chunk."""
-
+from megatron_step.planner.chunk_costs import ChunkCosts, Split
+from megatron_step.planner.problem import EXACT, new_model
+from megatron_step.planner.two_chunks import two_chunk_split
 
 Limits = Sequence[tuple[ChunkCosts, float]]
 """Other costs, and what no rank's may exceed."""
 
 
-def near_split(costs: ChunkCosts, limits: Limits = (), start: Sequence[int] = ()) -> Split:
-    """A good split, found by handing on single layers, from the layout `start` if there is one; nothing is proven."""
+def near_split(costs: ChunkCosts, limits: Limits = (), start: Sequence[int] = (), precision: float = 1e-3) -> Split:
+    """A good split, found by handing on single layers, from the layout `start` if there is one.
+
+    Proven is nothing, but without `limits`, with two chunks on each rank, the bound of planner/two_chunks.py, as sharp
+    as `precision` says.
+    """
     ends = _improved(np.cumsum(start or _filled(costs)).tolist(), costs, limits)
-    return _split(ends, costs, 0.0) if _within(ends, limits) else Split(float("inf"), 0.0, ())
+    if limits or costs.sums.shape[1] != 2 * costs.num_ranks:
+        return _split(ends, costs, 0.0) if _within(ends, limits) else Split(float("inf"), 0.0, ())
+    bound, found = two_chunk_split(costs, ends, precision)
+    return min((_split(of, costs, bound) for of in (ends, found)), key=lambda split: split.cost)
 
 
 def _filled(costs: ChunkCosts) -> list[int]:
     """Layers of each chunk if each goes where the rank then costs least, all being of the average cost."""
-    num_chunks, num_layers = costs.sums.shape[0], costs.sums.shape[1] - 1
-    average = costs.sums[:, -1].reshape(-1, len(costs.constants)) / num_layers  # [v, p]
-    sizes = np.ones_like(average, dtype=np.int64)
-    of_ranks = costs.constants + average.sum(axis=0)
+    num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
+    average = costs.sums[:, :, -1].reshape(len(costs.sums), -1, costs.num_ranks) / num_layers  # [k, v, p]
+    sizes = np.ones_like(average[0], dtype=np.int64)
+    of_ranks = costs.constants + average.sum(axis=1)
     for _ in range(num_layers - num_chunks):
-        chunk = np.unravel_index((of_ranks + average).argmin(), average.shape)
-        sizes[chunk] += 1
-        of_ranks[chunk[1]] += average[chunk]
+        v, rank = np.unravel_index((of_ranks[:, None] + average).max(axis=0).argmin(), sizes.shape)
+        sizes[v, rank] += 1
+        of_ranks[:, rank] += average[:, v, rank]
     return [int(size) for size in sizes.ravel()]
 
 
@@ -80,15 +58,19 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
 
     After `seconds` the best split found is taken; its bound says how good it is proven to be.
     """
-    num_chunks, num_layers = costs.sums.shape[0], costs.sums.shape[1] - 1
-    near = near_split(costs)
+    num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
+    near = near_split(costs, precision=EXACT / 2)
+    is_large = num_chunks * num_layers > _LARGE and near.bound > 0  # no solver betters dynamic programming in minutes
+    if is_large or near.cost - near.bound <= EXACT * near.cost:
+        return near
     unit = near.cost  # solvers compute best with numbers near one
     model = new_model()
     model.max_mip_gap = model.max_mip_gap_abs = 0.0
-    top = model.add_var(lb=0.0)
+    top = model.add_var(lb=near.bound / unit)
     below = _staircase(model, num_chunks, num_layers)
-    for rank in range(len(costs.constants)):
-        model += _rank_cost(costs, below, rank) / unit <= top
+    for sums, constants in zip(costs.sums, costs.constants):
+        for rank, constant in enumerate(constants.tolist()):
+            model += _rank_cost(sums, range(rank, num_chunks, costs.num_ranks), below, constant) / unit <= top
     model.objective = mip.minimize(top)
     ends = np.cumsum(near.layout)
     model.start = [
@@ -98,7 +80,7 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
         if not isinstance(variable, int)
     ]
     model.optimize(max_seconds=seconds)
-    bound = _bound(model, unit)
+    bound = max(near.bound, _bound(model, unit))
     splits = [Split(near.cost, min(near.cost, bound), near.layout)]
     if model.num_solutions:
         found = [sum(_value(variable) < 0.5 for variable in row) for row in below[:-1]]
@@ -107,6 +89,7 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
 
 
 _ROUNDING = 1e-9
+_LARGE = 2000
 
 
 def _split(ends: Sequence[int], costs: ChunkCosts, bound: float) -> Split:
@@ -139,13 +122,15 @@ def _add(model: mip.Model, smaller: mip.Var | int, larger: mip.Var | int) -> Non
         model += smaller - larger <= 0
 
 
-def _rank_cost(costs: ChunkCosts, below: list[list[mip.Var | int]], rank: int) -> mip.LinExpr:
-    """d_p and the costs of the rank's chunks."""
-    constant, terms = float(costs.constants[rank]), []
-    for c in range(rank, len(below), len(costs.constants)):
+def _rank_cost(
+    sums: npt.NDArray[np.float64], chunks: Sequence[int], below: list[list[mip.Var | int]], constant: float
+) -> mip.LinExpr:
+    """d_p, `constant`, and the costs of the rank's chunks."""
+    terms = []
+    for c in chunks:
         # W_c(N) is in both terms of all chunks but the first, whose lower end is 0.
-        constant += float(costs.sums[c, -1]) if c == 0 else 0.0
-        for s, step in enumerate(np.diff(costs.sums[c]).tolist()):
+        constant += float(sums[c, -1]) if c == 0 else 0.0
+        for s, step in enumerate(np.diff(sums[c]).tolist()):
             for at, sign in ((c, -step), (c - 1, step))[: 2 if c else 1]:
                 variable = below[at][s]
                 if isinstance(variable, int):
@@ -187,7 +172,7 @@ def _improved(ends: list[int], costs: ChunkCosts, limits: Limits) -> list[int]:
 
 def _handed_on(ends: list[int], costs: ChunkCosts) -> list[list[int]]:
     """Splits in which a chunk of the worst rank has a layer less and another chunk one more, those between shifted."""
-    num_ranks, sizes = len(costs.constants), np.diff([0, *ends])
+    num_ranks, sizes = costs.num_ranks, np.diff([0, *ends])
     worst = int(costs.of(ends).argmax())
     splits = []
     for giver in range(worst, len(ends), num_ranks):

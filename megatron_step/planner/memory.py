@@ -5,8 +5,8 @@ ones, the model states take
 
     w F  +  w T'  +  g T'  +  o T / d        bytes,  d = 1 without the distributed optimizer
 
-with w, g and o of the recipe below. T' is T with the padding that megatron-core puts between weights for the
-distributed optimizer (megatron_core/distributed/param_and_grad_buffer.py, 0.16.1):
+with w, g and o of the recipe (planner/recipes.py). T' is T with the padding that megatron-core puts between weights
+for the distributed optimizer (megatron_core/distributed/param_and_grad_buffer.py, 0.16.1):
 
     a weight begins at a multiple of 64 elements; a bucket ends at a multiple of lcm(d, 128) elements
 
@@ -22,36 +22,9 @@ from math import lcm
 from megatron_step.config.run import RunConfig
 from megatron_step.planner.activations import activation_bytes
 from megatron_step.planner.parameters import Parameter, chunk_parameters
+from megatron_step.planner.recipes import Recipe, recipe_of
 from megatron_step.planner.stages import Stage
 from megatron_step.planner.trainable import is_adapter, layer_of
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Bytes of one element of a weight."""
-
-    weight_bytes: int
-    """The weight."""
-    gradient_bytes: int
-    """Its gradient, if it is trained."""
-    optimizer_bytes: int
-    """Its optimizer states, if it is trained: fp32 main weight where the weight is narrower, and two fp32 moments."""
-
-    @property
-    def trained_bytes(self) -> int:
-        """A trained weight with all that belongs to it, on one data-parallel rank."""
-        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
-
-
-RECIPES = {
-    "bf16": Recipe(weight_bytes=2, gradient_bytes=4, optimizer_bytes=12),
-    "fp32": Recipe(weight_bytes=4, gradient_bytes=4, optimizer_bytes=8),
-}
-"""What `training.precision` stands for; gradients are always kept and reduced in fp32."""
-
-PAPER_RECIPE = Recipe(weight_bytes=2, gradient_bytes=2, optimizer_bytes=12)
-"""The recipe by which STEP (Yano et al., 2025) counts: 16 bytes of a trained element, 2 of a frozen one."""
-
 
 WEIGHT_ALIGNMENT = 64
 """Elements at a multiple of which each trained weight begins, with the distributed optimizer."""
@@ -100,8 +73,7 @@ def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
 
     A layer at a time is read from the checkpoint, and what is outside the layers: its weights, and for means and merged
     adapters their fp32 sums, with up to 6 bytes of an element; where optimizer states follow, those and their copies
-    in other parts, with 12. Measured with and without frozen layers. A checkpoint that is written needs nothing
-    on the device: tensors are copied to the host.
+    in other parts, with 12. Measured with and without frozen layers.
     """
     if stage.index == 0:
         return 0
@@ -115,34 +87,42 @@ def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
     return max(6 * max(read.values(), default=0), 12 * max(followed.values(), default=0))
 
 
-def state_bytes(parameters: Sequence[Parameter], recipe: Recipe) -> int:
-    """Model states of `parameters` on one data-parallel rank, without padding."""
-    return sum(
-        parameter.numel * (recipe.trained_bytes if parameter.treatment.trained else recipe.weight_bytes)
-        for parameter in parameters
-    )
+def checkpoint_host_bytes(config: RunConfig, parameters: Sequence[Parameter], dp_size: int) -> int:
+    """The most that a save needs in the host's memory, on the first of a pipeline rank's data-parallel ranks.
+
+    On the device it needs nothing: weights and states are copied to the host, at once or for a writer that goes on. The
+    distributed optimizer gathers main weights and moments there, in fp32 whoever owned them
+    (megatron/core/optimizer/distrib_optimizer.py, get_parameter_state_dp_zero, 0.16.1): with T trained elements 12 T
+    whole and 12 T / d of the rank's own, with what was received last, put together, and is received now, 4 T each;
+    later 12 T whole, 12 T in pieces, and the weights. On the CPU weights need no copy, and a save is below this.
+    """
+    recipe, trained = recipe_of(config), sum(p.numel for p in parameters if p.treatment.trained)
+    weights = recipe.weight_bytes * sum(p.numel for p in parameters)
+    if not config.parallel.distributed_optimizer:
+        return weights + (recipe.main_weight_bytes + 8) * trained
+    return 24 * trained + max(-(-12 * trained // dp_size), weights)
 
 
 def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> RankMemory:
-    recipe = RECIPES[config.training.precision]
-    frozen = trained = adapters = gradients = 0  # elements
-    owned = [0] * dp_size  # elements with optimizer states, on each data-parallel rank
+    recipe = recipe_of(config)
+    frozen_bytes = trained = adapters = gradients = 0  # elements, but of frozen weights
+    owned = [0] * dp_size  # bytes of optimizer states, on each data-parallel rank
     for vp_stage in range(config.parallel.virtual_pipeline_size):
         parameters = chunk_parameters(config, stage, vocab_size, pp_rank, vp_stage)
-        frozen += sum(p.numel for p in parameters if not p.treatment.trained)
+        frozen_bytes += sum(recipe.frozen_bytes(p) for p in parameters if not p.treatment.trained)
         adapters += sum(p.numel for p in parameters if is_adapter(p.key))
         buckets = _buckets([p for p in parameters if p.treatment.trained], config, dp_size, pp_rank, vp_stage)
         padded = buckets[-1].stop if buckets else 0
         gradients += padded
         trained += padded
         for bucket in buckets:
-            _add_owned(owned, bucket, config.parallel.distributed_optimizer)
+            _add_owned(owned, bucket, recipe, config.parallel.distributed_optimizer)
     return RankMemory(
-        frozen_weight_bytes=frozen * recipe.weight_bytes,
+        frozen_weight_bytes=frozen_bytes,
         trained_weight_bytes=(trained - adapters) * recipe.weight_bytes,
         adapter_weight_bytes=adapters * recipe.weight_bytes,
         gradient_bytes=gradients * recipe.gradient_bytes,
-        optimizer_bytes=max(owned) * recipe.optimizer_bytes,
+        optimizer_bytes=max(owned),
         activation_bytes=activation_bytes(config, stage, vocab_size, dp_size, pp_rank),
     )
 
@@ -200,17 +180,17 @@ def _bucket_elements(config: RunConfig, dp_size: int, pp_rank: int, vp_stage: in
     return max(40_000_000, 1_000_000 * dp_size) if overlapped and pp_rank == 0 and vp_stage == 0 else None
 
 
-def _add_owned(owned: list[int], bucket: _Bucket, distributed: bool) -> None:
-    """Add to `owned` the elements of a bucket's weights that each data-parallel rank has optimizer states for."""
+def _add_owned(owned: list[int], bucket: _Bucket, recipe: Recipe, distributed: bool) -> None:
+    """Add to `owned` the optimizer states that each data-parallel rank has for a bucket's weights."""
     if not distributed:
         for rank in range(len(owned)):
-            owned[rank] += sum(stop - start for start, stop in bucket.weights)
+            owned[rank] += sum(recipe.optimizer_bytes(stop - start) for start, stop in bucket.weights)
         return
     part = (bucket.stop - bucket.start) // len(owned)
     for start, stop in bucket.weights:
         for rank in range((start - bucket.start) // part, (stop - 1 - bucket.start) // part + 1):
             begin = bucket.start + rank * part
-            owned[rank] += min(stop, begin + part) - max(start, begin)
+            owned[rank] += recipe.optimizer_bytes(min(stop, begin + part) - max(start, begin))
 
 
 def _round_up(number: int, multiple: int) -> int:

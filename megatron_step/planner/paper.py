@@ -14,9 +14,9 @@ import numpy as np
 
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
-from megatron_step.planner.memory import PAPER_RECIPE, state_bytes
 from megatron_step.planner.parameters import layer_parameters, outer_parameters
 from megatron_step.planner.problem import solve
+from megatron_step.planner.recipes import RECIPES
 from megatron_step.planner.stage_costs import stage_of
 
 
@@ -47,9 +47,10 @@ def paper_plan(config: RunConfig, vocab_size: int, count: int, *, with_embedding
         raise ValueError(f"{count} stages are more than {depth} layers: each adds one")
     config = replace(config, parallel=ParallelConfig())
     first, later = stage_of((0,), index=0), stage_of((0, 1), index=1)
-    old, new = (state_bytes(layer_parameters(config, later, layer), PAPER_RECIPE) for layer in (0, 1))
+    recipe = RECIPES["paper"]
+    old, new = (recipe.state_bytes(layer_parameters(config, later, layer)) for layer in (0, 1))
     rest = [
-        state_bytes(outer_parameters(config, stage, vocab_size), PAPER_RECIPE) if with_embeddings else 0
+        recipe.state_bytes(outer_parameters(config, stage, vocab_size)) if with_embeddings else 0
         for stage in (first, later)
     ]
     before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")

@@ -60,12 +60,13 @@ def solve(
     largest: bool,
     start: Sequence[int] = (),
     deadline: float = float("inf"),
+    rising: bool = False,
 ) -> Depths:
     """The depths that cost least: the `largest` cost of a stage, or the sum of all.
 
     `bounds` [i][M, N] is not above c_i(M, N), and infinite where there is no such stage. `evaluate` gives for i, M and
-    N the cost of the best layout that it found and a bound of it. At the `deadline` (of time.monotonic) the best depths
-    that are known by then are taken, `start` among them.
+    N the cost of the best layout that it found and a bound of it, if `rising` also a bound for M and more than N. At
+    the `deadline` (of time.monotonic) the best depths that are known by then are taken, `start` among them.
     """
     lower = [bound.copy() for bound in bounds]
     upper = [np.full_like(bound, np.nan) for bound in bounds]  # of what is not known yet, not a number
@@ -74,7 +75,8 @@ def solve(
         for i, growth in enumerate(growths(path)):
             if np.isnan(upper[i][growth]):
                 upper[i][growth], proven = evaluate(i, *growth)
-                lower[i][growth] = max(lower[i][growth], proven)
+                bounded = (growth[0], slice(growth[1], None)) if rising else growth
+                lower[i][bounded] = np.maximum(lower[i][bounded], proven)
         bound, path = best_depths(lower, largest=largest)
         is_known = not any(np.isnan(upper[i][growth]) for i, growth in enumerate(growths(path)))
         if is_known or monotonic() > deadline:

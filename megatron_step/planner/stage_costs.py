@@ -27,12 +27,20 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
-from megatron_step.planner.activations import ChunkEnds, Use, between_passes, chunk_ends, layer_use
+from megatron_step.planner.activations import (
+    ChunkEnds,
+    Use,
+    between_passes,
+    chunk_ends,
+    element_bytes,
+    layer_use,
+)
 from megatron_step.planner.flops import forward_flops_per_token, layer_flops_per_token, output_flops_per_token
 from megatron_step.planner.machines import Machine
-from megatron_step.planner.memory import RECIPES, WEIGHT_ALIGNMENT, growth_bytes
+from megatron_step.planner.memory import WEIGHT_ALIGNMENT, growth_bytes
 from megatron_step.planner.operators import GrownLayer
 from megatron_step.planner.parameters import Parameter, layer_parameters, outer_parameters
+from megatron_step.planner.recipes import recipe_of
 from megatron_step.planner.stages import Stage
 
 Array = npt.NDArray[np.float64]
@@ -110,7 +118,7 @@ def _layer_cost(config: RunConfig, stage: Stage, layer: int, dp_size: int) -> La
     flops += forward_flops_per_token(config) if recomputes else 0
     # Two sums over ranks forward and two backward, each of which sends 2 (t - 1) / t of its tensor.
     exchanges = (6 if recomputes else 4) * 2 * (tensor - 1)
-    element = RECIPES[config.training.precision].weight_bytes
+    element = element_bytes(config)
     parameters = layer_parameters(config, stage, layer)
     return LayerCost(
         state_bytes=_state_bytes(parameters, config, dp_size),
@@ -217,17 +225,18 @@ def differences(sums: Array) -> Array:
 
 def _state_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: int) -> int:
     """Model states of one of `dp_size` data-parallel ranks, with the padding of single weights, rounded up."""
-    recipe, distributed = RECIPES[config.training.precision], config.parallel.distributed_optimizer
+    recipe, distributed = recipe_of(config), config.parallel.distributed_optimizer
     align = WEIGHT_ALIGNMENT if distributed else 1
-    frozen = sum(parameter.numel for parameter in parameters if not parameter.treatment.trained)
-    padded = sum(-(-parameter.numel // align) * align for parameter in parameters if parameter.treatment.trained)
-    states = _trained(parameters) * Fraction(recipe.optimizer_bytes, dp_size if distributed else 1)
-    return ceil(frozen * recipe.weight_bytes + padded * (recipe.weight_bytes + recipe.gradient_bytes) + states)
+    frozen_bytes = sum(recipe.frozen_bytes(parameter) for parameter in parameters if not parameter.treatment.trained)
+    trained = [parameter.numel for parameter in parameters if parameter.treatment.trained]
+    padded = sum(-(-numel // align) * align for numel in trained)
+    states = Fraction(sum(map(recipe.optimizer_bytes, trained)), dp_size if distributed else 1)
+    return ceil(frozen_bytes + padded * (recipe.weight_bytes + recipe.gradient_bytes) + states)
 
 
 def _reduced_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: int) -> int:
     """A ring sends (d - 1) / d of the gradients to sum them, and as much again to hand out sums or updated weights."""
-    recipe = RECIPES[config.training.precision]
+    recipe = recipe_of(config)
     handed_out = recipe.weight_bytes if config.parallel.distributed_optimizer else recipe.gradient_bytes
     return _trained(parameters) * (recipe.gradient_bytes + handed_out) * (dp_size - 1) // dp_size
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
-from megatron_step.planner.interleaved import ChunkCosts, Split, interleaved_split, near_split
+from megatron_step.planner.chunk_costs import ChunkCosts, Split
+from megatron_step.planner.interleaved import interleaved_split, near_split
 from megatron_step.planner.layout import best_split
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.operators import first_layers, grow
@@ -58,6 +59,12 @@ class StageLayouts:
         """Whether a layer that a stage found takes less memory than one that it adds."""
         return self._later.old.state_bytes < self._later.new.state_bytes
 
+    @property
+    def bounds_rise(self) -> bool:
+        """Whether what `least_share` proves for a stage also bounds those that add more layers to as many: the growth
+        operator then only puts in others (planner/two_chunks.py)."""
+        return self._config.parallel.virtual_pipeline_size > 1 and self._config.stages.layouts == "auto"
+
     def _least_share(self, before: int, after: int, thorough: bool = False) -> Split:
         """The layout whose largest share of a rank's memory is least; of an interleaved pipeline, if `thorough`, the
         best that the integer program finds in its time, otherwise a good one."""
@@ -97,7 +104,10 @@ class StageLayouts:
             new, old = (layer.state_bytes + least * layer.use.kept for layer in (costs.new, costs.old))
             # Each chunk has a layer, whose micro-batches in flight may be more than the least of the rank's chunks.
             more = (in_flight - least).sum(axis=0) * min(costs.new.use.kept, costs.old.use.kept)
-            own = more + np.array([rank.state_bytes + rank.message_bytes for rank in costs.ranks])
+            if len(in_flight) > 1:
+                own = more + np.array([self._rank_bytes(costs, rank, at) for at, rank in enumerate(costs.ranks)])
+            else:  # exact layouts count what is in use at the same time alone
+                own = np.array([rank.state_bytes + rank.message_bytes for rank in costs.ranks])
             return _RankCosts(own / self._capacities, new / self._capacities, old / self._capacities)
 
         return self._bounds(costs_of)
@@ -139,20 +149,23 @@ class StageLayouts:
         return shares
 
     def _chunk_shares(self, costs: StageCosts, is_new: Sequence[bool]) -> ChunkCosts:
-        """Shares of memory with as many micro-batches in flight in each chunk as it ever has."""
+        """Shares of memory: in training, with as many micro-batches in flight in each chunk as it ever has, and while
+        the model grows into the stage."""
 
-        def per_layer(chunk: int, pp_rank: int) -> list[float]:
+        def of_layers(in_flight: Sequence[int]) -> Array:
             new, old = (
-                (layer.state_bytes + self._in_flight[chunk] * layer.use.kept) / self._capacities[pp_rank]
+                np.array([layer.state_bytes + of_chunk * layer.use.kept for of_chunk in in_flight])
                 for layer in (costs.new, costs.old)
             )
-            return [new if is_new_layer else old for is_new_layer in is_new]
+            per_layer = np.where(np.array(is_new)[None, :], new[:, None], old[:, None])
+            return np.stack([sums(of_chunk) for of_chunk in per_layer])
 
-        num_ranks = len(costs.ranks)
+        training = [self._rank_bytes(costs, rank, at) for at, rank in enumerate(costs.ranks)]
+        growing = [rank.state_bytes + rank.growth_bytes for rank in costs.ranks]
+        of_chunks = np.tile(self._capacities, len(self._in_flight) // len(costs.ranks))[:, None]
         return ChunkCosts(
-            sums=np.stack([sums(per_layer(chunk, chunk % num_ranks)) for chunk in range(len(self._in_flight))]),
-            constants=np.array([self._rank_bytes(costs, rank, at) for at, rank in enumerate(costs.ranks)])
-            / self._capacities,
+            sums=np.stack([of_layers(self._in_flight), of_layers([0] * len(self._in_flight))]) / of_chunks,
+            constants=np.array([training, growing]) / self._capacities,
         )
 
     def _rank_bytes(self, costs: StageCosts, rank: RankCost, pp_rank: int) -> float:
@@ -171,8 +184,8 @@ class StageLayouts:
 
         num_ranks, num_chunks = len(costs.ranks), len(self._in_flight)
         return ChunkCosts(
-            sums=np.stack([sums(per_layer(self._machines[chunk % num_ranks])) for chunk in range(num_chunks)]),
-            constants=np.array([rank_seconds(costs, *pair) for pair in zip(costs.ranks, self._machines)]),
+            sums=np.stack([sums(per_layer(self._machines[chunk % num_ranks])) for chunk in range(num_chunks)])[None],
+            constants=np.array([[rank_seconds(costs, *pair) for pair in zip(costs.ranks, self._machines)]]),
         )
 
 
@@ -192,11 +205,16 @@ class _RankCosts:
     def bounds(self, num_new: Array, num_old: Array, least_layers: int) -> Array:
         """No layout of so many new and old layers costs less on its costliest rank.
 
-        With at most t, rank p holds x new and y old layers of own_p + new_p x + old_p y <= t. With q the least ratio
-        old_p / new_p, so x + q y <= (t - own_p) / new_p; the sum over ranks bounds t.
+        With at most t, rank p holds x new and y old layers of own_p + new_p x + old_p y <= t. For any price r of a new
+        layer and the weights w_p = max(1 / old_p, r / new_p), the sum over ranks is
+
+            sum of w_p own_p + num_old + r num_new  <=  t sum of w_p
+
+        which with the best price is the dual of the linear program; the best is one at which both are equal on a rank.
         """
-        least_ratio = (self.old / self.new).min()
-        together = (num_new + least_ratio * num_old + (self.own / self.new).sum()) / (1 / self.new).sum()
-        alone = (self.own + least_layers * np.minimum(self.new, self.old)).max()
-        bounds: Array = np.maximum(together, alone)
+        bounds = np.full_like(num_new, (self.own + least_layers * np.minimum(self.new, self.old)).max())
+        for price in set((self.new / self.old).tolist()):
+            weights = np.maximum(1 / self.old, price / self.new)
+            together = ((weights * self.own).sum() + num_old + price * num_new) / weights.sum()
+            bounds = np.maximum(bounds, together)
         return bounds

@@ -43,14 +43,14 @@ def rank_table(forecast: Forecast) -> str:
                 rank.growth_bytes,
                 rank.peak_bytes,
             )
-            cells = map(format_bytes, kinds)
-            rows.append((str(stage.stage.index + 1), str(pp_rank), layers, *cells, _slack(stage, pp_rank)))
+            cells, host = map(format_bytes, kinds), format_bytes(rank.checkpoint_host_bytes)
+            rows.append((str(stage.stage.index + 1), str(pp_rank), layers, *cells, _slack(stage, pp_rank), host))
     return aligned(rows)
 
 
 _RANK_HEADERS = (
     "stage", "rank", "old+new", "frozen", "trained", "adapters", "gradients", "optimizer", "activations", "growth",
-    "peak", "slack",
+    "peak", "slack", "host at a save",
 )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.device import current_device
 from megatron_step.engine.parallel import Parallel
-from megatron_step.planner.memory import RECIPES
 from megatron_step.planner.operators import preserves_function
+from megatron_step.planner.recipes import recipe_of
 from megatron_step.planner.stages import StagePlan
 from megatron_step.training.state import TrainState
 
@@ -23,7 +23,7 @@ _MIB = 2**20
 
 def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, parallel: Parallel) -> str:
     """The stage's layers and steps, and a table of what is trained and what is frozen. Every rank must call it."""
-    stage, recipe = state.stage, RECIPES[config.training.precision]
+    stage, recipe = state.stage, recipe_of(config)
     groups: dict[tuple[str, str], int] = defaultdict(int)
     for elements, trained, role in _whole_model(state, parallel).values():
         groups["trained" if trained else "frozen", _NAMES[role]] += elements
@@ -36,10 +36,9 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     ]
     for (status, name), elements in sorted(groups.items(), reverse=True):
         trained = status == "trained"
-        sizes = (recipe.weight_bytes, trained * recipe.gradient_bytes, trained * recipe.optimizer_bytes)
-        lines.append(
-            f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{elements * size / _MIB:>10,.1f} MiB" for size in sizes)
-        )
+        weights, gradients = recipe.weight_bytes * elements, trained * recipe.gradient_bytes * elements
+        sizes = (weights, gradients, trained * recipe.optimizer_bytes(elements))
+        lines.append(f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{size / _MIB:>10,.1f} MiB" for size in sizes))
     return "\n".join(lines)
 
 

@@ -18,8 +18,12 @@ from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.data import DataConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.planner.memory import checkpoint_host_bytes
+from megatron_step.planner.parameters import chunk_parameters
+from megatron_step.planner.plan import make_plan
+from megatron_step.training.memory import measure_peak
 from megatron_step.training.run import run
-from megatron_step.training.state import TrainState, initial_state
+from megatron_step.training.state import TrainState, build_state, initial_state
 from megatron_step.training.step import train_step
 
 TP2 = {"tensor_parallel_size": 2}
@@ -46,6 +50,21 @@ def test_checkpoint_is_a_snapshot(
         assert tensors[f"optimizer.state.exp_avg_sq.{key}"].dtype == torch.float32
     assert len(tensors) == len(weights) * (4 if precision == "bf16" else 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_a_save_needs_what_was_planned_for_the_host(worlds: Worlds, tmp_path: Path) -> None:
+    """Two stages: all layers trained, and most of them frozen."""
+    cases: list[dict[str, Any]] = [
+        {"checkpoint": {"asynchronous": False}},
+        {"checkpoint": {"asynchronous": True}, "training": {"precision": "bf16"}},
+        {"parallel": {"distributed_optimizer": False}, "training": {"precision": "bf16"}},
+    ]
+    first, second = worlds(2).run(save_and_measure, cases=cases, folder=tmp_path)
+    for distributed, measured, planned in first:
+        # The tensors of the buffers' padding, and the small ones of processes that talk, are not counted.
+        assert (0.75 if distributed else 0.2) * planned < measured <= 1.01 * planned
+    for (_, measured, planned), (distributed, own, _) in zip(first, second):
+        assert own < measured / 2, (own, measured, planned, distributed)  # the first one writes for both
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -200,3 +219,24 @@ def run_without_looking_at_the_room(config: RunConfig) -> str:
 
 def run_to_the_end(config: RunConfig) -> None:
     assert run(config)
+
+
+def save_and_measure(cases: list[dict[str, Any]], folder: Path) -> list[tuple[bool, int, int]]:
+    """For each stage of each case: whether the optimizer is distributed, and measured and planned bytes of a save."""
+    compared = []
+    for number, case in enumerate(cases):
+        config = small_config(stages={"count": 2, "layers": [3, 1]}, **case)
+        plan = make_plan(config, VOCAB_SIZE)
+        with parallel_layout(config.parallel, seed=1) as parallel:
+            for stage in plan.stages:
+                state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
+                train_step(state, made_up_batch(config, 0, parallel), 1e-4, config, parallel, False)
+                saver = CheckpointSaver(folder / f"{number}_{stage.index}", config.checkpoint, parallel)
+                what = (state.chunks, state.optimizer, config.training.precision, 1, manifest_facts(config))
+                _, measured = measure_peak(lambda: saver.save(*what))  # noqa: B023
+                saver.finish()
+                parameters = chunk_parameters(config, stage, VOCAB_SIZE, 0, 0)
+                planned = checkpoint_host_bytes(config, parameters, parallel.dp_size)
+                compared.append((config.parallel.distributed_optimizer, measured, planned))
+                state.release()
+    return compared

@@ -45,6 +45,20 @@ def test_the_json_has_all_that_users_look_for() -> None:
     assert values["objective"] == pytest.approx(values["peak_bytes"] / 2**30, rel=4e-3)
 
 
+@pytest.mark.parametrize(
+    ("planner", "named"),
+    [
+        ({"attention": "unfused"}, "planner.attention unfused: for plans"),
+        ({"attention": "unfused", "recipe": "paper"}, "planner.attention unfused, planner.recipe paper: for plans"),
+    ],
+)
+def test_training_refuses_what_it_does_not_have(planner: dict[str, str], named: str) -> None:
+    config = small_config(training={"precision": "bf16"}, planner=planner)
+    assert forecast(config, VOCAB_SIZE, 1).peak_bytes > 0
+    with pytest.raises(ValueError, match=named):
+        plan_and_forecast(config, VOCAB_SIZE, 1)
+
+
 def test_a_plan_comes_back_from_its_json() -> None:
     found = forecast(STAGED, VOCAB_SIZE, 1)
     assert plan_from_dict(json.loads(json.dumps(found.to_dict()))) == found.plan

@@ -1,21 +1,25 @@
 """Splits over virtual pipeline chunks are what trying all splits finds, or within their bound."""
 
 from itertools import combinations
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_step.planner.interleaved import ChunkCosts, interleaved_split, near_split
+from megatron_step.planner import interleaved
+from megatron_step.planner.chunk_costs import ChunkCosts
+from megatron_step.planner.interleaved import interleaved_split, near_split
 
 
 def random_costs(seed: int, num_ranks: int, num_chunks: int, num_layers: int) -> ChunkCosts:
+    """Of two kinds."""
     random = np.random.default_rng(seed)
-    of_layers = np.where(random.random(num_layers) < 0.5, 16.0, 4.0)
-    factors = random.integers(1, 3, num_chunks)[:, None]
-    sums = np.concatenate([np.zeros((num_chunks, 1)), np.cumsum(factors * of_layers, axis=1)], axis=1)
-    return ChunkCosts(sums, random.integers(0, 30, num_ranks).astype(float))
+    of_layers = np.where(random.random((2, 1, num_layers)) < 0.5, 16.0, 4.0)
+    factors = random.integers(1, 3, (2, num_chunks))[:, :, None]
+    sums = np.concatenate([np.zeros((2, num_chunks, 1)), np.cumsum(factors * of_layers, axis=2)], axis=2)
+    return ChunkCosts(sums, random.integers(0, 30, (2, num_ranks)).astype(float))
 
 
 def all_splits(num_layers: int, num_chunks: int) -> list[tuple[int, ...]]:
@@ -52,17 +56,21 @@ def test_no_split_keeps_the_limit() -> None:
     assert near_split(costs, [(costs, 1.0)]).layout == ()
 
 
-def test_costs_of_ranks_are_those_of_their_chunks() -> None:
-    # Layers cost 1, 2, 3, 4, 5 on every chunk; chunks 0 and 2 are on rank 0, chunks 1 and 3 on rank 1.
-    sums = np.tile([0.0, 1, 3, 6, 10, 15], (4, 1))
-    assert ChunkCosts(sums, np.array([100.0, 200.0])).of([1, 2, 4, 5]).tolist() == [100 + 1 + 7, 200 + 2 + 5]
+def new_at_the_top(num_ranks: int, num_chunks: int) -> ChunkCosts:
+    """126 layers, fewer micro-batches in flight the higher a chunk is."""
+    of_layers = np.array([3.6] * 94 + [16.0] * 32) + np.linspace(20, 1, num_chunks)[:, None]
+    sums = np.concatenate([np.zeros((num_chunks, 1)), np.cumsum(of_layers, axis=1)], axis=1)
+    return ChunkCosts(sums[None], np.array([[30.0, *[0.0] * (num_ranks - 2), 30.0]]))
 
 
 def test_when_time_is_up_the_bound_is_below_what_was_found() -> None:
-    """Sixteen ranks with two chunks each, new layers at the top."""
-    of_layers = np.array([3.6] * 94 + [16.0] * 32)
-    sums = np.tile(np.concatenate([[0.0], np.cumsum(of_layers)]), (32, 1))
-    costs = ChunkCosts(sums, np.array([30.0, *[0.0] * 14, 30.0]))
-    found = interleaved_split(costs, seconds=1)
-    assert 0.8 * found.cost < found.bound <= found.cost < 70
+    found = interleaved_split(new_at_the_top(6, 18), seconds=0.5)
+    assert 0 < found.bound <= found.cost < 400
+    assert sum(found.layout) == 126
+
+
+def test_two_chunks_on_each_rank_take_no_program() -> None:
+    with patch.object(interleaved, "new_model", side_effect=AssertionError):
+        found = interleaved_split(new_at_the_top(16, 32), seconds=1)
+    assert found.cost == pytest.approx(found.bound, rel=1e-9)
     assert sum(found.layout) == 126

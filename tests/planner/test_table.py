@@ -38,9 +38,19 @@ def test_what_is_left_of_the_memory_is_shown() -> None:
     found = forecast(small_config(), VOCAB_SIZE, 1, cluster)
     left = format_bytes(2**30 - found.peak_bytes)
     assert left in stage_table(found)
-    assert rank_table(found).splitlines()[1].endswith(left)
+    assert _last_cells(rank_table(found))[0] == left
     small = forecast(small_config(), VOCAB_SIZE, 1, Cluster([NodeGroup(count=1, gpus_per_node=1, memory_gib=1e-3)]))
-    assert rank_table(small).splitlines()[1].split("  ")[-1].strip().startswith("-")
+    assert _last_cells(rank_table(small))[0].startswith("-")
+
+
+def _last_cells(table: str) -> list[str]:
+    """What is left of the first rank's memory, and what a save needs on its host."""
+    return re.split(" {2,}", table.splitlines()[1])[-2:]
+
+
+def test_what_a_save_needs_is_shown() -> None:
+    found = forecast(small_config(), VOCAB_SIZE, 1)
+    assert _last_cells(rank_table(found)) == ["-", format_bytes(found.stages[0].ranks[0].checkpoint_host_bytes)]
 
 
 def test_a_line_for_each_rank_of_each_stage() -> None:

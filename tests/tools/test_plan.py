@@ -45,6 +45,18 @@ def test_a_range_of_numbers_of_stages() -> None:
     assert peaks[0] == min(peaks)
 
 
+def test_other_engines_are_planned_for() -> None:
+    peaks = {}
+    for keys in ((), ("attention", "unfused"), ("recipe", "adam8bit_int8_base")):
+        overrides = (f"--planner.{keys[0]}", keys[1]) if keys else ()
+        result = plan("--config", SCALE, *overrides)
+        assert result.returncode == 0 or "does NOT fit" in result.stdout
+        assert ("counted for another engine" in result.stdout) == bool(keys)
+        assert not keys or f"planner.{keys[0]} {keys[1]}" in result.stdout
+        peaks[keys] = float(result.stdout.partition("\npeak ")[2].split()[0])
+    assert peaks["recipe", "adam8bit_int8_base"] < peaks[()] < peaks["attention", "unfused"]
+
+
 def test_what_does_not_fit_is_explained() -> None:
     result = plan("--config", SCALE, "--stages.count", "1")
     assert result.returncode == 1

@@ -1,0 +1,118 @@
+"""What an attention that keeps every score is said to need is what megatron-core's stock one was seen to need."""
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from megatron.core import parallel_state
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from small_run import VOCAB_SIZE, made_up_batch, small_config
+from torch import Tensor
+from worlds import Worlds
+
+from megatron_step.engine.parallel import parallel_layout
+from megatron_step.layers import spec
+from megatron_step.planner.activations import activation_bytes
+from megatron_step.planner.core_attention import attention_buffer, core_attention
+from megatron_step.planner.plan import make_plan
+from megatron_step.training.memory import measure_peak
+from megatron_step.training.state import build_state
+from megatron_step.training.step import train_step
+
+SIZES: dict[str, Any] = {"num_layers": 3, "num_attention_heads": 8, "num_query_groups": 8, "seq_length": 128}
+GROUPED = {**SIZES, "num_query_groups": 2}
+NORMED = {**GROUPED, "qk_norm": True}
+STAGED: dict[str, Any] = {"stages": {"count": 2, "layers": [2, 1]}, "planner": {"attention": "unfused"}}
+BF16: dict[str, Any] = {"precision": "bf16"}
+TENSOR: dict[str, Any] = {"tensor_parallel_size": 2, "sequence_parallel": True}
+CASES: dict[int, list[dict[str, Any]]] = {
+    1: [
+        {"model": SIZES, **STAGED},
+        {"model": SIZES, "training": BF16, **STAGED},
+        {"model": GROUPED, "training": BF16, **STAGED, "parallel": {"recompute": "selective"}},
+        {"model": GROUPED, **STAGED, "parallel": {"recompute": "selective"}},
+        {"model": NORMED, "training": BF16, **STAGED},
+        {"model": GROUPED, "training": BF16, **STAGED, "parallel": {"recompute": "full"}},
+    ],
+    2: [
+        {"model": GROUPED, "training": BF16, **STAGED, "parallel": TENSOR},
+        {"model": SIZES, **STAGED, "parallel": {"pipeline_parallel_size": 2}},
+    ],
+}
+
+
+class StockAttention(DotProductAttention):
+    """megatron-core's own, which makes the causal mask itself."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return super().forward(query, key, value, None)
+
+
+def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+    """For each stage of each config: what it is, measured and planned bytes of this rank."""
+    compared = []
+    for case in cases:
+        config = small_config(**case)
+        plan = make_plan(config, VOCAB_SIZE)
+        with parallel_layout(config.parallel, seed=1) as parallel, patch.object(spec, "SDPAttention", StockAttention):
+            for stage in plan.stages:
+                state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
+                batch = made_up_batch(config, 0, parallel)
+
+                def step() -> Any:
+                    return train_step(state, batch, 1e-4, config, parallel, False)  # noqa: B023
+
+                step()  # what stays is allocated by the first
+                parallel_state.get_global_memory_buffer().buffer.clear()  # but the scores' buffer is counted
+                _, measured = measure_peak(step)
+                planned = activation_bytes(config, stage, VOCAB_SIZE, parallel.dp_size, parallel.pp_rank)
+                compared.append((f"{case}, stage {stage.index}", measured, planned))
+                state.release()
+    return compared
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_with_the_stock_attention_needs_what_was_planned(worlds: Worlds, size: int) -> None:
+    for rank in worlds(size).run(measured_and_planned, cases=CASES[size]):
+        for case, measured, planned in rank:
+            assert measured <= planned <= 1.1 * measured, case
+
+
+def core(recompute: str = "none", attention: str = "unfused", **model: Any) -> int:
+    config = small_config(
+        model={**SIZES, **model},
+        training=BF16,
+        parallel={"recompute": recompute},
+        planner={"attention": attention},
+    )
+    return core_attention(config, queries=1000, keys=1000).kept
+
+
+def test_kept_bytes_by_hand() -> None:
+    """Two samples of 128 tokens, 8 heads."""
+    scores = 2 * 8 * 128 * 128
+    assert core(attention="sdpa") == 4 * 2 * 128 * 8
+    assert core() == 6 * scores + 128 * 128
+    assert core(num_query_groups=2) == core() + 2 * 1000 - 2 * 1000  # keys and values of all heads for those of groups
+    assert core(num_query_groups=2, qk_norm=True) == core() + 2 * 1000 - 1000
+
+
+def test_the_scores_share_one_buffer_in_the_process() -> None:
+    for attention, expected in (("sdpa", 0), ("unfused", 4 * 2 * 8 * 128 * 128)):
+        assert attention_buffer(small_config(model=SIZES, planner={"attention": attention})) == expected
+
+
+def planned(seq_length: int, recompute: str = "none") -> int:
+    config = small_config(
+        model={**SIZES, "seq_length": seq_length}, parallel={"recompute": recompute}, planner={"attention": "unfused"}
+    )
+    return activation_bytes(config, make_plan(config, VOCAB_SIZE).stages[0], VOCAB_SIZE, dp_size=1, pp_rank=0)
+
+
+def test_scores_grow_with_the_square_of_the_sequence() -> None:
+    assert 3.5 < planned(2048) / planned(1024) < 4
+
+
+def test_selective_recompute_keeps_the_scores_of_one_layer_at_a_time() -> None:
+    scores = 4 * 2 * 8 * 1024 * 1024  # softmax
+    assert planned(1024) - planned(1024, "selective") == pytest.approx(2 * scores, rel=0.05)
