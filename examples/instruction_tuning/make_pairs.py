@@ -18,7 +18,9 @@ _TITLES = ("EMMA", "MANSFIELD PARK", "NORTHANGER ABBEY", "Persuasion", "PRIDE AN
 _MARKS = {".": "full stop", "?": "question mark", "!": "exclamation mark"}
 _NUM_TRAIN, _NUM_HELD_OUT = 240, 100  # of each kind
 _SENTENCE_ENDS = re.compile(r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.) (?=[A-Z])")
-_PERSON = re.compile(r"\b(?:Mr\.|Mrs\.|Miss|Lady|Sir|Captain|Colonel) [A-Z][a-z]+(?: [A-Z][a-z]+)?")
+_MEN, _WOMEN = ("Mr.", "Sir", "Captain", "Colonel"), ("Mrs.", "Miss", "Lady")
+_SEX = {**dict.fromkeys(_MEN, "man"), **dict.fromkeys(_WOMEN, "woman")}
+_PERSON = re.compile(rf"({'|'.join(map(re.escape, _SEX))}) [A-Z][a-z]+")
 
 
 def main() -> None:
@@ -58,9 +60,11 @@ def _novels(text: str) -> list[tuple[str, str]]:
 
 
 def _persons(sentences: list[str]) -> list[tuple[str, str]]:
-    """A sentence that names one person, and the name."""
+    """A sentence that names one person with a title, and whether it is a man or a woman."""
     named = [(sentence, _PERSON.findall(sentence)) for sentence in sentences if 8 <= len(sentence.split()) <= 20]
-    return [(f"Who is named here? {sentence}", names[0]) for sentence, names in named if len(names) == 1]
+    return [
+        (f"Is this about a man or a woman? {sentence}", _SEX[names[0]]) for sentence, names in named if len(names) == 1
+    ]
 
 
 def _marks(sentences: list[str]) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 """As in pre-training, the end-of-text token ends a text, here an answer: generation stops there."""
-_CHANCE = {"novel": "1 of 6", "person": "hardly any", "mark": "1 of 3"}
+_CHANCE = {"novel": "1 of 6", "person": "1 of 2", "mark": "1 of 3"}
 _LONGEST_ANSWER = 16  # tokens; all right answers are shorter
 
 
