@@ -11,14 +11,14 @@ from worlds import WorldError, Worlds
 from megatron_step.config.run import RunConfig
 from megatron_step.training.state import TrainState
 
-# Four old layers with adapters, two new ones between them.
-STAGES: dict[str, Any] = {"count": 2, "layers": [4, 2]}
+# Four old layers with adapters, a new one between them.
+STAGES: dict[str, Any] = {"count": 2, "layers": [4, 1]}
 
 # What differs from the default: a gated MLP and grouped queries; a plain MLP and everything else that a layer can have.
 CASES: dict[str, dict[str, Any]] = {
-    "gated": {"model": {"num_layers": 6, "num_query_groups": 2}, "adapter": {"dropout": 0.2}},
+    "gated": {"model": {"num_layers": 5, "num_query_groups": 2}, "adapter": {"dropout": 0.2}},
     "plain": {
-        "model": {"num_layers": 6, "mlp": "gelu", "tie_embeddings": True, "qk_norm": True, "qkv_bias": True},
+        "model": {"num_layers": 5, "mlp": "gelu", "tie_embeddings": True, "qk_norm": True, "qkv_bias": True},
         "freeze": {"norms": True, "embedding": True},
         "adapter": {"rank": 8, "targets": ["qkv", "fc1", "fc2"]},
     },
