@@ -47,6 +47,12 @@ def test_old_layers_stay_in_order_and_new_ones_lie_between(
         assert max(counts) - min(counts) <= 1, "spread over the gaps"
 
 
+@given(st.integers(1, 9), st.integers(0, 20), st.sampled_from(POSITIONS), st.integers(0, 1000))
+def test_one_more_new_layer_is_put_in_among_the_others(num_old: int, num_new: int, position: str, seed: int) -> None:
+    fewer, more = (_pattern(_grown(num_old, count, seed, position=position)) for count in (num_new, num_new + 1))
+    assert any(more[:at] + more[at + 1 :] == fewer for at in range(len(more)) if more[at] == "n")
+
+
 @pytest.mark.parametrize(
     ("position", "pattern"),
     [("upper", "ooonono"), ("intermediate", "oononoo"), ("lower", "ononooo")],
