@@ -1,9 +1,8 @@
 """What becomes of memory that tensors on the CPU free: the process keeps it, or the system takes it back.
 
 A training step allocates and frees the same large tensors again and again. glibc returns blocks of more than 32 MiB as
-they are freed, and the end of its heap too, and the system clears every page that it hands out anew: on the CPU that is
-some 5 % of a step (docs/benchmarks.md). CUDA's caching allocator keeps memory, too. Other C libraries have no such
-switch; there nothing happens.
+they are freed, and the end of its heap too, and the system clears every page that it hands out anew. CUDA's caching
+allocator keeps memory, too. Other C libraries have no such switch; there nothing happens.
 """
 
 import ctypes
