@@ -174,6 +174,7 @@ def _serve(connection: Connection, rank: int, size: int, folder: str) -> None:
     os.dup2(log, 2)
     os.environ["RANK"] = str(rank)  # only the main rank prints a run's errors
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported lives on: looking through it after every case takes longer than many a case
     while True:
         try:
             path, name, store, arguments = pickle.loads(connection.recv_bytes())
