@@ -1,0 +1,55 @@
+"""Reads a checkpoint's tensors whole, one at a time, on one process and without a model.
+
+`dist_checkpointing.load` copies what it reads into tensors of the caller's. Here a tensor that was saved in one piece
+is given as it was read.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.utils import _create_file_view
+
+from megatron_step.checkpoint.load import is_finite
+
+
+class WholeTensors:
+    """The tensors of the checkpoint in the folder `path`, whatever layout wrote it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        metadata = FileSystemReader(path).read_metadata()
+        self._places = metadata.storage_data
+        self._entries = {
+            key: entry
+            for key, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        self.keys = self._entries.keys()
+        """Their names."""
+
+    def read(self, key: str) -> Tensor:
+        """One of them, in the number format in which it was saved.
+
+        Raises ValueError if it is missing, or holds values that are not finite.
+        """
+        if key not in self._entries:
+            raise ValueError(f"{self._path} has no tensor {key}: it holds another model than its manifest says")
+        entry = self._entries[key]
+        pieces = [(chunk, self._piece(MetadataIndex(key, chunk.offsets))) for chunk in entry.chunks]
+        whole = pieces[0][1]
+        if len(pieces) > 1:
+            whole = torch.empty(entry.size, dtype=entry.properties.dtype)
+            for chunk, piece in pieces:
+                whole[tuple(slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes))] = piece
+        if not is_finite(whole):
+            raise ValueError(f"{self._path} holds values of {key} that are not finite: take an earlier checkpoint")
+        return whole
+
+    def _piece(self, index: MetadataIndex) -> Tensor:
+        """What one rank saved of a tensor."""
+        place = self._places[index]
+        with (self._path / place.relative_path).open("rb", buffering=0) as file:
+            return torch.load(_create_file_view(file, place.offset, place.length), weights_only=True)
