@@ -148,26 +148,27 @@ struct Shape {
   Shape(int64_t s, int64_t d) : s(s), d(d), s_padded(round_up(s, kKeys)), width(round_up(d, kLanes)) {}
 };
 
-// Running softmax over one block of scores [kQueries, kKeys]: scores become exp(scores - m), out is rescaled.
+// Running softmax over one block of scores [kQueries, :columns]: scores become exp(scores - m), out is rescaled. A masked
+// score is -infinity, so that loops are over whole vectors; the first key of a block comes after no query of it.
 void softmax_block(float* scores, float* maximum, float* sum, float* out, const Shape& shape, int64_t query0,
-                   int64_t key0, float scale) {
+                   int64_t key0, int64_t columns, float scale) {
   for (int64_t i = 0; i < kQueries; ++i) {
     float* row = scores + i * kKeys;
-    const int64_t keys = std::clamp<int64_t>(query0 + i + 1 - key0, 0, kKeys);
+    std::fill(row + std::min(query0 + i + 1 - key0, columns), row + columns, -HUGE_VALF);
     float block_maximum = -HUGE_VALF;
 #pragma omp simd reduction(max : block_maximum)
-    for (int64_t j = 0; j < keys; ++j) {
-      row[j] *= scale;
-      block_maximum = std::max(block_maximum, row[j]);
+    for (int64_t j = 0; j < columns; ++j) {
+      const float score = scale * row[j];
+      row[j] = score;
+      block_maximum = score > block_maximum ? score : block_maximum;  // with std::max GCC does not vectorise the loop
     }
     const float highest = std::max(maximum[i], block_maximum);
     float block_sum = 0.0f;
 #pragma omp simd reduction(+ : block_sum)
-    for (int64_t j = 0; j < keys; ++j) {
+    for (int64_t j = 0; j < columns; ++j) {
       row[j] = exponential(row[j] - highest);
       block_sum += row[j];
     }
-    std::fill(row + keys, row + kKeys, 0.0f);
     const float correction = exponential(maximum[i] - highest);
     maximum[i] = highest;
     sum[i] = sum[i] * correction + block_sum;
@@ -182,47 +183,66 @@ void softmax_block(float* scores, float* maximum, float* sum, float* out, const 
 
 // P = exp(scale * scores - logsumexp) in place of the scores, dS = P * (dP - delta) in place of dP; both 0 where masked.
 void softmax_gradient_block(float* scores, float* dscores, const float* logsumexp, const float* delta, int64_t query0,
-                            int64_t key0, float scale) {
+                            int64_t key0, int64_t columns, float scale) {
   for (int64_t i = 0; i < kQueries; ++i) {
     float* p = scores + i * kKeys;
     float* ds = dscores + i * kKeys;
-    const int64_t keys = std::clamp<int64_t>(query0 + i + 1 - key0, 0, kKeys);
     const float shift = logsumexp[i], offset = delta[i];
 #pragma omp simd
-    for (int64_t j = 0; j < keys; ++j) {
+    for (int64_t j = 0; j < columns; ++j) {  // the masked ones too: whole vectors
       p[j] = exponential(scale * p[j] - shift);
       ds[j] = p[j] * (ds[j] - offset);
     }
-    std::fill(p + keys, p + kKeys, 0.0f);
-    std::fill(ds + keys, ds + kKeys, 0.0f);
+    const int64_t keys = std::min(query0 + i + 1 - key0, columns);
+    std::fill(p + keys, p + columns, 0.0f);
+    std::fill(ds + keys, ds + columns, 0.0f);
   }
 }
 
+// target[width, s_padded] = source[s_padded, width] transposed, some rows at a time, which stay in the cache.
+void transpose_rows(const float* source, const Shape& shape, float* target) {
+  for (int64_t i = 0; i < shape.s_padded; i += kLanes) {
+    transpose_block(source + i * shape.width, shape.width, target + i, shape.s_padded, kLanes, shape.width);
+  }
+}
+
+// Buffers of a thread in forward; keys and values stay for all query heads of a group.
+struct ForwardBuffers {
+  Buffer keys, keys_t, values, queries, sums, scores;
+  explicit ForwardBuffers(const Shape& shape)
+      : keys(shape.s_padded * shape.width), keys_t(shape.s_padded * shape.width), values(shape.s_padded * shape.width),
+        queries(kQueries * shape.width), sums(kQueries * shape.width), scores(kQueries * kKeys) {}
+
+  template <typename scalar_t>
+  void load(const Head<const scalar_t>& k, const Head<const scalar_t>& v, const Shape& shape) {
+    copy_rows(k, 0, shape.s, shape.s_padded, shape.d, shape.width, keys.data());
+    transpose_rows(keys.data(), shape, keys_t.data());
+    copy_rows(v, 0, shape.s, shape.s_padded, shape.d, shape.width, values.data());
+  }
+};
+
 template <typename scalar_t>
-void forward_head(const Head<const scalar_t>& q, const Head<const scalar_t>& k, const Head<const scalar_t>& v,
-                  const Head<scalar_t>& out, float* logsumexp, const Shape& shape, float scale) {
-  Buffer keys(shape.s_padded * shape.width), keys_t(shape.s_padded * shape.width), values(shape.s_padded * shape.width);
-  Buffer queries(kQueries * shape.width), sums(kQueries * shape.width), scores(kQueries * kKeys);
-  copy_rows(k, 0, shape.s, shape.s_padded, shape.d, shape.width, keys.data());
-  transpose_block(keys.data(), shape.width, keys_t.data(), shape.s_padded, shape.s_padded, shape.width);
-  copy_rows(v, 0, shape.s, shape.s_padded, shape.d, shape.width, values.data());
+void forward_head(const Head<const scalar_t>& q, const Head<scalar_t>& out, float* logsumexp, ForwardBuffers& buffer,
+                  const Shape& shape, float scale) {
+  const int64_t w = shape.width;
+  float* scores = buffer.scores.data();
+  float* sums = buffer.sums.data();
   for (int64_t query0 = 0; query0 < shape.s; query0 += kQueries) {
     const int64_t rows = std::min(kQueries, shape.s - query0);
     float maximum[kQueries], sum[kQueries] = {};
     std::fill_n(maximum, kQueries, -HUGE_VALF);
-    sums.clear();
-    copy_rows(q, query0, rows, kQueries, shape.d, shape.width, queries.data());
+    buffer.sums.clear();
+    copy_rows(q, query0, rows, kQueries, shape.d, w, buffer.queries.data());
     for (int64_t key0 = 0; key0 < query0 + rows; key0 += kKeys) {
       const int64_t used = std::min(kKeys, round_up(query0 + kQueries - key0, kQueries));
-      multiply(queries.data(), shape.width, 1, keys_t.data() + key0, shape.s_padded, scores.data(), kKeys, kQueries,
-               used, shape.width, false);
-      softmax_block(scores.data(), maximum, sum, sums.data(), shape, query0, key0, scale);
-      multiply(scores.data(), kKeys, 1, values.data() + key0 * shape.width, shape.width, sums.data(), shape.width,
-               kQueries, shape.width, used, true);
+      multiply(buffer.queries.data(), w, 1, buffer.keys_t.data() + key0, shape.s_padded, scores, kKeys, kQueries, used,
+               w, false);
+      softmax_block(scores, maximum, sum, sums, shape, query0, key0, used, scale);
+      multiply(scores, kKeys, 1, buffer.values.data() + key0 * w, w, sums, w, kQueries, w, used, true);
     }
     for (int64_t i = 0; i < rows; ++i) {
       logsumexp[query0 + i] = maximum[i] + std::log(sum[i]);
-      store_rows(sums.data() + i * shape.width, 1, shape.d, shape.width, 1.0f / sum[i], out, query0 + i);
+      store_rows(sums + i * w, 1, shape.d, w, 1.0f / sum[i], out, query0 + i);
     }
   }
 }
@@ -262,7 +282,7 @@ void backward_head(const Head<const scalar_t>& dout, const Head<const scalar_t>&
                w, false);
       multiply(buffer.dout.data(), w, 1, buffer.values_t.data() + key0, shape.s_padded, dscores, kKeys, kQueries, used,
                w, false);
-      softmax_gradient_block(scores, dscores, shift, delta, query0, key0, scale);
+      softmax_gradient_block(scores, dscores, shift, delta, query0, key0, used, scale);
       multiply(dscores, kKeys, 1, buffer.keys.data() + key0 * w, w, buffer.dqueries.data(), w, kQueries, w, used, true);
       multiply(dscores, 1, kKeys, buffer.queries.data(), w, buffer.dkeys.data() + key0 * w, w, used, w, kQueries, true);
       multiply(scores, 1, kKeys, buffer.dout.data(), w, buffer.dvalues.data() + key0 * w, w, used, w, kQueries, true);
@@ -287,13 +307,16 @@ std::tuple<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q_in, con
   MEGATRON_STEP_DISPATCH(q, "attention", [&] {
     using Input = Head<const scalar_t>;
     at::parallel_for(0, b * n, 1, [&](int64_t begin, int64_t end) {
+      ForwardBuffers buffer(shape);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t batch = task / n, head = task % n, group = head / per_group;
+        if (task == begin || head % per_group == 0) {
+          buffer.load(Input(k, k.const_data_ptr<scalar_t>(), batch, group),
+                      Input(v, v.const_data_ptr<scalar_t>(), batch, group), shape);
+        }
         forward_head(Input(q, q.const_data_ptr<scalar_t>(), batch, head),
-                     Input(k, k.const_data_ptr<scalar_t>(), batch, group),
-                     Input(v, v.const_data_ptr<scalar_t>(), batch, group),
                      Head<scalar_t>(out, out.mutable_data_ptr<scalar_t>(), batch, head),
-                     logsumexp.mutable_data_ptr<float>() + task * s, shape, static_cast<float>(scale));
+                     logsumexp.mutable_data_ptr<float>() + task * s, buffer, shape, static_cast<float>(scale));
       }
     });
   });
@@ -321,8 +344,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tens
                   buffer.keys.data());
         copy_rows(Input(v, v.const_data_ptr<scalar_t>(), batch, group), 0, s, shape.s_padded, shape.d, w,
                   buffer.values.data());
-        transpose_block(buffer.keys.data(), w, buffer.keys_t.data(), shape.s_padded, shape.s_padded, w);
-        transpose_block(buffer.values.data(), w, buffer.values_t.data(), shape.s_padded, shape.s_padded, w);
+        transpose_rows(buffer.keys.data(), shape, buffer.keys_t.data());
+        transpose_rows(buffer.values.data(), shape, buffer.values_t.data());
         buffer.dkeys.clear();
         buffer.dvalues.clear();
         for (int64_t head = group * per_group; head < (group + 1) * per_group; ++head) {
