@@ -12,6 +12,7 @@ from megatron_step.benchmarks.train_arms import Arm, megatron_step_arm, random_b
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
+from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.planner.flops import stage_flops_per_token
 from megatron_step.planner.plan import make_plan
@@ -48,7 +49,8 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, ran
     staged = replace(vanilla, stages=StagesConfig(steps=1, count=2, layers=layers), adapter=AdapterConfig(rank=rank))
     configs = {_VANILLA: vanilla, _ADAPTED: staged, _FROZEN: replace(staged, adapter=AdapterConfig(rank=0))}
     try:
-        with parallel_layout(vanilla.parallel, vanilla.training.seed) as parallel:
+        # Freed memory is kept from the first step on, as in a run.
+        with keep_freed_memory(), parallel_layout(vanilla.parallel, vanilla.training.seed) as parallel:
             arms = {name: _arm(config, parallel) for name, config in configs.items()}
             seconds = interleave(arms, repeats)
     finally:

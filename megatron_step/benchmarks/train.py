@@ -11,6 +11,7 @@ from megatron_step.benchmarks.products import product_arms, product_flops
 from megatron_step.benchmarks.timing import Row, interleave, spread, use_all_cores
 from megatron_step.benchmarks.train_arms import (
     Arm,
+    keeping_memory,
     megatron_core_arm,
     megatron_step_arm,
     random_batch,
@@ -54,7 +55,7 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, pre
             state = initial_state(config, model.vocab_size, parallel)
             weights = weights_of(state)
             arms: dict[str, Arm] = {
-                _OURS: megatron_step_arm(state, batch, config, parallel),
+                _OURS: keeping_memory(megatron_step_arm(state, batch, config, parallel)),
                 "megatron-core, local layers": megatron_core_arm(weights, batch, config),
                 "transformers Llama, SDPA": transformers_arm(weights, batch, config),
             }

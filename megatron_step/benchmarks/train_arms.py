@@ -45,12 +45,21 @@ def weights_of(state: TrainState) -> dict[str, Tensor]:
 
 
 def megatron_step_arm(state: TrainState, batch: Batch, config: RunConfig, parallel: Parallel) -> Arm:
-    """The product's own training step, with freed memory kept, as in a run."""
+    """The product's own training step."""
     rate = config.optimizer.learning_rate
 
     def step() -> float:
+        return train_step(state, [batch], rate, config, parallel, False).loss
+
+    return step
+
+
+def keeping_memory(arm: Arm) -> Arm:
+    """The arm with freed memory kept, as a run keeps it, beside arms that do not."""
+
+    def step() -> float:
         with keep_freed_memory():
-            return train_step(state, [batch], rate, config, parallel, False).loss
+            return arm()
 
     return step
 

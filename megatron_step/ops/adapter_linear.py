@@ -15,6 +15,7 @@ kernels of ``adapter_kernels.py``. The pieces have no autograd and check nothing
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def adapter_output_gradients(
     if need_du:
         du = linear_input_gradient(dy, b).to(_wide(dy.dtype)).mul_(scaling)
     if need_db:
-        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(dtype).contiguous()
+        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(dtype)
     return du, db
 
 
@@ -136,10 +137,8 @@ def adapter_shrink_gradient(du: Tensor, x: Tensor, dropout: AdapterDropout | Non
     if use_cuda_kernel(x):
         return adapter_kernels.shrink_gradient(_rows(du), _rows(x), dropout).to(dtype)
     rows, narrow = _rows(x), _rows(du).to(x.dtype)
-    da = du.new_zeros(du.shape[-1], x.shape[-1])
-    for block in _blocks(rows, dropout):
-        da += _sum_over_rows(narrow[block], _drop(rows, block, dropout))
-    return da.to(dtype)
+    sums = (_sum_over_rows(narrow[block], _drop(rows, block, dropout)) for block in _blocks(rows, dropout))
+    return reduce(Tensor.add_, (da.to(du.dtype) for da in sums)).to(dtype)
 
 
 def _drop(rows: Tensor, block: slice, dropout: AdapterDropout | None) -> Tensor:
