@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from small_corpus import small_corpus
 from worlds import Worlds
 
@@ -10,6 +11,10 @@ from worlds import Worlds
 from megatron_step.config.data import DataConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+
+# The same examples in every run: a failure belongs to a change. `pytest --hypothesis-profile default` looks further.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
