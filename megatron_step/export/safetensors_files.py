@@ -19,7 +19,7 @@ from megatron_step.planner.trainable import layer_of
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_BLOCK_BYTES = 1 << 18  # of one write: the page cache of Linux takes up to five times as long for large ones
+_BLOCK_BYTES = 1 << 18  # of one write: for large ones Linux takes large pieces of its page cache, and longer
 _FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -107,7 +107,7 @@ def _write(file: io.RawIOBase, content: memoryview) -> None:
         block = content[first : first + _BLOCK_BYTES]
         while block:
             block = block[file.write(block) :]
-    if hasattr(os, "posix_fadvise"):  # not on macOS
+    if hasattr(os, "posix_fadvise"):  # not on macOS; Linux begins to write what it may drop
         os.posix_fadvise(file.fileno(), start, len(content), os.POSIX_FADV_DONTNEED)
 
 
