@@ -53,7 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, small_data: DataConfig) -
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason='lm_eval is not installed: pip install -e ".[lm_eval]"'
+    importlib.util.find_spec("lm_eval") is None, reason='lm_eval is not installed: pip install -e ".[lm-eval]"'
 )
 def test_accuracy_is_that_of_the_log_likelihoods(exported: Path, tmp_path: Path, run_script: Callable) -> None:
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={exported}"]
