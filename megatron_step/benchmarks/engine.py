@@ -4,12 +4,12 @@ Both train a small model by the product's own step. They exclude each other, so 
 own, and this file imports nothing that imports megatron-core.
 """
 
-import multiprocessing
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from megatron_step.benchmarks.configs import run_config
-from megatron_step.benchmarks.timing import Row, percentile
+from megatron_step.benchmarks.own_process import Functions, own_process
+from megatron_step.benchmarks.timing import Row, check_repeats, percentile
 from megatron_step.config.model import ModelConfig
 from megatron_step.engine import cpu, cuda_on_cpu
 
@@ -29,6 +30,7 @@ MODEL = ModelConfig(
 """Small enough for the calls of torch, not their arithmetic, to make up the step."""
 _MICRO_BATCH_SIZE = 2
 _WARMUP = 3
+_MEASURE = "measure"
 
 
 def run(repeats: int, model: ModelConfig = MODEL, steps: int = 50) -> list[Row]:
@@ -38,8 +40,7 @@ def run(repeats: int, model: ModelConfig = MODEL, steps: int = 50) -> list[Row]:
     """
     if torch.cuda.is_available():
         raise RuntimeError("the engine benchmark compares ways to run without CUDA; this machine has a CUDA device")
-    if repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, not {repeats}")
+    check_repeats(repeats)
     measured: dict[str, list[Any]] = {HOOK: [], SHIM: []}
     for _ in range(repeats):
         for way, results in measured.items():
@@ -66,55 +67,44 @@ def _row(way: str, measured: dict[str, list[Any]]) -> Row:
 
 
 def _in_process(way: str, model: ModelConfig, steps: int) -> tuple[list[float], float, float]:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(way, model, steps, sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise RuntimeError(f"the process that measures the {way} failed") from None
-    finally:
-        process.join()
+    with own_process(partial(_process, way, model, steps)) as call:
+        return call(_MEASURE)
 
 
-def _measure(way: str, model: ModelConfig, steps: int, sender: Connection) -> None:
-    """Send the processor seconds of each step, the seconds that imports and building took, and the last loss."""
+@contextmanager
+def _process(way: str, model: ModelConfig, steps: int) -> Iterator[Functions]:
     torch.set_num_threads(1)  # the difference is Python's, which has one
     warnings.simplefilter("ignore")  # megatron-core's on what is not installed: the hook drops them, the shim cannot
     if way == SHIM:
         install_shim()
+    yield {_MEASURE: partial(_measure, model, steps)}
+
+
+def _measure(model: ModelConfig, steps: int) -> tuple[list[float], float, float]:
+    """The processor seconds of each step, the seconds that imports and building took, and the last loss."""
     start = perf_counter()
-    step, close = _training(model)
-    start_seconds = perf_counter() - start
-    seconds = []
-    for _ in range(_WARMUP + steps):
-        begin = thread_time()
-        loss = step()
-        seconds.append(thread_time() - begin)
-    close()
-    sender.send((seconds[_WARMUP:], start_seconds, loss))
+    with _training(model) as step:
+        start_seconds = perf_counter() - start
+        seconds = []
+        for _ in range(_WARMUP + steps):
+            begin = thread_time()
+            loss = step()
+            seconds.append(thread_time() - begin)
+    return seconds[_WARMUP:], start_seconds, loss
 
 
-def _training(model: ModelConfig) -> tuple[Callable[[], float], Callable[[], None]]:
-    """One training step as a function, and what ends it."""
+@contextmanager
+def _training(model: ModelConfig) -> Iterator[Callable[[], float]]:
     from megatron_step.benchmarks.train_arms import megatron_step_arm, random_batch
     from megatron_step.engine.parallel import parallel_layout, stop_world
     from megatron_step.training.state import initial_state
 
     config = run_config(model, _MICRO_BATCH_SIZE, "fp32")
-    layout = parallel_layout(config.parallel, config.training.seed)
-    parallel = layout.__enter__()
     assert model.vocab_size is not None
-    state = initial_state(config, model.vocab_size, parallel)
-    step = megatron_step_arm(state, random_batch(model, _MICRO_BATCH_SIZE), config, parallel)
-
-    def close() -> None:
-        layout.__exit__(None, None, None)
-        stop_world()
-
-    return step, close
+    with parallel_layout(config.parallel, config.training.seed) as parallel:
+        state = initial_state(config, model.vocab_size, parallel)
+        yield megatron_step_arm(state, random_batch(model, _MICRO_BATCH_SIZE), config, parallel)
+    stop_world()
 
 
 def install_shim() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from megatron_step.benchmarks.configs import MODEL, SMALL_MODEL, run_config
-from megatron_step.benchmarks.timing import Row, percentile, use_all_cores
+from megatron_step.benchmarks.timing import Row, check_repeats, percentile, use_all_cores
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.data.preprocess import preprocess
@@ -33,8 +33,7 @@ def run(
     The run is the product's own, with its data, metrics.jsonl and TensorBoard; saving is left to its end and evaluation
     is off, for they are work of their own.
     """
-    if repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, not {repeats}")
+    check_repeats(repeats)
     use_all_cores()
     with tempfile.TemporaryDirectory() as folder:
         data = write_corpus(Path(folder))

@@ -1,19 +1,22 @@
 """A step of a grown stage against an ordinary step at the same depth, and what its adapters cost."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from megatron_step.benchmarks.configs import run_config
-from megatron_step.benchmarks.timing import Row, interleave, spread, use_all_cores
-from megatron_step.benchmarks.train_arms import Arm, megatron_step_arm, random_batch
+from megatron_step.benchmarks.own_process import Functions, own_process
+from megatron_step.benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
+from megatron_step.benchmarks.train_arms import megatron_step_arm, random_batch
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.host_memory import keep_freed_memory
-from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+from megatron_step.engine.parallel import parallel_layout, stop_world
 from megatron_step.planner.flops import stage_flops_per_token
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
@@ -24,6 +27,7 @@ MODEL = ModelConfig(
 """117 million weights: linears wide enough that an adapter of rank 16 is small beside them."""
 NEW_LAYERS = 2
 _VANILLA, _ADAPTED, _FROZEN = "vanilla step", "last stage", "last stage without adapters"
+_STEP = "step"
 
 
 def run(
@@ -37,6 +41,7 @@ def run(
 
     The last stage has `NEW_LAYERS` new layers; the others are frozen and carry adapters of `rank`, or none.
     """
+    check_repeats(repeats)
     use_all_cores()
     return [
         row for precision in precisions for row in _precision_rows(repeats, model, micro_batch_size, rank, precision)
@@ -48,13 +53,10 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, ran
     layers = [model.num_layers - NEW_LAYERS, NEW_LAYERS]
     staged = replace(vanilla, stages=StagesConfig(steps=1, count=2, layers=layers), adapter=AdapterConfig(rank=rank))
     configs = {_VANILLA: vanilla, _ADAPTED: staged, _FROZEN: replace(staged, adapter=AdapterConfig(rank=0))}
-    try:
-        # Freed memory is kept from the first step on, as in a run.
-        with keep_freed_memory(), parallel_layout(vanilla.parallel, vanilla.training.seed) as parallel:
-            arms = {name: _arm(config, parallel) for name, config in configs.items()}
-            seconds = interleave(arms, repeats)
-    finally:
-        stop_world()
+    processes = {name: own_process(partial(_process, config)) for name, config in configs.items()}
+    with ExitStack() as stack:
+        calls = {name: stack.enter_context(process) for name, process in processes.items()}
+        seconds = interleave({name: partial(call, _STEP) for name, call in calls.items()}, repeats)
     flops = {name: _flops(config) for name, config in configs.items()}
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return [
@@ -71,13 +73,20 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, ran
     ]
 
 
-def _arm(config: RunConfig, parallel: Parallel) -> Arm:
-    """A step of the last stage."""
+@contextmanager
+def _process(config: RunConfig) -> Iterator[Functions]:
+    """A step of the last stage, as in a run."""
+    use_all_cores()
     assert config.model.vocab_size is not None
     plan = make_plan(config, config.model.vocab_size)
     stage = plan.stages[-1]
-    state = build_state(config, plan, stage, stage.first_step, config.model.vocab_size, parallel)
-    return megatron_step_arm(state, random_batch(config.model, config.training.micro_batch_size), config, parallel)
+    batch = random_batch(config.model, config.training.micro_batch_size)
+    try:
+        with keep_freed_memory(), parallel_layout(config.parallel, config.training.seed) as parallel:
+            state = build_state(config, plan, stage, stage.first_step, config.model.vocab_size, parallel)
+            yield {_STEP: megatron_step_arm(state, batch, config, parallel)}
+    finally:
+        stop_world()
 
 
 def _flops(config: RunConfig) -> int:

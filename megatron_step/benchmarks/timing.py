@@ -22,6 +22,12 @@ def use_all_cores() -> int:
     return threads
 
 
+def check_repeats(repeats: int) -> None:
+    """Raises ValueError for fewer than one repeat."""
+    if repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, not {repeats}")
+
+
 def interleave(
     arms: Mapping[str, Callable[[], object]],
     repeats: int,
@@ -35,8 +41,7 @@ def interleave(
 
     Raises ValueError for fewer than one repeat.
     """
-    if repeats < 1:
-        raise ValueError(f"--repeats must be at least 1, not {repeats}")
+    check_repeats(repeats)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(warmup + repeats):
         for name, arm in arms.items():

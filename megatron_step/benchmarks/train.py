@@ -1,17 +1,21 @@
 """The whole training step against megatron-core's stock layers and transformers, and against its own arithmetic."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 
 import torch
 
 from megatron_step.benchmarks.breakdown import step_breakdown
 from megatron_step.benchmarks.configs import MODEL, run_config
+from megatron_step.benchmarks.own_process import Functions, own_process
 from megatron_step.benchmarks.products import product_arms, product_flops
-from megatron_step.benchmarks.timing import Row, interleave, spread, use_all_cores
+from megatron_step.benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
 from megatron_step.benchmarks.train_arms import (
     Arm,
-    keeping_memory,
+    Batch,
+    Weights,
     megatron_core_arm,
     megatron_step_arm,
     random_batch,
@@ -19,11 +23,14 @@ from megatron_step.benchmarks.train_arms import (
     weights_of,
 )
 from megatron_step.config.model import ModelConfig
-from megatron_step.engine.parallel import parallel_layout, stop_world
+from megatron_step.config.run import RunConfig
+from megatron_step.engine.host_memory import keep_freed_memory
+from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.model.transformer_config import DTYPES
-from megatron_step.training.state import initial_state
+from megatron_step.training.state import TrainState, initial_state
 
 _OURS = "megatron_step"
+_STEP, _PARTS = "step", "parts"
 _LOSS_TOLERANCE = 1e-3
 _PROFILED_STEPS = 3
 
@@ -38,6 +45,7 @@ def run(
 
     Raises RuntimeError if the arms do not begin with the same loss: they would not train the same model.
     """
+    check_repeats(repeats)
     use_all_cores()
     rows: list[Row] = []
     for precision in precisions:
@@ -47,30 +55,62 @@ def run(
 
 def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, precision: str) -> list[Row]:
     config = run_config(model, micro_batch_size, precision)
-    batch = random_batch(model, micro_batch_size)
     tokens = micro_batch_size * model.seq_length
-    try:
-        with parallel_layout(config.parallel, config.training.seed) as parallel:
-            assert model.vocab_size is not None
-            state = initial_state(config, model.vocab_size, parallel)
-            weights = weights_of(state)
-            arms: dict[str, Arm] = {
-                _OURS: keeping_memory(megatron_step_arm(state, batch, config, parallel)),
-                "megatron-core, local layers": megatron_core_arm(weights, batch, config),
-                "transformers Llama, SDPA": transformers_arm(weights, batch, config),
-            }
-            check_same_loss(arms)
-            products = product_arms(model, tokens, DTYPES[precision])
-            seconds = interleave({**arms, **products}, repeats)
-            parts = step_breakdown(arms[_OURS], _PROFILED_STEPS)
-    finally:
-        stop_world()
+    processes = {name: own_process(partial(build, config)) for name, build in _PROCESSES.items()}
+    with ExitStack() as stack:
+        calls = {name: stack.enter_context(process) for name, process in processes.items()}
+        arms: dict[str, Arm] = {name: partial(call, _STEP) for name, call in calls.items()}
+        check_same_loss(arms)
+        stack.enter_context(keep_freed_memory())  # for the products, which are measured here
+        products = product_arms(model, tokens, DTYPES[precision])
+        seconds = interleave({**arms, **products}, repeats)
+        parts = calls[_OURS](_PARTS)
     flops = product_flops(model, tokens)
     return [
         *(_speed_row(name, precision, seconds, tokens) for name in arms),
         *(_product_row(name, precision, seconds, flops) for name in (_OURS, *products)),
         *(_part_row(part, precision, share) for part, share in parts.items()),
     ]
+
+
+@contextmanager
+def _our_process(config: RunConfig) -> Iterator[Functions]:
+    with keep_freed_memory(), _layout(config) as parallel:
+        step = megatron_step_arm(_first_state(config, parallel), _batch(config), config, parallel)
+        yield {_STEP: step, _PARTS: lambda: step_breakdown(step, _PROFILED_STEPS)}
+
+
+@contextmanager
+def _peer_process(make_arm: Callable[[Weights, Batch, RunConfig], Arm], config: RunConfig) -> Iterator[Functions]:
+    with _layout(config) as parallel:
+        yield {_STEP: make_arm(weights_of(_first_state(config, parallel)), _batch(config), config)}
+
+
+_PROCESSES: dict[str, Callable[[RunConfig], AbstractContextManager[Functions]]] = {
+    _OURS: _our_process,
+    "megatron-core, local layers": partial(_peer_process, megatron_core_arm),
+    "transformers Llama, SDPA": partial(_peer_process, transformers_arm),
+}
+
+
+@contextmanager
+def _layout(config: RunConfig) -> Iterator[Parallel]:
+    use_all_cores()
+    try:
+        with parallel_layout(config.parallel, config.training.seed) as parallel:
+            yield parallel
+    finally:
+        stop_world()
+
+
+def _first_state(config: RunConfig, parallel: Parallel) -> TrainState:
+    """Alike in every process: weights are drawn by the seed and their names."""
+    assert config.model.vocab_size is not None
+    return initial_state(config, config.model.vocab_size, parallel)
+
+
+def _batch(config: RunConfig) -> Batch:
+    return random_batch(config.model, config.training.micro_batch_size)
 
 
 def check_same_loss(arms: dict[str, Arm]) -> None:

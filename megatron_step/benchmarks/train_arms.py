@@ -19,7 +19,6 @@ from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
-from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.transformer_config import DTYPES
 from megatron_step.training.state import TrainState
@@ -28,6 +27,8 @@ from megatron_step.training.step import train_step
 Arm = Callable[[], float]
 Batch = dict[str, Tensor]
 """tokens and labels, [b, s] int64."""
+Weights = dict[str, Tensor]
+"""A model's weights under megatron-core's names."""
 
 
 def random_batch(model: ModelConfig, micro_batch_size: int, seed: int = 1) -> Batch:
@@ -38,8 +39,8 @@ def random_batch(model: ModelConfig, micro_batch_size: int, seed: int = 1) -> Ba
     return {"tokens": text[:, :-1].contiguous(), "labels": text[:, 1:].contiguous()}
 
 
-def weights_of(state: TrainState) -> dict[str, Tensor]:
-    """Copies of a state's weights, under megatron-core's names."""
+def weights_of(state: TrainState) -> Weights:
+    """Copies of a state's weights."""
     weights = state.chunks[0].state_dict()
     return {name: weight.clone() for name, weight in weights.items() if isinstance(weight, Tensor)}
 
@@ -54,17 +55,7 @@ def megatron_step_arm(state: TrainState, batch: Batch, config: RunConfig, parall
     return step
 
 
-def keeping_memory(arm: Arm) -> Arm:
-    """The arm with freed memory kept, as a run keeps it, beside arms that do not."""
-
-    def step() -> float:
-        with keep_freed_memory():
-            return arm()
-
-    return step
-
-
-def megatron_core_arm(weights: dict[str, Tensor], batch: Batch, config: RunConfig) -> Arm:
+def megatron_core_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
     """megatron-core's stock local layers, data parallelism and optimizer, on the CPU by the engine's import hook.
 
     Its optimizer is what it takes where neither Apex nor TransformerEngine is installed: torch's AdamW by its defaults.
@@ -155,7 +146,7 @@ def _stock_optimizer(chunk: DistributedDataParallel, config: RunConfig) -> Any:
     )
 
 
-def transformers_arm(weights: dict[str, Tensor], batch: Batch, config: RunConfig) -> Arm:
+def transformers_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
     """transformers' Llama with SDPA and torch's fused AdamW; in bf16 all of it is bf16, moments and updates too."""
     from transformers import LlamaForCausalLM
 
@@ -205,7 +196,7 @@ def _llama_config(config: RunConfig) -> Any:
     )
 
 
-def llama_weights(weights: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+def llama_weights(weights: Weights, model: ModelConfig) -> dict[str, Tensor]:
     """megatron-core's weights under transformers' Llama names."""
     heads_per_group = model.num_attention_heads // model.query_groups
     llama = {
