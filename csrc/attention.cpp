@@ -8,26 +8,45 @@
 // Blocks are copied to fp32 and padded with zeros, so that the products below know no remainder. A padded key comes after
 // every query and is masked; a padded query has logsumexp = infinity and so P = 0.
 #include "operations.h"
+#include "vector.h"
+
+#include <initializer_list>
+#include <optional>
 
 namespace megatron_step {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int64_t kLanes = 16, kVectors = 4;  // a tile of 4 x 64 sums takes 16 of 32 registers
-#else
-constexpr int64_t kLanes = 8, kVectors = 2;
-#endif
-constexpr int64_t kTileRows = 4;
-constexpr int64_t kQueries = 32, kKeys = 128;  // one block; scores of a block are 16 KiB
+constexpr int64_t kTileRows = 4, kVectors = kRegisters / 2 / kTileRows;  // a tile of sums takes half the registers
+constexpr int64_t kQueries = 32, kKeys = 128;                            // one block; scores of a block are 16 KiB
 
-// GCC would rather read b from memory in every multiplication that uses it, and be bound by loads.
-#if defined(__AVX__)
-#define MEGATRON_STEP_KEEP_IN_REGISTER(vector) asm("" : "+v"(vector))
-#else
-#define MEGATRON_STEP_KEEP_IN_REGISTER(vector)
-#endif
+typedef int32_t IntegerVector __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef float Quad __attribute__((vector_size(4 * sizeof(float))));
 
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+// combine(...combine(x[0], x[1])..., x[lanes - 1]), in another order.
+template <typename Combine>
+inline float across_lanes(Vector x, Combine combine) {
+  Quad quads[kLanes / 4];
+  std::memcpy(quads, &x, sizeof(x));
+  for (int64_t i = 1; i < kLanes / 4; ++i) {
+    quads[0] = combine(quads[0], quads[i]);
+  }
+  return combine(combine(quads[0][0], quads[0][1]), combine(quads[0][2], quads[0][3]));
+}
+
+// e^x as `exponential` has it, for x < 88: one power of two is enough.
+inline Vector exponential_below_88(Vector x) {
+  constexpr float low = -87.33654f, shift = 12582912.0f;
+  const Vector clamped = x < low ? low : x;
+  const Vector n = (clamped * 1.44269504f + shift) - shift;
+  const Vector r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector p = 1.3981999507e-3f * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  const IntegerVector power_bits = (__builtin_convertvector(n, IntegerVector) + 127) << 23;
+  return x < low ? Vector{} : p * reinterpret_cast<Vector>(power_bits);
+}
 
 // Zeros that begin on a cache line, so that no vector of a row that is a multiple of the lanes lies across two.
 class Buffer {
@@ -55,7 +74,7 @@ inline void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const
   for (int64_t p = 0; p < depth; ++p) {
     Vector b_vector[V];
     for (int64_t j = 0; j < V; ++j) {
-      b_vector[j] = *reinterpret_cast<const Vector*>(b + p * b_row + j * kLanes);
+      b_vector[j] = load(b + p * b_row + j * kLanes);
       MEGATRON_STEP_KEEP_IN_REGISTER(b_vector[j]);
     }
     for (int64_t i = 0; i < kTileRows; ++i) {
@@ -67,8 +86,8 @@ inline void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const
   }
   for (int64_t i = 0; i < kTileRows; ++i) {
     for (int64_t j = 0; j < V; ++j) {
-      Vector* target = reinterpret_cast<Vector*>(c + i * c_row + j * kLanes);
-      *target = accumulate ? *target + sum[i][j] : sum[i][j];
+      float* target = c + i * c_row + j * kLanes;
+      store(target, accumulate ? load(target) + sum[i][j] : sum[i][j]);
     }
   }
 }
@@ -103,6 +122,17 @@ struct Head {
   Head(const tensor_t& tensor, scalar_t* base, int64_t batch, int64_t head)
       : data(base + batch * tensor.stride(1) + head * tensor.stride(2)), row(tensor.stride(0)) {}
 };
+
+// Asks for rows [begin, end) of a head, which are read soon: a page or more apart, the processor does not foresee them.
+template <typename scalar_t>
+void prefetch_rows(const Head<const scalar_t>& source, int64_t begin, int64_t end, int64_t d) {
+  for (int64_t i = begin; i < end; ++i) {
+    const scalar_t* row = source.data + i * source.row;
+    for (int64_t j = 0; j < d; j += 64 / sizeof(scalar_t)) {
+      __builtin_prefetch(row + j, 0, 2);  // for reading, into the second level
+    }
+  }
+}
 
 // target[rows_padded, width] = source[begin : begin + rows, :d] in fp32, zeros elsewhere.
 template <typename scalar_t>
@@ -142,6 +172,16 @@ float dot(const float* x, const float* y, int64_t size) {
   return sum;
 }
 
+// What the query heads of a group share; `group` counts over the whole batch.
+template <typename scalar_t>
+struct KeysAndValues {
+  Head<const scalar_t> keys, values;
+
+  KeysAndValues(const at::Tensor& k, const at::Tensor& v, int64_t group)
+      : keys(k, k.const_data_ptr<scalar_t>(), group / k.size(2), group % k.size(2)),
+        values(v, v.const_data_ptr<scalar_t>(), group / v.size(2), group % v.size(2)) {}
+};
+
 // Sizes of one head's work: s and d padded to whole blocks and vectors.
 struct Shape {
   int64_t s, d, s_padded, width;
@@ -152,30 +192,32 @@ struct Shape {
 // score is -infinity, so that loops are over whole vectors; the first key of a block comes after no query of it.
 void softmax_block(float* scores, float* maximum, float* sum, float* out, const Shape& shape, int64_t query0,
                    int64_t key0, int64_t columns, float scale) {
+  float highest[kQueries];  // all of them first: a row's exponentials need not wait for its own
   for (int64_t i = 0; i < kQueries; ++i) {
     float* row = scores + i * kKeys;
     std::fill(row + std::min(query0 + i + 1 - key0, columns), row + columns, -HUGE_VALF);
-    float block_maximum = -HUGE_VALF;
-#pragma omp simd reduction(max : block_maximum)
-    for (int64_t j = 0; j < columns; ++j) {
-      const float score = scale * row[j];
-      row[j] = score;
-      block_maximum = score > block_maximum ? score : block_maximum;  // with std::max GCC does not vectorise the loop
+    Vector largest = Vector{} + maximum[i];
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const Vector score = scale * load(row + j);
+      store(row + j, score);
+      largest = score > largest ? score : largest;
     }
-    const float highest = std::max(maximum[i], block_maximum);
-    float block_sum = 0.0f;
-#pragma omp simd reduction(+ : block_sum)
-    for (int64_t j = 0; j < columns; ++j) {
-      row[j] = exponential(row[j] - highest);
-      block_sum += row[j];
+    highest[i] = across_lanes(largest, [](auto x, auto y) { return x > y ? x : y; });
+  }
+  for (int64_t i = 0; i < kQueries; ++i) {
+    float* row = scores + i * kKeys;
+    Vector block_sum = {};
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const Vector p = exponential_below_88(load(row + j) - highest[i]);
+      store(row + j, p);
+      block_sum += p;
     }
-    const float correction = exponential(maximum[i] - highest);
-    maximum[i] = highest;
-    sum[i] = sum[i] * correction + block_sum;
+    const float correction = exponential(maximum[i] - highest[i]);
+    maximum[i] = highest[i];
+    sum[i] = sum[i] * correction + across_lanes(block_sum, [](auto x, auto y) { return x + y; });
     if (correction != 1.0f) {
-#pragma omp simd
-      for (int64_t j = 0; j < shape.width; ++j) {
-        out[i * shape.width + j] *= correction;
+      for (float* target = out + i * shape.width; target < out + (i + 1) * shape.width; target += kLanes) {
+        store(target, correction * load(target));
       }
     }
   }
@@ -187,11 +229,10 @@ void softmax_gradient_block(float* scores, float* dscores, const float* logsumex
   for (int64_t i = 0; i < kQueries; ++i) {
     float* p = scores + i * kKeys;
     float* ds = dscores + i * kKeys;
-    const float shift = logsumexp[i], offset = delta[i];
-#pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) {  // the masked ones too: whole vectors
-      p[j] = exponential(scale * p[j] - shift);
-      ds[j] = p[j] * (ds[j] - offset);
+    for (int64_t j = 0; j < columns; j += kLanes) {  // the masked ones too: whole vectors
+      const Vector probability = exponential_below_88(scale * load(p + j) - logsumexp[i]);
+      store(p + j, probability);
+      store(ds + j, probability * (load(ds + j) - delta[i]));
     }
     const int64_t keys = std::min(query0 + i + 1 - key0, columns);
     std::fill(p + keys, p + columns, 0.0f);
@@ -206,6 +247,20 @@ void transpose_rows(const float* source, const Shape& shape, float* target) {
   }
 }
 
+// While a block of queries is computed: the next block of what is read with it, and a part of the next group.
+template <typename scalar_t>
+void prefetch_block(std::initializer_list<const Head<const scalar_t>*> sources,
+                    const std::optional<KeysAndValues<scalar_t>>& next, int64_t query0, const Shape& shape) {
+  const int64_t following = std::min(query0 + kQueries, shape.s);
+  for (const Head<const scalar_t>* source : sources) {
+    prefetch_rows(*source, following, std::min(following + kQueries, shape.s), shape.d);
+  }
+  if (next) {
+    prefetch_rows(next->keys, query0, following, shape.d);
+    prefetch_rows(next->values, query0, following, shape.d);
+  }
+}
+
 // Buffers of a thread in forward; keys and values stay for all query heads of a group.
 struct ForwardBuffers {
   Buffer keys, keys_t, values, queries, sums, scores;
@@ -214,16 +269,17 @@ struct ForwardBuffers {
         queries(kQueries * shape.width), sums(kQueries * shape.width), scores(kQueries * kKeys) {}
 
   template <typename scalar_t>
-  void load(const Head<const scalar_t>& k, const Head<const scalar_t>& v, const Shape& shape) {
-    copy_rows(k, 0, shape.s, shape.s_padded, shape.d, shape.width, keys.data());
+  void load(const KeysAndValues<scalar_t>& group, const Shape& shape) {
+    copy_rows(group.keys, 0, shape.s, shape.s_padded, shape.d, shape.width, keys.data());
     transpose_rows(keys.data(), shape, keys_t.data());
-    copy_rows(v, 0, shape.s, shape.s_padded, shape.d, shape.width, values.data());
+    copy_rows(group.values, 0, shape.s, shape.s_padded, shape.d, shape.width, values.data());
   }
 };
 
+// `next` is the group that this thread needs after this head, if it is another one.
 template <typename scalar_t>
 void forward_head(const Head<const scalar_t>& q, const Head<scalar_t>& out, float* logsumexp, ForwardBuffers& buffer,
-                  const Shape& shape, float scale) {
+                  const Shape& shape, float scale, const std::optional<KeysAndValues<scalar_t>>& next) {
   const int64_t w = shape.width;
   float* scores = buffer.scores.data();
   float* sums = buffer.sums.data();
@@ -233,6 +289,7 @@ void forward_head(const Head<const scalar_t>& q, const Head<scalar_t>& out, floa
     std::fill_n(maximum, kQueries, -HUGE_VALF);
     buffer.sums.clear();
     copy_rows(q, query0, rows, kQueries, shape.d, w, buffer.queries.data());
+    prefetch_block({&q}, next, query0, shape);
     for (int64_t key0 = 0; key0 < query0 + rows; key0 += kKeys) {
       const int64_t used = std::min(kKeys, round_up(query0 + kQueries - key0, kQueries));
       multiply(buffer.queries.data(), w, 1, buffer.keys_t.data() + key0, shape.s_padded, scores, kKeys, kQueries, used,
@@ -255,12 +312,23 @@ struct BackwardBuffers {
         values_t(shape.s_padded * shape.width), dkeys(shape.s_padded * shape.width),
         dvalues(shape.s_padded * shape.width), queries(kQueries * shape.width), dout(kQueries * shape.width),
         dqueries(kQueries * shape.width), scores(kQueries * kKeys), dscores(kQueries * kKeys) {}
+
+  template <typename scalar_t>
+  void load(const KeysAndValues<scalar_t>& group, const Shape& shape) {
+    copy_rows(group.keys, 0, shape.s, shape.s_padded, shape.d, shape.width, keys.data());
+    copy_rows(group.values, 0, shape.s, shape.s_padded, shape.d, shape.width, values.data());
+    transpose_rows(keys.data(), shape, keys_t.data());
+    transpose_rows(values.data(), shape, values_t.data());
+    dkeys.clear();
+    dvalues.clear();
+  }
 };
 
+// `next` is the group that this thread needs after this head, if it is another one.
 template <typename scalar_t>
 void backward_head(const Head<const scalar_t>& dout, const Head<const scalar_t>& q, const Head<const scalar_t>& out,
                    const float* logsumexp, const Head<scalar_t>& dq, BackwardBuffers& buffer, const Shape& shape,
-                   float scale) {
+                   float scale, const std::optional<KeysAndValues<scalar_t>>& next) {
   const int64_t w = shape.width;
   for (int64_t query0 = 0; query0 < shape.s; query0 += kQueries) {
     const int64_t rows = std::min(kQueries, shape.s - query0);
@@ -274,6 +342,7 @@ void backward_head(const Head<const scalar_t>& dout, const Head<const scalar_t>&
       delta[i] = dot(buffer.dout.data() + i * w, buffer.dqueries.data() + i * w, w);
     }
     buffer.dqueries.clear();
+    prefetch_block({&out, &dout, &q}, next, query0, shape);
     for (int64_t key0 = 0; key0 < query0 + rows; key0 += kKeys) {
       const int64_t used = std::min(kKeys, round_up(query0 + kQueries - key0, kQueries));
       float* scores = buffer.scores.data();
@@ -305,18 +374,19 @@ std::tuple<at::Tensor, at::Tensor> attention_forward(const at::Tensor& q_in, con
   at::Tensor out = at::empty(q.sizes(), q.options());
   at::Tensor logsumexp = at::empty({b, n, s}, q.options().dtype(at::kFloat));
   MEGATRON_STEP_DISPATCH(q, "attention", [&] {
-    using Input = Head<const scalar_t>;
+    using Group = KeysAndValues<scalar_t>;
     at::parallel_for(0, b * n, 1, [&](int64_t begin, int64_t end) {
       ForwardBuffers buffer(shape);
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t batch = task / n, head = task % n, group = head / per_group;
-        if (task == begin || head % per_group == 0) {
-          buffer.load(Input(k, k.const_data_ptr<scalar_t>(), batch, group),
-                      Input(v, v.const_data_ptr<scalar_t>(), batch, group), shape);
+        const int64_t batch = task / n, head = task % n, following = task + 1;
+        if (task == begin || task % per_group == 0) {
+          buffer.load(Group(k, v, task / per_group), shape);
         }
-        forward_head(Input(q, q.const_data_ptr<scalar_t>(), batch, head),
+        const bool is_last_of_group = following % per_group == 0 && following < end;
+        forward_head(Head<const scalar_t>(q, q.const_data_ptr<scalar_t>(), batch, head),
                      Head<scalar_t>(out, out.mutable_data_ptr<scalar_t>(), batch, head),
-                     logsumexp.mutable_data_ptr<float>() + task * s, buffer, shape, static_cast<float>(scale));
+                     logsumexp.mutable_data_ptr<float>() + task * s, buffer, shape, static_cast<float>(scale),
+                     is_last_of_group ? std::optional(Group(k, v, following / per_group)) : std::nullopt);
       }
     });
   });
@@ -336,25 +406,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tens
   MEGATRON_STEP_DISPATCH(q, "attention", [&] {
     using Input = Head<const scalar_t>;
     using Output = Head<scalar_t>;
+    using Group = KeysAndValues<scalar_t>;
     at::parallel_for(0, b * groups, 1, [&](int64_t begin, int64_t end) {
       BackwardBuffers buffer(shape);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t batch = task / groups, group = task % groups, w = shape.width;
-        copy_rows(Input(k, k.const_data_ptr<scalar_t>(), batch, group), 0, s, shape.s_padded, shape.d, w,
-                  buffer.keys.data());
-        copy_rows(Input(v, v.const_data_ptr<scalar_t>(), batch, group), 0, s, shape.s_padded, shape.d, w,
-                  buffer.values.data());
-        transpose_rows(buffer.keys.data(), shape, buffer.keys_t.data());
-        transpose_rows(buffer.values.data(), shape, buffer.values_t.data());
-        buffer.dkeys.clear();
-        buffer.dvalues.clear();
-        for (int64_t head = group * per_group; head < (group + 1) * per_group; ++head) {
+        const int64_t end_head = (group + 1) * per_group;
+        buffer.load(Group(k, v, task), shape);
+        for (int64_t head = group * per_group; head < end_head; ++head) {
+          const bool is_last_of_group = head + 1 == end_head && task + 1 < end;
           backward_head(Input(dout, dout.const_data_ptr<scalar_t>(), batch, head),
                         Input(q, q.const_data_ptr<scalar_t>(), batch, head),
                         Input(out, out.const_data_ptr<scalar_t>(), batch, head),
                         logsumexp.const_data_ptr<float>() + (batch * n + head) * s,
                         Output(dq, dq.mutable_data_ptr<scalar_t>(), batch, head), buffer, shape,
-                        static_cast<float>(scale));
+                        static_cast<float>(scale),
+                        is_last_of_group ? std::optional(Group(k, v, task + 1)) : std::nullopt);
         }
         store_rows(buffer.dkeys.data(), s, shape.d, w, static_cast<float>(scale),
                    Output(dk, dk.mutable_data_ptr<scalar_t>(), batch, group), 0);
