@@ -22,6 +22,8 @@ TORCH_LIBRARY(megatron_step, m) {
   m.def("cross_entropy_forward(Tensor logits, Tensor labels, int columns) -> Tensor");
   m.def(
       "cross_entropy_backward_(Tensor(a!) logits, Tensor labels, Tensor logsumexp, Tensor gradient, int columns) -> ()");
+  m.def("narrow_products(Tensor x, Tensor left, Tensor right, float scaling) -> (Tensor, Tensor)");
+  m.def("rank_update_(Tensor(a!) target, Tensor u, Tensor factor, float scaling) -> ()");
   m.def("rms_norm_forward(Tensor x, Tensor weight, float epsilon) -> (Tensor, Tensor)");
   m.def(
       "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, bool need_dx, bool need_dweight) -> "
@@ -41,6 +43,8 @@ TORCH_LIBRARY_IMPL(megatron_step, CPU, m) {
   m.impl("attention_backward", &megatron_step::attention_backward);
   m.impl("cross_entropy_forward", &megatron_step::cross_entropy_forward);
   m.impl("cross_entropy_backward_", &megatron_step::cross_entropy_backward_);
+  m.impl("narrow_products", &megatron_step::narrow_products);
+  m.impl("rank_update_", &megatron_step::rank_update_);
   m.impl("rms_norm_forward", &megatron_step::rms_norm_forward);
   m.impl("rms_norm_backward", &megatron_step::rms_norm_backward);
   m.impl("rotary", &megatron_step::rotary);

@@ -96,6 +96,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tens
 at::Tensor cross_entropy_forward(const at::Tensor& logits, const at::Tensor& labels, int64_t columns);
 void cross_entropy_backward_(at::Tensor& logits, const at::Tensor& labels, const at::Tensor& logsumexp,
                              const at::Tensor& gradient, int64_t columns);
+std::tuple<at::Tensor, at::Tensor> narrow_products(const at::Tensor& x, const at::Tensor& left, const at::Tensor& right,
+                                                   double scaling);
+void rank_update_(at::Tensor& target, const at::Tensor& u, const at::Tensor& factor, double scaling);
 std::tuple<at::Tensor, at::Tensor> rms_norm_forward(const at::Tensor& x, const at::Tensor& weight, double epsilon);
 std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
                                                      const at::Tensor& rstd, bool need_dx, bool need_dweight);

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from megatron_step.ops import adapter_kernels
 from megatron_step.ops.adapter_dropout import AdapterDropout, drop, dropout_mask_reference
-from megatron_step.ops.dispatch import use_cuda_kernel
+from megatron_step.ops.dispatch import use_cuda_kernel, use_kernel
 from megatron_step.ops.linear import linear_input_gradient, linear_output
 
 _BLOCK_ELEMENTS = 2**18
+_KERNEL_RANK = 32  # up to here du and dB are faster in one pass over dy than in two products
 
 
 def adapter_linear(
@@ -67,7 +68,7 @@ def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tens
     if use_cuda_kernel(rows):
         return adapter_kernels.shrink(rows, a, dropout).view(*x.shape[:-1], a.shape[0])
     u = [linear_output(_drop(rows, block, dropout), a) for block in _blocks(rows, dropout)]
-    return torch.cat(u).to(_wide(x.dtype)).view(*x.shape[:-1], a.shape[0])
+    return (u[0] if len(u) == 1 else torch.cat(u)).to(_wide(x.dtype)).view(*x.shape[:-1], a.shape[0])
 
 
 def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -78,8 +79,7 @@ def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: flo
     if use_cuda_kernel(x):
         y = adapter_kernels.output(_rows(x), weight, _rows(u), b, scaling)
     else:
-        y = linear_output(_rows(x), weight)
-        y.addmm_((_rows(u) * scaling).to(x.dtype), b.t())
+        y = _rank_update_(linear_output(_rows(x), weight), _rows(u), b.t(), scaling)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -110,6 +110,9 @@ def adapter_output_gradients(
     if use_cuda_kernel(dy):
         du, db = adapter_kernels.output_gradients(_rows(dy), _rows(u) if need_db else None, b, scaling)
         return du.view(*dy.shape[:-1], b.shape[1]), db.to(dtype) if need_db else None
+    if need_du and need_db and b.shape[1] <= _KERNEL_RANK and _use_kernel(dy, u, b):
+        du, db = torch.ops.megatron_step.narrow_products(_rows(dy), _rows(u), b, scaling)
+        return du.view(*dy.shape[:-1], b.shape[1]), db.to(dtype)
     du = db = None
     if need_du:
         du = linear_input_gradient(dy, b).to(_wide(dy.dtype)).mul_(scaling)
@@ -123,10 +126,11 @@ def adapter_input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dr
     if use_cuda_kernel(dy):
         dx = adapter_kernels.input_gradient(_rows(dy), weight, _rows(du), a, dropout)
     else:
-        dx, du = linear_input_gradient(_rows(dy), weight), _rows(du).to(dy.dtype)
+        dx, du = linear_input_gradient(_rows(dy), weight), _rows(du)
         if dropout is None:
-            dx.addmm_(du, a)
+            _rank_update_(dx, du, a)
         else:
+            du = du.to(dy.dtype)
             for block in _blocks(dx, dropout):
                 dx[block] += drop(linear_input_gradient(du[block], a), dropout, block.start)
     return dx.view(*dy.shape[:-1], weight.shape[1])
@@ -155,6 +159,19 @@ def _blocks(rows: Tensor, dropout: AdapterDropout | None) -> Iterator[slice]:
     whole = dropout is None or rows.device.type != "cpu"
     size = max(tokens if whole else _BLOCK_ELEMENTS // rows.shape[1], 1)
     return (slice(first, min(first + size, tokens)) for first in range(0, max(tokens, 1), size))
+
+
+def _rank_update_(target: Tensor, u: Tensor, factor: Tensor, scaling: float = 1.0) -> Tensor:
+    """target += s u factor, in place: [tokens, n], [tokens, r], [r, n]."""
+    if _use_kernel(target, u, factor):
+        torch.ops.megatron_step.rank_update_(target, u, factor, scaling)
+        return target
+    return target.addmm_((u if scaling == 1.0 else u * scaling).to(target.dtype), factor)
+
+
+def _use_kernel(*tensors: Tensor) -> bool:
+    """Whether the CPU's kernels for the adapter's products, which are in float32 alone, take these."""
+    return all(tensor.dtype == torch.float32 for tensor in tensors) and use_kernel(*tensors)
 
 
 def _sum_over_rows(narrow: Tensor, wide: Tensor) -> Tensor:

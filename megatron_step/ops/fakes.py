@@ -30,6 +30,14 @@ def cross_entropy_backward_(logits: Tensor, labels: Tensor, logsumexp: Tensor, g
     return None
 
 
+def narrow_products(x: Tensor, left: Tensor, right: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(left.shape), x.new_empty(right.shape)
+
+
+def rank_update_(target: Tensor, u: Tensor, factor: Tensor, scaling: float) -> None:
+    return None
+
+
 def rms_norm_forward(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty((x.numel() // weight.numel(),), dtype=torch.float32)
 
@@ -103,6 +111,8 @@ FAKES: tuple[Callable[..., Any], ...] = (
     attention_backward,
     cross_entropy_forward,
     cross_entropy_backward_,
+    narrow_products,
+    rank_update_,
     rms_norm_forward,
     rms_norm_backward,
     rotary,

@@ -5,8 +5,17 @@ from megatron_step import ops
 from megatron_step.ops import AdapterDropout, adapter_linear
 from megatron_step.ops.adapter_linear import adapter_linear_reference
 
-# Rows of x, then k, n and r; the last is wide enough for the mask to be drawn in several blocks of rows.
-SHAPES = [((5,), 3, 2, 1), ((3, 4), 40, 7, 3), ((64,), 17, 50, 16), ((2, 8), 33, 33, 40), ((3, 20), 5472, 24, 8)]
+# Rows of x, then k, n and r. One is wide enough for the mask to be drawn in several blocks of rows; the last two have
+# several parts of a sum over rows and of a row, none of them whole, and a rank of more than one vector.
+SHAPES = [
+    ((5,), 3, 2, 1),
+    ((3, 4), 40, 7, 3),
+    ((64,), 17, 50, 16),
+    ((2, 8), 33, 33, 40),
+    ((3, 20), 5472, 24, 8),
+    ((531,), 37, 1101, 8),
+    ((2, 270), 20, 535, 29),
+]
 
 
 def operands(rows, k, n, r, dtype=torch.float32):
@@ -34,6 +43,18 @@ def test_error_is_at_most_twice_that_of_torch(path, assert_as_exact_as_torch, ro
         return adapter_linear_reference(x, weight.to(x.dtype), a, b, 0.7, dropout)
 
     assert_as_exact_as_torch(ours, reference, [x, a, b])
+
+
+def test_gradients_are_the_same_on_any_number_of_threads(kernel, set_threads):
+    _, _, _, b = operands((531,), 1, 1101, 16)
+    dy, u = torch.randn(531, 1101), torch.randn(531, 16)
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        results.append(ops.adapter_output_gradients(dy, u, b, 0.7))
+    for du, db in results[1:]:
+        assert torch.equal(du, results[0][0])
+        assert torch.equal(db, results[0][1])
 
 
 @pytest.mark.parametrize("dropped", [False, True])
