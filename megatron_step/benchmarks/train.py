@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -81,14 +81,17 @@ def _our_process(config: RunConfig) -> Iterator[Functions]:
 
 
 @contextmanager
-def _peer_process(make_arm: Callable[[Weights, Batch, RunConfig], Arm], config: RunConfig) -> Iterator[Functions]:
-    with _layout(config) as parallel:
+def _peer_process(
+    make_arm: Callable[[Weights, Batch, RunConfig], Arm], config: RunConfig, keeps_memory: bool = False
+) -> Iterator[Functions]:
+    with keep_freed_memory() if keeps_memory else nullcontext(), _layout(config) as parallel:
         yield {_STEP: make_arm(weights_of(_first_state(config, parallel)), _batch(config), config)}
 
 
 _PROCESSES: dict[str, Callable[[RunConfig], AbstractContextManager[Functions]]] = {
     _OURS: _our_process,
     "megatron-core, local layers": partial(_peer_process, megatron_core_arm),
+    "megatron-core, freed memory kept": partial(_peer_process, megatron_core_arm, keeps_memory=True),
     "transformers Llama, SDPA": partial(_peer_process, transformers_arm),
 }
 
