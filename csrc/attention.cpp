@@ -35,15 +35,10 @@ inline float across_lanes(Vector x, Combine combine) {
 
 // e^x as `exponential` has it, for x < 88: one power of two is enough.
 inline Vector exponential_below_88(Vector x) {
-  constexpr float low = -87.33654f, shift = 12582912.0f;
+  constexpr float low = -87.33654f;
   const Vector clamped = x < low ? low : x;
-  const Vector n = (clamped * 1.44269504f + shift) - shift;
-  const Vector r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  Vector p = 1.3981999507e-3f * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
+  Vector n;
+  const Vector p = exponential_of_remainder(clamped, n);
   const IntegerVector power_bits = (__builtin_convertvector(n, IntegerVector) + 127) << 23;
   return x < low ? Vector{} : p * reinterpret_cast<Vector>(power_bits);
 }
@@ -71,19 +66,7 @@ template <int64_t V>
 inline void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
                           int64_t c_row, int64_t depth, bool accumulate) {
   Vector sum[kTileRows][V] = {};
-  for (int64_t p = 0; p < depth; ++p) {
-    Vector b_vector[V];
-    for (int64_t j = 0; j < V; ++j) {
-      b_vector[j] = load(b + p * b_row + j * kLanes);
-      MEGATRON_STEP_KEEP_IN_REGISTER(b_vector[j]);
-    }
-    for (int64_t i = 0; i < kTileRows; ++i) {
-      const float a_value = a[i * a_row + p * a_column];
-      for (int64_t j = 0; j < V; ++j) {
-        sum[i][j] += a_value * b_vector[j];
-      }
-    }
-  }
+  add_product(sum, a, a_row, a_column, b, b_row, depth);
   for (int64_t i = 0; i < kTileRows; ++i) {
     for (int64_t j = 0; j < V; ++j) {
       float* target = c + i * c_row + j * kLanes;

@@ -13,11 +13,11 @@ namespace {
 constexpr int64_t kColumns = 512;                     // of x; their rows of right and xᵀ left stay in a core's caches
 constexpr int64_t kChunkRows = 256, kMaxChunks = 32;  // each chunk has its own xᵀ left, all are added in order
 
-// Factors and results of x [t, n], with rows of w = V * lanes.
+// Factors and results of a matrix x of n columns, with rows of w = V * lanes.
 struct Operands {
   const float *x, *left, *right;
   float *x_right, *x_left;
-  int64_t t, n;
+  int64_t n;
 };
 
 // Adds the products of x[R, columns] at (first_row, column) to R rows of x_right and `columns` rows of x_left. The first is
@@ -118,9 +118,12 @@ std::tuple<at::Tensor, at::Tensor> products(const at::Tensor& x, const at::Tenso
   const at::Tensor left_padded = padded(left, w), right_padded = padded(right, w);
   at::Tensor x_right = at::zeros({t, w}, x.options());
   at::Tensor x_left = at::empty({chunks, n, w}, x.options());
-  const Operands all{x.const_data_ptr<float>(),         left_padded.const_data_ptr<float>(),
-                     right_padded.const_data_ptr<float>(), x_right.mutable_data_ptr<float>(),
-                     x_left.mutable_data_ptr<float>(),  t, n};
+  const Operands all{x.const_data_ptr<float>(),
+                     left_padded.const_data_ptr<float>(),
+                     right_padded.const_data_ptr<float>(),
+                     x_right.mutable_data_ptr<float>(),
+                     x_left.mutable_data_ptr<float>(),
+                     n};
   at::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk) {
       Operands operands = all;

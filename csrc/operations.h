@@ -46,19 +46,26 @@ inline at::BFloat16 from_float<at::BFloat16>(float value) {
   return at::BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), at::BFloat16::from_bits());
 }
 
-// e^x to about 1 ulp: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree 6 for e^r, and 2^n as the product of
-// two powers, so that n = 128 does not overflow. Below the smallest normal number it is 0; NaN stays NaN.
-inline float exponential(float x) {
-  constexpr float low = -87.33654f, high = 88.72284f, shift = 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-  const float clamped = x < low ? low : (x > high ? high : x);
-  const float n = (clamped * 1.44269504f + shift) - shift;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
+// e^r by a polynomial of degree 6, where x = n ln 2 + r with |r| <= ln 2 / 2; T is float or a vector of floats.
+template <typename T>
+inline T exponential_of_remainder(T x, T& n) {
+  constexpr float shift = 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+  n = (x * 1.44269504f + shift) - shift;
+  const T r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  T p = 1.3981999507e-3f * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
+  return p * r * r + r + 1.0f;
+}
+
+// e^x to about 1 ulp: e^r times 2^n, as the product of two powers, so that n = 128 does not overflow. Below the smallest
+// normal number it is 0; NaN stays NaN.
+inline float exponential(float x) {
+  constexpr float low = -87.33654f, high = 88.72284f;
+  const float clamped = x < low ? low : (x > high ? high : x);
+  float n;
+  const float p = exponential_of_remainder(clamped, n);
   const int32_t half = static_cast<int32_t>(n) / 2;
   const int32_t rest = static_cast<int32_t>(n) - half;
   const int32_t first_bits = (half + 127) << 23, second_bits = (rest + 127) << 23;

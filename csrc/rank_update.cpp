@@ -21,19 +21,7 @@ void add_tile(float* target, const float* next, const float* u, const float* fac
       __builtin_prefetch(next + i * n + v * kLanes, 1, 2);
     }
   }
-  for (int64_t p = 0; p < r; ++p) {
-    Vector factor_vector[V];
-    for (int64_t v = 0; v < V; ++v) {
-      factor_vector[v] = load(factor + p * n + v * kLanes);
-      MEGATRON_STEP_KEEP_IN_REGISTER(factor_vector[v]);
-    }
-    for (int64_t i = 0; i < R; ++i) {
-      const float u_value = u[i * r + p];
-      for (int64_t v = 0; v < V; ++v) {
-        sum[i][v] += u_value * factor_vector[v];
-      }
-    }
-  }
+  add_product(sum, u, r, 1, factor, n, r);
   for (int64_t i = 0; i < R; ++i) {
     for (int64_t v = 0; v < V; ++v) {
       store(target + i * n + v * kLanes, sum[i][v]);
