@@ -11,12 +11,11 @@ import torch
 from megatron_step.benchmarks.configs import run_config
 from megatron_step.benchmarks.own_process import Functions, own_process
 from megatron_step.benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
-from megatron_step.benchmarks.train_arms import megatron_step_arm, random_batch
+from megatron_step.benchmarks.train_arms import megatron_step_arm, one_rank, random_batch
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.host_memory import keep_freed_memory
-from megatron_step.engine.parallel import parallel_layout, stop_world
 from megatron_step.planner.flops import stage_flops_per_token
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
@@ -76,17 +75,13 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, ran
 @contextmanager
 def _process(config: RunConfig) -> Iterator[Functions]:
     """A step of the last stage, as in a run."""
-    use_all_cores()
     assert config.model.vocab_size is not None
     plan = make_plan(config, config.model.vocab_size)
     stage = plan.stages[-1]
     batch = random_batch(config.model, config.training.micro_batch_size)
-    try:
-        with keep_freed_memory(), parallel_layout(config.parallel, config.training.seed) as parallel:
-            state = build_state(config, plan, stage, stage.first_step, config.model.vocab_size, parallel)
-            yield {_STEP: megatron_step_arm(state, batch, config, parallel)}
-    finally:
-        stop_world()
+    with keep_freed_memory(), one_rank(config) as parallel:
+        state = build_state(config, plan, stage, stage.first_step, config.model.vocab_size, parallel)
+        yield {_STEP: megatron_step_arm(state, batch, config, parallel)}
 
 
 def _flops(config: RunConfig) -> int:

@@ -18,6 +18,7 @@ from megatron_step.benchmarks.train_arms import (
     Weights,
     megatron_core_arm,
     megatron_step_arm,
+    one_rank,
     random_batch,
     transformers_arm,
     weights_of,
@@ -25,7 +26,7 @@ from megatron_step.benchmarks.train_arms import (
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.host_memory import keep_freed_memory
-from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+from megatron_step.engine.parallel import Parallel
 from megatron_step.model.transformer_config import DTYPES
 from megatron_step.training.state import TrainState, initial_state
 
@@ -75,7 +76,7 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, pre
 
 @contextmanager
 def _our_process(config: RunConfig) -> Iterator[Functions]:
-    with keep_freed_memory(), _layout(config) as parallel:
+    with keep_freed_memory(), one_rank(config) as parallel:
         step = megatron_step_arm(_first_state(config, parallel), _batch(config), config, parallel)
         yield {_STEP: step, _PARTS: lambda: step_breakdown(step, _PROFILED_STEPS)}
 
@@ -84,7 +85,7 @@ def _our_process(config: RunConfig) -> Iterator[Functions]:
 def _peer_process(
     make_arm: Callable[[Weights, Batch, RunConfig], Arm], config: RunConfig, keeps_memory: bool = False
 ) -> Iterator[Functions]:
-    with keep_freed_memory() if keeps_memory else nullcontext(), _layout(config) as parallel:
+    with keep_freed_memory() if keeps_memory else nullcontext(), one_rank(config) as parallel:
         yield {_STEP: make_arm(weights_of(_first_state(config, parallel)), _batch(config), config)}
 
 
@@ -94,16 +95,6 @@ _PROCESSES: dict[str, Callable[[RunConfig], AbstractContextManager[Functions]]] 
     "megatron-core, freed memory kept": partial(_peer_process, megatron_core_arm, keeps_memory=True),
     "transformers Llama, SDPA": partial(_peer_process, transformers_arm),
 }
-
-
-@contextmanager
-def _layout(config: RunConfig) -> Iterator[Parallel]:
-    use_all_cores()
-    try:
-        with parallel_layout(config.parallel, config.training.seed) as parallel:
-            yield parallel
-    finally:
-        stop_world()
 
 
 def _first_state(config: RunConfig, parallel: Parallel) -> TrainState:

@@ -4,7 +4,8 @@ An arm is a function that takes one whole step (zero the gradients, forward, bac
 loss before the update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
+from megatron_step.benchmarks.timing import use_all_cores
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
-from megatron_step.engine.parallel import Parallel
+from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.model.transformer_config import DTYPES
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import train_step
@@ -29,6 +31,17 @@ Batch = dict[str, Tensor]
 """tokens and labels, [b, s] int64."""
 Weights = dict[str, Tensor]
 """A model's weights under megatron-core's names."""
+
+
+@contextmanager
+def one_rank(config: RunConfig) -> Iterator[Parallel]:
+    """A world of this process alone, with all cores for torch."""
+    use_all_cores()
+    try:
+        with parallel_layout(config.parallel, config.training.seed) as parallel:
+            yield parallel
+    finally:
+        stop_world()
 
 
 def random_batch(model: ModelConfig, micro_batch_size: int, seed: int = 1) -> Batch:
