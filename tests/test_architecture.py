@@ -11,6 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "megatron_step"
+PACKAGES = ("megatron_step", "benchmarks")
 
 # A file may import from its own package and from those before it.
 ORDER = [
@@ -28,11 +29,10 @@ ORDER = [
     "training",
     "export",
     "evaluation",
-    "benchmarks",
 ]
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
-SOURCE_FOLDERS = ["megatron_step", "tools", "tests", "csrc"]
+SOURCE_FOLDERS = ["megatron_step", "benchmarks", "tools", "tests", "csrc"]
 # Words that have another name here, or speak of how the code came about rather than of what it does.
 BANNED = re.compile(
     r"\b(TODO|FIXME|XXX|HACK|NotImplementedError|n_layers?|n_heads?|d_model|batch_size_per_gpu|iterations?)\b"
@@ -58,10 +58,10 @@ def _imports(path: Path) -> Iterator[str]:
     """Modules of the product that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("megatron_step"))
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{_name(path)}:{node.lineno}: relative import"
-            if node.module and node.module.split(".")[0] == "megatron_step":
+            if node.module and node.module.split(".")[0] in PACKAGES:
                 for alias in node.names:
                     whole = f"{node.module}.{alias.name}"
                     yield whole if _is_module(whole) else node.module
@@ -84,7 +84,7 @@ def test_a_file_imports_only_from_packages_above_its_own(path: Path) -> None:
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    graph = {_module(path): set(_imports(path)) for path in _python_files("megatron_step")}
+    graph = {_module(path): set(_imports(path)) for path in _python_files("megatron_step", "benchmarks")}
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
@@ -112,7 +112,7 @@ def test_config_and_planner_work_without_torch() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-_TESTED_FILES = [path for path in _python_files("megatron_step", "tools") if path.name != "__init__.py"]
+_TESTED_FILES = [path for path in _python_files("megatron_step", "benchmarks", "tools") if path.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("path", _TESTED_FILES, ids=_name)
@@ -132,7 +132,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
             assert lines <= MAX_FUNCTION_LINES, f"{_name(path)}:{node.lineno}: {node.name} has {lines} lines"
 
 
-@pytest.mark.parametrize("path", _python_files("megatron_step", "tools"), ids=_name)
+@pytest.mark.parametrize("path", _python_files("megatron_step", "benchmarks", "tools"), ids=_name)
 def test_public_names_have_a_docstring(path: Path) -> None:
     if path == PACKAGE / "ops/fakes.py":
         return  # one-line shapes, under the names of the operations that they stand for
@@ -189,7 +189,7 @@ def test_the_readme_names_every_file() -> None:
         text=True,
         check=True,
     )
-    shown = ("megatron_step/", "csrc/", "tools/", "docs/")
+    shown = ("megatron_step/", "benchmarks/", "csrc/", "tools/", "docs/")
     files = {
         name
         for name in listed.stdout.splitlines()
@@ -201,7 +201,7 @@ def test_the_readme_names_every_file() -> None:
 
 
 def _readme_tree() -> set[str]:
-    """Paths of the files below megatron_step, csrc, tools and docs in the README's tree: two spaces a level."""
+    """Return the paths of the files that the README's tree lists: two spaces a level."""
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     tree = re.search(r"```text\n(megatron_step/.*?)```", text, re.DOTALL)
     assert tree, "README.md has no tree"

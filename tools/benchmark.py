@@ -1,12 +1,15 @@
 """Measure the product against what stands beside it, in turns; prints tables of medians with their spread."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_step.benchmarks.configs import MODEL
-from megatron_step.benchmarks.timing import Row, machine, table, use_all_cores, write_json
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not installed
+
+from benchmarks.configs import MODEL
+from benchmarks.timing import Row, machine, table, use_all_cores, write_json
 from megatron_step.config.model import ModelConfig
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length", "vocab_size")
@@ -84,68 +87,68 @@ def _model(arguments: argparse.Namespace) -> ModelConfig:
 
 # Each imports its own: a benchmark needs not what the others measure.
 def _ops(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import ops
+    from benchmarks import ops
 
     return ops.run(arguments.repeats)
 
 
 def _adapter(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import adapter
+    from benchmarks import adapter
 
     return adapter.run(arguments.repeats)
 
 
 def _kernels(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import kernels
+    from benchmarks import kernels
 
     return kernels.run(arguments.repeats)
 
 
 def _train(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import train
+    from benchmarks import train
 
     precisions = ("fp32", "bf16") if arguments.precision == "both" else (arguments.precision,)
     return train.run(arguments.repeats, _model(arguments), arguments.micro_batch_size, precisions)
 
 
 def _stage(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import stage
+    from benchmarks import stage
 
     return stage.run(arguments.repeats)
 
 
 def _states(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import states
+    from benchmarks import states
 
     return states.run()
 
 
 def _memory(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import memory
+    from benchmarks import memory
 
     return memory.run()
 
 
 def _engine(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import engine
+    from benchmarks import engine
 
     return engine.run(arguments.repeats)
 
 
 def _loop(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import loop
+    from benchmarks import loop
 
     return loop.run(arguments.repeats, _model(arguments), arguments.micro_batch_size)
 
 
 def _export(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import export
+    from benchmarks import export
 
     return export.run(arguments.repeats)
 
 
 def _preprocess(arguments: argparse.Namespace) -> list[Row]:
-    from megatron_step.benchmarks import preprocess
+    from benchmarks import preprocess
 
     return preprocess.run(arguments.repeats)
 

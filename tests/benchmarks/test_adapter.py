@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_step.benchmarks import adapter
+from benchmarks import adapter
 
 CPU = torch.device("cpu")
 

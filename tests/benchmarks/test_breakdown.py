@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_step.benchmarks.breakdown import PARTS, REST, step_breakdown
+from benchmarks.breakdown import PARTS, REST, step_breakdown
 
 
 def test_shares_add_up_and_the_heaviest_part_leads():

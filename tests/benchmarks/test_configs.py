@@ -1,4 +1,4 @@
-from megatron_step.benchmarks.configs import MODEL, SMALL_MODEL, run_config
+from benchmarks.configs import MODEL, SMALL_MODEL, run_config
 
 
 def test_a_step_is_one_micro_batch_and_nothing_is_saved_or_evaluated_on_the_way():

@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_step.benchmarks import engine
+from benchmarks import engine
 from megatron_step.config.model import ModelConfig
 
 TINY = ModelConfig(

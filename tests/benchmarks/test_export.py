@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_step.benchmarks import export
-from megatron_step.benchmarks.configs import SMALL_MODEL
+from benchmarks import export
+from benchmarks.configs import SMALL_MODEL
 
 
 def test_speed_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_step.benchmarks import kernels
+from benchmarks import kernels
 from megatron_step.ops import dispatch
 
 

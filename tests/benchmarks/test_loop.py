@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from megatron_step.benchmarks import loop
+from benchmarks import loop
 from megatron_step.config.model import ModelConfig
 from megatron_step.training import stage
 from megatron_step.training.step import train_step

@@ -1,7 +1,7 @@
 """What the benchmark compares is what ranks of real worlds need."""
 
-from megatron_step.benchmarks import memory
-from megatron_step.benchmarks.memory import CASES, Case
+from benchmarks import memory
+from benchmarks.memory import CASES, Case
 
 
 def test_the_grid_is_wide() -> None:

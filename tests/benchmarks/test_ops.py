@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megatron_step.benchmarks import ops
+from benchmarks import ops
 
 SMALL = ops.Sizes(
     seq_length=8, micro_batch_size=2, hidden_size=16, ffn_hidden_size=24, num_attention_heads=2, vocab_size=40

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from megatron_step.benchmarks.own_process import own_process
+from benchmarks.own_process import own_process
 
 
 @contextmanager

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_step.benchmarks import preprocess
+from benchmarks import preprocess
 
 
 def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from megatron_step.benchmarks.process_memory import process_peak_bytes
+from benchmarks.process_memory import process_peak_bytes
 
 
 def hold(mebibytes: int) -> None:

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.products import product_arms, product_flops, product_shapes
 from megatron_step import ops
-from megatron_step.benchmarks.products import product_arms, product_flops, product_shapes
 from megatron_step.config.model import ModelConfig
 
 TINY = ModelConfig(

@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_step.benchmarks import stage
+from benchmarks import stage
 from megatron_step.config.model import ModelConfig
 
 TINY = ModelConfig(

@@ -1,4 +1,4 @@
-from megatron_step.benchmarks import states
+from benchmarks import states
 from megatron_step.config.model import ModelConfig
 
 TINY = ModelConfig(

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from megatron_step.benchmarks.timing import interleave, percentile, spread, table, write_json
+from benchmarks.timing import interleave, percentile, spread, table, write_json
 
 
 def test_arms_take_turns_and_warm_up_is_not_counted():

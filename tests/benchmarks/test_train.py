@@ -1,7 +1,7 @@
 import pytest
 
-from megatron_step.benchmarks import train
-from megatron_step.benchmarks.configs import SMALL_MODEL
+from benchmarks import train
+from benchmarks.configs import SMALL_MODEL
 from megatron_step.config.model import ModelConfig
 
 TINY = ModelConfig(

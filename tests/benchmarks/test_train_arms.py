@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_step.benchmarks.configs import run_config
-from megatron_step.benchmarks.train_arms import (
+from benchmarks.configs import run_config
+from benchmarks.train_arms import (
     llama_weights,
     megatron_core_arm,
     megatron_step_arm,

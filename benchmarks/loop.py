@@ -10,8 +10,8 @@ from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
-from megatron_step.benchmarks.configs import MODEL, SMALL_MODEL, run_config
-from megatron_step.benchmarks.timing import Row, check_repeats, percentile, use_all_cores
+from benchmarks.configs import MODEL, SMALL_MODEL, run_config
+from benchmarks.timing import Row, check_repeats, percentile, use_all_cores
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.data.preprocess import preprocess

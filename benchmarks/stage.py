@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 
-from megatron_step.benchmarks.configs import run_config
-from megatron_step.benchmarks.own_process import Functions, own_process
-from megatron_step.benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
-from megatron_step.benchmarks.train_arms import megatron_step_arm, one_rank, random_batch
+from benchmarks.configs import run_config
+from benchmarks.own_process import Functions, own_process
+from benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
+from benchmarks.train_arms import megatron_step_arm, one_rank, random_batch
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig

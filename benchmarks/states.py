@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from megatron_step.benchmarks.configs import run_config
-from megatron_step.benchmarks.timing import Row
+from benchmarks.configs import run_config
+from benchmarks.timing import Row
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.timing import Row, interleave, spread
 from megatron_step import ops
-from megatron_step.benchmarks.timing import Row, interleave, spread
 
 Outputs = tuple[Tensor, ...]
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from megatron_step.benchmarks.configs import run_config
-from megatron_step.benchmarks.own_process import Functions, own_process
-from megatron_step.benchmarks.timing import Row, check_repeats, percentile
+from benchmarks.configs import run_config
+from benchmarks.own_process import Functions, own_process
+from benchmarks.timing import Row, check_repeats, percentile
 from megatron_step.config.model import ModelConfig
 from megatron_step.engine import cpu, cuda_on_cpu
 
@@ -95,7 +95,7 @@ def _measure(model: ModelConfig, steps: int) -> tuple[list[float], float, float]
 
 @contextmanager
 def _training(model: ModelConfig) -> Iterator[Callable[[], float]]:
-    from megatron_step.benchmarks.train_arms import megatron_step_arm, random_batch
+    from benchmarks.train_arms import megatron_step_arm, random_batch
     from megatron_step.engine.parallel import parallel_layout, stop_world
     from megatron_step.training.state import initial_state
 

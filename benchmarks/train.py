@@ -7,12 +7,12 @@ from functools import partial
 
 import torch
 
-from megatron_step.benchmarks.breakdown import step_breakdown
-from megatron_step.benchmarks.configs import MODEL, run_config
-from megatron_step.benchmarks.own_process import Functions, own_process
-from megatron_step.benchmarks.products import product_arms, product_flops
-from megatron_step.benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
-from megatron_step.benchmarks.train_arms import (
+from benchmarks.breakdown import step_breakdown
+from benchmarks.configs import MODEL, run_config
+from benchmarks.own_process import Functions, own_process
+from benchmarks.products import product_arms, product_flops
+from benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
+from benchmarks.train_arms import (
     Arm,
     Batch,
     Weights,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_step.benchmarks.process_memory import process_peak_bytes
+from benchmarks.process_memory import process_peak_bytes
 from megatron_step.data.preprocess import preprocess
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.data.train_tokenizer import train_tokenizer

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.timing import Row, interleave, spread
 from megatron_step import ops
-from megatron_step.benchmarks.timing import Row, interleave, spread
 from megatron_step.engine.device import current_device
 
 Linear = Callable[[Tensor], Tensor]

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_step.benchmarks.configs import SMALL_MODEL, run_config
-from megatron_step.benchmarks.process_memory import process_peak_bytes
-from megatron_step.benchmarks.timing import Row, interleave, spread
+from benchmarks.configs import SMALL_MODEL, run_config
+from benchmarks.process_memory import process_peak_bytes
+from benchmarks.timing import Row, interleave, spread
 from megatron_step.checkpoint.streamed import write_streamed
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig

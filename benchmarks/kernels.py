@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.timing import Row, interleave, spread
 from megatron_step import ops
-from megatron_step.benchmarks.timing import Row, interleave, spread
 from megatron_step.ops import adapter_kernels, dispatch
 
 H100_BYTES_PER_SECOND = 2.8e12

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from megatron_step.benchmarks.configs import run_config
-from megatron_step.benchmarks.timing import Row
+from benchmarks.configs import run_config
+from benchmarks.timing import Row
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig, TrainingConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, start_world, stop_world
