@@ -2,9 +2,11 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from megatron_step.config.load import load_config
 from megatron_step.config.run import RunConfig
+from megatron_step.training.messages import discard_unwritten
 from megatron_step.training.signals import EXIT_STOPPED, StopRequest, stop_requests
 
 
@@ -12,10 +14,12 @@ def main() -> int:
     """Exit status: 0 trained to the end, 75 saved and stopped on a signal, 2 bad input, 1 another failure."""
     try:
         config = load_config(sys.argv[1:])
+        with stop_requests() as stop:  # before the imports, which take seconds: a signal must not end the process there
+            return _train(config, stop)
     except ValueError as error:
         return _fail(error, 2)
-    with stop_requests() as stop:  # before the imports, which take seconds: a signal must not end the process there
-        return _train(config, stop)
+    finally:
+        discard_unwritten()
 
 
 def _train(config: RunConfig, stop: StopRequest) -> int:
@@ -36,7 +40,8 @@ def _train(config: RunConfig, stop: StopRequest) -> int:
 def _fail(error: Exception, status: int) -> int:
     """Say what is wrong, once on each machine: it may be wrong on one of them only."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
     return status
 
 

@@ -112,6 +112,11 @@ class LoggingConfig:
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise ValueError("logging.interval must be at least 1")
+        if self.wandb is not None and (not 1 <= len(self.wandb) <= 128 or set(self.wandb) & set("/\\#?%:")):
+            raise ValueError(
+                f"logging.wandb {self.wandb!r} is no name of a Weights & Biases project: "
+                "take 1 to 128 characters without / \\ # ? % :"
+            )
 
 
 @dataclass(frozen=True)

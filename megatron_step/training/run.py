@@ -27,6 +27,7 @@ from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.evaluation import evaluation_hook
 from megatron_step.training.gradients import gradient_check_hook
 from megatron_step.training.logging import logging_hook
+from megatron_step.training.messages import say
 from megatron_step.training.restart import restart_hook
 from megatron_step.training.saving import check_resumable, description, saving_hook
 from megatron_step.training.signals import StopRequest, stop_requests
@@ -65,7 +66,7 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
             check_resumable(found.manifest, config, plan, vocab_size, fingerprint)
             _announce(found, plan, parallel)
         elif parallel.is_main and len(plan.stages) > 1:
-            print(stage_table(planned), flush=True)
+            say(stage_table(planned))
         state = first_state(config, plan, found, tokenizer, vocab_size, parallel)
         _write_config(config, planned, parallel)
         if found is not None and config.checkpoint.resume != "auto":
@@ -105,7 +106,7 @@ def train_stages(
     while True:
         summary = stage_summary(state, plan, config, parallel)
         if parallel.is_main:
-            print(summary, flush=True)
+            say(summary)
         of_stage = islice(batches, state.stage.last_step - state.step)
         if not train_stage(state, of_stage, config, parallel, hooks, stop):
             return False
@@ -166,16 +167,16 @@ def _find(config: RunConfig, parallel: Parallel) -> FoundCheckpoint | None:
 def _announce(found: FoundCheckpoint, plan: StagePlan, parallel: Parallel) -> None:
     if parallel.is_main:
         for problem in found.passed_over:
-            print(f"warning: passed over a damaged checkpoint: {problem}", flush=True)
+            say(f"warning: passed over a damaged checkpoint: {problem}")
         finished = found.manifest.step == plan.num_steps
-        print(f"{found.path} is the end of the run" if finished else f"resuming from {found.path}", flush=True)
+        say(f"{found.path} is the end of the run" if finished else f"resuming from {found.path}")
 
 
 def _set_aside_later(config: RunConfig, found: FoundCheckpoint, parallel: Parallel) -> None:
     """Where the user chose the checkpoint: keep later ones under names that `--resume auto` does not take."""
     if parallel.is_main:
         for path in set_aside(Path(config.output_dir) / "checkpoints", found.manifest.step):
-            print(f"kept a later checkpoint, which no longer counts, as {path}", flush=True)
+            say(f"kept a later checkpoint, which no longer counts, as {path}")
     torch.distributed.barrier()
 
 

@@ -1,6 +1,5 @@
 """Checkpoints as a hook of the training loop, and what a resumed run must share with the one that saved."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +10,7 @@ from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.data.fingerprint import check_fingerprint
 from megatron_step.engine.parallel import Parallel
 from megatron_step.planner.stages import StagePlan, plan_from_dict
+from megatron_step.training.messages import warn
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
@@ -47,7 +47,7 @@ def saving_hook(
 
 def _warn(error: SaveError, parallel: Parallel) -> None:
     if parallel.is_main:
-        print(f"warning: {error}; training goes on, earlier checkpoints are untouched", file=sys.stderr, flush=True)
+        warn(f"{error}; training goes on, earlier checkpoints are untouched")
 
 
 def description(

@@ -14,9 +14,7 @@ from megatron_step.training.memory import measure_step
 from megatron_step.training.signals import StopRequest
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch, train_step
-
-Metrics = dict[str, Any]
-"""One line of metrics.jsonl."""
+from megatron_step.training.trackers.tracker import Metrics
 
 
 @dataclass(frozen=True)

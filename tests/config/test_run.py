@@ -29,6 +29,8 @@ from megatron_step.config.run import (
         (lambda: CheckpointConfig(keep=-1), "must not be negative"),
         (lambda: CheckpointConfig(resume=""), "auto, none or the path"),
         (lambda: LoggingConfig(interval=0), "at least 1"),
+        (lambda: LoggingConfig(wandb="team/project"), "'team/project' is no name of a Weights & Biases project"),
+        (lambda: LoggingConfig(wandb=""), "take 1 to 128 characters"),
         (lambda: small_config(output_dir=""), "output_dir is empty"),
         (lambda: small_config(evaluation={"interval": 5}, data=_UNSPLIT), "nothing to evaluate on"),
         (lambda: small_config(stages={"count": 2, "layers": [3, 2]}), r"\[3, 2\] add up to 5 layers.*num_layers is 4"),

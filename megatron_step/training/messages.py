@@ -1,0 +1,39 @@
+"""What a run says on its standard output and standard error: a stream that takes nothing does not end training."""
+
+import contextlib
+import functools
+import os
+import sys
+
+
+def say(text: str) -> None:
+    """Print a line of the run's log.
+
+    A full disk or a closed pipe behind standard output is said once. What the stream has not taken waits in its buffer.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _standard_output_failed(error.strerror)
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error, or nothing where that takes nothing either."""
+    with contextlib.suppress(OSError):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def _standard_output_failed(reason: str | None) -> None:
+    warn(f"cannot write to standard output: {reason}; training goes on")
+
+
+def discard_unwritten() -> None:
+    """Drop what standard output or error has not taken, which would change the exit status as the process ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

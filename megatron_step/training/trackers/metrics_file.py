@@ -1,0 +1,57 @@
+"""metrics.jsonl: a line of JSON for each step."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from megatron_step.training.trackers.tracker import Metrics, TrackedRun
+from megatron_step.training.trackers.waiting_file import WaitingFile
+
+
+class MetricsFile:
+    """Writes OUTPUT_DIR/metrics.jsonl, with all digits of each number.
+
+    The lines of steps after `run.first_step` that an earlier, interrupted process left are dropped: they are trained
+    again.
+    """
+
+    def __init__(self, run: TrackedRun) -> None:
+        path = Path(run.config.output_dir) / "metrics.jsonl"
+        self._file = WaitingFile(path, lambda path: _cut(path, run.first_step))
+
+    def write(self, metrics: Metrics, shown: bool) -> None:
+        """Add the line of a step."""
+        self._file.add(json.dumps(metrics, default=_plain).encode() + b"\n")
+
+    def close(self) -> None:
+        """Write what still waits for room."""
+        self._file.close()
+
+
+def _plain(value: Any) -> float | str:
+    """A value that a hook added and JSON has no form for: a number, such as of a tensor, or text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return str(value)
+
+
+def _cut(path: Path, last_step: int) -> None:
+    """Cut the file after the last whole line of a step up to `last_step`; in place: a full disk has no room for two."""
+    end = position = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            position += len(line)
+            if line.endswith(b"\n") and _step(line) <= last_step:
+                end = position
+    if end < position:
+        os.truncate(path, end)
+
+
+def _step(line: bytes) -> float:
+    """The step that a line tells of; infinity for a line that a crash cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,18 @@
+"""The numbers of a step that are worth a plot."""
+
+from typing import Any
+
+from megatron_step.training.trackers.tracker import Metrics
+
+
+def is_plotted(metrics: Metrics, shown: bool) -> bool:
+    """Whether a step gets points in plots: one that is shown or evaluated."""
+    return shown or "validation_loss" in metrics
+
+
+def scalars(metrics: Metrics) -> dict[str, float]:
+    """The numbers of a step by the name of their plot."""
+    found = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    memory: dict[str, Any] = metrics.get("memory", {})
+    found.update({f"memory/{name}": value for name, value in memory.items() if isinstance(value, int)})
+    return found

@@ -1,0 +1,55 @@
+"""Weights & Biases."""
+
+import os
+import re
+import secrets
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+from megatron_step.training.trackers.scalars import is_plotted, scalars
+from megatron_step.training.trackers.tracker import Metrics, TrackedRun
+
+
+class WeightsAndBiases:
+    """Logs the shown and evaluated steps to the project `logging.wandb`, and keeps its files in OUTPUT_DIR/wandb."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        import wandb  # optional: `run` has checked that it is there
+
+        folder = Path(run.config.output_dir).absolute()
+        self._run = wandb.init(
+            project=run.config.logging.wandb,
+            config=asdict(run.config),
+            dir=folder,
+            name=f"{folder.parent.name}/{folder.name}"[-128:],
+            # A sweep's agent has chosen the id before.
+            id=os.environ.get("WANDB_RUN_ID") or run_id(folder),
+            resume="allow",  # a resumed run goes on in the same plots
+        )
+
+    def write(self, metrics: Metrics, shown: bool) -> None:
+        """Log the numbers of a step."""
+        if is_plotted(metrics, shown):
+            self._run.log(scalars(metrics), step=metrics["step"])
+
+    def close(self) -> None:
+        """Wait until all is sent."""
+        self._run.finish()
+
+
+def run_id(folder: Path) -> str:
+    """The id of the run in `folder`: the same in every process, and no other run's.
+
+    Its characters are letters, digits, `-` and `_`. It depends on the absolute path, so that a copied folder is another
+    run, and on a random text kept in the folder, so that the same path on another machine is one, too.
+    """
+    kept = folder / "wandb" / "run_salt"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".tmp")
+        partial.write_text(secrets.token_hex(8), encoding="utf-8")
+        os.replace(partial, kept)
+    text = f"{kept.read_text(encoding='utf-8')} {folder.resolve()}"
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-")[:40]
+    return f"{name or 'run'}-{sha256(os.fsencode(text)).hexdigest()[:12]}"
