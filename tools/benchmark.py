@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not install
 from benchmarks.configs import MODEL
 from benchmarks.timing import Row, machine, table, use_all_cores, write_json
 from megatron_step.config.model import ModelConfig
+from megatron_step.config.paths import path_argument
 
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length", "vocab_size")
 
@@ -68,7 +69,7 @@ def _add(
     command.add_argument(
         "--repeats", type=int, default=repeats, metavar="N", help=f"measurements of each arm (default: {repeats})"
     )
-    command.add_argument("--json", type=Path, metavar="PATH", help="also write the figures to PATH")
+    command.add_argument("--json", type=path_argument, metavar="PATH", help="also write the figures to PATH")
     return command
 
 

@@ -4,10 +4,11 @@ import argparse
 import math
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+from megatron_step.config.paths import expand_path, path_argument
 
 if TYPE_CHECKING:
     from megatron_step.evaluation.models import LanguageModel
@@ -94,14 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "path",
-        type=Path,
+        type=path_argument,
         help="a checkpoint, a run's output folder for its newest one, or a Hugging Face model's folder",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--text", nargs="+", metavar="FILE", help="evaluate on .txt, .jsonl or .parquet files, or folders"
+        "--text",
+        type=expand_path,
+        nargs="+",
+        metavar="FILE",
+        help="evaluate on .txt, .jsonl or .parquet files, or folders",
     )
-    what.add_argument("--data", metavar="PREFIX", help="evaluate on a corpus, PREFIX.bin and PREFIX.idx")
+    what.add_argument(
+        "--data", type=expand_path, metavar="PREFIX", help="evaluate on a corpus, PREFIX.bin and PREFIX.idx"
+    )
     what.add_argument(
         "--generate",
         metavar="TEXT",
@@ -115,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tokenizer",
+        type=expand_path,
         metavar="PATH",
         help="where the tokenizer lies (default: where the run had it, or with the model)",
     )

@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
+
+from megatron_step.config.paths import expand_path, path_argument
 
 
 def main() -> int:
@@ -50,9 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog="example: python tools/export_hf.py runs/step models/step --check"
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's output folder for its newest one"
+        "checkpoint",
+        type=path_argument,
+        metavar="CHECKPOINT",
+        help="a checkpoint, or a run's output folder for its newest one",
     )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the model's folder, which must not exist yet")
+    parser.add_argument("out", type=path_argument, metavar="OUT", help="the model's folder, which must not exist yet")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -70,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="compare logits with the trained model's; needs memory for both models"
     )
     parser.add_argument(
-        "--tokenizer", metavar="PATH", help="where the tokenizer lies now (default: where the run had it)"
+        "--tokenizer",
+        type=expand_path,
+        metavar="PATH",
+        help="where the tokenizer lies now (default: where the run had it)",
     )
     return parser
 

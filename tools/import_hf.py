@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
+
+from megatron_step.config.paths import expand_path, path_argument
 
 
 def main() -> int:
@@ -12,12 +13,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python tools/import_hf.py models/llama imported/llama --seq-length 4096"
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder with config.json and .safetensors files")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint, which must not exist yet")
+    parser.add_argument(
+        "model", type=path_argument, metavar="MODEL", help="folder with config.json and .safetensors files"
+    )
+    parser.add_argument(
+        "out", type=path_argument, metavar="OUT", help="folder of the checkpoint, which must not exist yet"
+    )
     parser.add_argument(
         "--seq-length", type=int, metavar="N", help="tokens of a training sample (default: the model's context)"
     )
-    parser.add_argument("--tokenizer", metavar="PATH", help="where its tokenizer lies (default: in MODEL)")
+    parser.add_argument(
+        "--tokenizer", type=expand_path, metavar="PATH", help="where its tokenizer lies (default: in MODEL)"
+    )
     arguments = parser.parse_args()
 
     # Not at the top: --help is answered before torch and megatron-core are imported.

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster, load_config
+from megatron_step.config.paths import expand_path, path_argument
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.planner.explain import changes_that_fit, least_memory, shortages
 from megatron_step.planner.forecast import Forecast, forecast, with_plan
@@ -25,12 +26,15 @@ def main() -> int:
         epilog="Any key of the config can be overridden, as in --stages.count 4. Example: "
         "python tools/plan.py --config examples/scale/70b.yaml --cluster examples/scale/64x_80gb.yaml --ranks",
     )
-    parser.add_argument("--config", required=True, help="YAML file with the run's config")
-    parser.add_argument("--cluster", help="YAML file with the machines; in place of planner.cluster")
+    parser.add_argument("--config", type=expand_path, required=True, help="YAML file with the run's config")
+    parser.add_argument("--cluster", type=expand_path, help="YAML file with the machines; in place of planner.cluster")
     parser.add_argument("--world-size", type=int, help="GPUs of the run (default: all of the cluster, or TP x PP)")
     parser.add_argument("--count", metavar="MIN-MAX", help="take the best number of stages in this range, as 2-5")
     parser.add_argument(
-        "--json", metavar="PATH", help="write the plan as JSON; - for standard output, and nothing else"
+        "--json",
+        type=expand_path,
+        metavar="PATH",
+        help="write the plan as JSON; - for standard output, and nothing else",
     )
     parser.add_argument("--paper", action="store_true", help="plan 2 to 4 stages by the paper's count of bytes")
     parser.add_argument("--ranks", action="store_true", help="show the memory of every rank, too")
@@ -38,7 +42,7 @@ def main() -> int:
     parser.add_argument(
         "--sweep",
         metavar="PNG",
-        type=Path,
+        type=path_argument,
         nargs="?",
         const=Path("pareto.png"),
         help="memory against time over many settings, as a table and a figure (default: %(const)s)",

@@ -5,6 +5,7 @@ import os
 
 from tqdm import tqdm
 
+from megatron_step.config.paths import expand_path
 from megatron_step.data.preprocess import preprocess
 
 
@@ -15,6 +16,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--input",
+        type=expand_path,
         nargs="+",
         required=True,
         metavar="PATH",
@@ -22,12 +24,17 @@ def main() -> None:
     )
     parser.add_argument(
         "--tokenizer",
+        type=expand_path,
         required=True,
         metavar="PATH",
         help="a SentencePiece .model file or a Hugging Face tokenizer folder",
     )
     parser.add_argument(
-        "--output", required=True, metavar="PREFIX", help="where to write: PREFIX.bin, PREFIX.idx and PREFIX.json"
+        "--output",
+        type=expand_path,
+        required=True,
+        metavar="PREFIX",
+        help="where to write: PREFIX.bin, PREFIX.idx and PREFIX.json",
     )
     parser.add_argument(
         "--key", default="text", help="key or column of the text in .jsonl and .parquet (default: text)"

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from megatron_step.config.paths import path_argument
 from megatron_step.training.report import plot, read_run, stage_table, table
 
 
@@ -12,8 +12,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python tools/report.py runs/austen --output report.png"
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="output folders of runs")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the plot, a .png file")
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN_DIR", help="output folders of runs")
+    parser.add_argument("--output", type=path_argument, metavar="FILE", help="where to write the plot, a .png file")
     arguments = parser.parse_args()
     if arguments.output is not None and arguments.output.suffix != ".png":
         parser.error(f"--output {arguments.output} must end in .png")

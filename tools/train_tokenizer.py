@@ -2,6 +2,7 @@
 
 import argparse
 
+from megatron_step.config.paths import expand_path
 from megatron_step.data.train_tokenizer import train_tokenizer
 
 
@@ -12,12 +13,15 @@ def main() -> None:
     )
     parser.add_argument(
         "--input",
+        type=expand_path,
         nargs="+",
         required=True,
         metavar="PATH",
         help=".txt, .jsonl(.gz, .zst) or .parquet files, or folders",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="where to write the model; ends in .model")
+    parser.add_argument(
+        "--output", type=expand_path, required=True, metavar="FILE", help="where to write the model; ends in .model"
+    )
     parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens")
     parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="algorithm (default: bpe)")
     parser.add_argument(

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+from megatron_step.config.numbers import check_finite
+from megatron_step.config.paths import expand_path
+
 
 @dataclass(frozen=True)
 class NodeGroup:
@@ -74,6 +77,10 @@ class PlannerConfig:
     """Seconds after which the planner takes the best plan that it has, and says how far from the optimum it may be."""
 
     def __post_init__(self) -> None:
+        check_finite("planner", self)
+        for name in ("cluster", "plan"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, expand_path(getattr(self, name)))
         if self.objective == "time" and self.cluster is None:
             raise ValueError("planner.objective time needs planner.cluster: the memory within which a plan must stay")
         if not self.time_limit > 0:

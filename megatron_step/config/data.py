@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Literal
 
+from megatron_step.config.numbers import check_finite, check_seed
+from megatron_step.config.paths import expand_path
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -23,9 +26,16 @@ class DataConfig:
     """Folder for the datasets' index files; null for a folder `cache` beside the first corpus."""
 
     def __post_init__(self) -> None:
-        _check_blend("data.train", self.train)
-        if self.validation is not None:
-            _check_blend("data.validation", self.validation)
+        check_finite("data", self)
+        check_seed("data.seed", self.seed)
+        for name in ("train", "validation"):
+            blend = getattr(self, name)
+            if blend is not None:
+                object.__setattr__(self, name, [(weight, expand_path(prefix)) for weight, prefix in blend])
+                _check_blend(f"data.{name}", getattr(self, name))
+        object.__setattr__(self, "tokenizer", expand_path(self.tokenizer))
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", expand_path(self.cache_dir))
         if self.split is not None:
             if self.validation is not None:
                 raise ValueError("data.split and data.validation exclude each other: set one of them to null")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_step.config.numbers import check_finite, nearest, remedy
+
 
 @dataclass(frozen=True)
 class RopeScalingConfig:
@@ -18,6 +20,7 @@ class RopeScalingConfig:
     """Context length, in tokens, that the unscaled embedding was trained for."""
 
     def __post_init__(self) -> None:
+        check_finite("model.rope_scaling", self)
         if self.factor < 1.0:
             raise ValueError(f"model.rope_scaling.factor must be at least 1, not {self.factor}")
         if not 0.0 < self.low_freq_factor < self.high_freq_factor:
@@ -66,20 +69,24 @@ class ModelConfig:
     """Standard deviation of the initial weights; output projections get init_std / sqrt(2 num_layers)."""
 
     def __post_init__(self) -> None:
+        check_finite("model", self)
         for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
         if self.head_size is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"model.hidden_size {self.hidden_size} is not divisible by model.num_attention_heads "
-                f"{self.num_attention_heads}; change one of them or set model.head_size"
+                f"{self.num_attention_heads}; {self._other_widths()}, or model.head_size to an even number"
             )
         if self.attention_head_size < 2 or self.attention_head_size % 2:
-            raise ValueError(f"the head size {self.attention_head_size} must be even: RoPE rotates pairs of channels")
+            other = remedy(("model.head_size", nearest(self.attention_head_size, lambda size: size % 2 == 0)))
+            raise ValueError(
+                f"the head size {self.attention_head_size} must be even, since RoPE rotates pairs of channels: {other}"
+            )
         if self.query_groups < 1 or self.num_attention_heads % self.query_groups:
             raise ValueError(
                 f"model.num_attention_heads {self.num_attention_heads} is not divisible by "
-                f"model.num_query_groups {self.query_groups}"
+                f"model.num_query_groups {self.query_groups}: {self._other_groups()}"
             )
         if self.vocab_size is not None and self.vocab_size < 2:
             raise ValueError(f"model.vocab_size must be at least 2, not {self.vocab_size}")
@@ -87,6 +94,20 @@ class ModelConfig:
             raise ValueError("model.vocab_size_multiple must be at least 1")
         if self.norm_epsilon <= 0 or self.rope_theta <= 0 or self.init_std <= 0:
             raise ValueError("model.norm_epsilon, model.rope_theta and model.init_std must be positive")
+
+    def _other_widths(self) -> str:
+        def fits(width: int, heads: int) -> bool:
+            return width % (2 * heads) == 0
+
+        return remedy(
+            ("model.hidden_size", nearest(self.hidden_size, lambda width: fits(width, self.num_attention_heads))),
+            ("model.num_attention_heads", nearest(self.num_attention_heads, lambda n: fits(self.hidden_size, n))),
+        )
+
+    def _other_groups(self) -> str:
+        return remedy(
+            ("model.num_query_groups", nearest(self.query_groups, lambda n: self.num_attention_heads % n == 0))
+        )
 
     @property
     def query_groups(self) -> int:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_step.config.numbers import check_finite
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -28,6 +30,7 @@ class OptimizerConfig:
     """Learning rate of the embedding and the output layer, as a multiple of the others'."""
 
     def __post_init__(self) -> None:
+        check_finite("optimizer", self)
         if not self.learning_rate > 0:
             raise ValueError(f"optimizer.learning_rate must be positive, not {self.learning_rate}")
         if self.weight_decay < 0 or self.clip_grad < 0:
@@ -58,6 +61,7 @@ class ScheduleConfig:
     """Learning rate at the end, as a share of the peak."""
 
     def __post_init__(self) -> None:
+        check_finite("schedule", self)
         if self.warmup_steps < 0 or self.rewarm_steps < 0:
             raise ValueError("schedule.warmup_steps and schedule.rewarm_steps must not be negative")
         if not (0 <= self.decay_fraction <= 1 and 0 <= self.min_fraction <= 1):

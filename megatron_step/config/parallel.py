@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_step.config.numbers import nearest
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -37,6 +39,10 @@ class ParallelConfig:
         """Ranks that hold one copy of the model."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
+    def _other_worlds(self, world_size: int) -> list[int]:
+        size = self.model_parallel_size
+        return nearest(world_size, lambda world: world % size == 0) or [size]
+
     def data_parallel_size(self, world_size: int) -> int:
         """Copies of the model in a world of `world_size` ranks.
 
@@ -46,6 +52,7 @@ class ParallelConfig:
             raise ValueError(
                 f"a world of {world_size} ranks does not fit parallel.tensor_parallel_size "
                 f"{self.tensor_parallel_size} x parallel.pipeline_parallel_size {self.pipeline_parallel_size}: "
-                f"start a multiple of {self.model_parallel_size} ranks"
+                f"start a multiple of {self.model_parallel_size} ranks, such as "
+                f"{' or '.join(map(str, self._other_worlds(world_size)))}"
             )
         return world_size // self.model_parallel_size

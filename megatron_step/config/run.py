@@ -1,13 +1,16 @@
 """All that defines a run: one frozen value, checked when it is made."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from megatron_step.config.cluster import PlannerConfig
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
+from megatron_step.config.numbers import check_seed, nearest, remedy
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
+from megatron_step.config.paths import expand_path
 from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, StagesConfig
 
 
@@ -43,15 +46,18 @@ class TrainingConfig:
     """Seed of the initial weights and of dropout."""
 
     def __post_init__(self) -> None:
+        check_seed("training.seed", self.seed)
         for name in ("global_batch_size", "micro_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, not {getattr(self, name)}")
         if self.ramp_up is not None:
             growth = self.global_batch_size - self.ramp_up.start
             if growth < 0 or growth % self.ramp_up.increment:
+                increments = nearest(self.ramp_up.increment, lambda size: growth > 0 and growth % size == 0)
                 raise ValueError(
                     f"training.ramp_up must reach training.global_batch_size {self.global_batch_size} from "
-                    f"{self.ramp_up.start} in increments of {self.ramp_up.increment}"
+                    f"{self.ramp_up.start} in increments of {self.ramp_up.increment}: "
+                    + remedy(("training.ramp_up.increment", increments))
                 )
 
     @property
@@ -96,6 +102,7 @@ class CheckpointConfig:
             raise ValueError("checkpoint.interval, checkpoint.keep and checkpoint.keep_every must not be negative")
         if not self.resume:
             raise ValueError("checkpoint.resume must be auto, none or the path of a checkpoint")
+        object.__setattr__(self, "resume", expand_path(self.resume))
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("output_dir is empty: name the folder of the run")
+        object.__setattr__(self, "output_dir", expand_path(self.output_dir))
         _check_splits(self.model, self.parallel)
         _check_stages(self)
         if self.evaluation.steps and self.evaluation.interval and not self.data.has_validation:
@@ -174,19 +182,37 @@ class RunConfig:
 def _check_splits(model: ModelConfig, parallel: ParallelConfig) -> None:
     """Every tensor-parallel rank must get whole heads, channels and vocabulary rows."""
     tensor = parallel.tensor_parallel_size
-    for name, size in (
-        ("model.num_attention_heads", model.num_attention_heads),
-        ("model.num_query_groups", model.query_groups),
-        ("model.ffn_hidden_size", model.ffn_hidden_size),
-        ("model.vocab_size_multiple", model.vocab_size_multiple),
-    ):
+    sizes = {
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.num_query_groups": model.query_groups,
+        "model.ffn_hidden_size": model.ffn_hidden_size,
+        "model.vocab_size_multiple": model.vocab_size_multiple,
+    }
+    if parallel.sequence_parallel:
+        sizes["model.seq_length"] = model.seq_length
+    fitting_all = nearest(tensor, lambda other: all(size % other == 0 for size in sizes.values()))
+    for name, size in sizes.items():
         if size % tensor:
-            raise ValueError(f"{name} {size} is not divisible by parallel.tensor_parallel_size {tensor}")
-    if parallel.sequence_parallel and model.seq_length % tensor:
-        raise ValueError(
-            f"model.seq_length {model.seq_length} is not divisible by parallel.tensor_parallel_size {tensor}, "
-            "which parallel.sequence_parallel needs"
+            needs = ", which parallel.sequence_parallel needs" if name == "model.seq_length" else ""
+            other = nearest(size, partial(_fits, name, model, tensor))
+            raise ValueError(
+                f"{name} {size} is not divisible by parallel.tensor_parallel_size {tensor}{needs}: "
+                + remedy((name, other), ("parallel.tensor_parallel_size", fitting_all))
+            )
+
+
+def _fits(name: str, model: ModelConfig, tensor: int, size: int) -> bool:
+    """Whether `size` tensor-parallel shards would do for a key, beside the model's other sizes."""
+    if name == "model.num_query_groups" and model.num_attention_heads % size:
+        return False
+    if name == "model.num_attention_heads":
+        own_groups = model.num_query_groups is not None and size % model.num_query_groups
+        return (
+            not own_groups
+            and size % tensor == 0
+            and (model.head_size is not None or model.hidden_size % (2 * size) == 0)
         )
+    return size % tensor == 0
 
 
 def _check_stages(config: RunConfig) -> None:
@@ -210,27 +236,50 @@ def _check_stages(config: RunConfig) -> None:
     if config.adapts and config.adapter.rank % config.parallel.tensor_parallel_size:
         raise ValueError(
             f"adapter.rank {config.adapter.rank} is not divisible by parallel.tensor_parallel_size "
-            f"{config.parallel.tensor_parallel_size}: adapters are split over their rank"
+            f"{config.parallel.tensor_parallel_size}, over which adapters are split: {_other_ranks(config)}"
         )
+
+
+def _other_ranks(config: RunConfig) -> str:
+    tensor = config.parallel.tensor_parallel_size
+    return remedy(("adapter.rank", nearest(config.adapter.rank, lambda rank: rank % tensor == 0)))
 
 
 def check_world(config: RunConfig, world_size: int) -> None:
     """Raise ValueError if a world of `world_size` ranks cannot run `config`."""
-    data_parallel_size = config.parallel.data_parallel_size(world_size)
-    samples = config.training.micro_batch_size * data_parallel_size
-    for batch_size in config.training.batch_sizes:
+    training, parallel = config.training, config.parallel
+    data_parallel_size = parallel.data_parallel_size(world_size)
+    samples = training.micro_batch_size * data_parallel_size
+    interleaved = parallel.virtual_pipeline_size > 1
+    unit = samples * (parallel.pipeline_parallel_size if interleaved else 1)
+    for batch_size in training.batch_sizes:
         if batch_size % samples:
             raise ValueError(
                 f"a global batch of {batch_size} samples is not divisible by training.micro_batch_size "
-                f"{config.training.micro_batch_size} x data-parallel size {data_parallel_size}"
+                f"{training.micro_batch_size} x data-parallel size {data_parallel_size}: "
+                + _other_batches(training, batch_size, unit)
             )
         microbatches = batch_size // samples
-        if config.parallel.virtual_pipeline_size > 1 and microbatches % config.parallel.pipeline_parallel_size:
+        if interleaved and microbatches % parallel.pipeline_parallel_size:
             raise ValueError(
                 f"interleaved pipelines need the number of micro-batches, here {microbatches}, to be a multiple of "
-                f"parallel.pipeline_parallel_size {config.parallel.pipeline_parallel_size}: "
-                "change training.global_batch_size or training.micro_batch_size"
+                f"parallel.pipeline_parallel_size {parallel.pipeline_parallel_size}: "
+                + _other_batches(training, batch_size, unit)
             )
+
+
+def _other_batches(training: TrainingConfig, batch_size: int, unit: int) -> str:
+    """What to set so that a batch of `batch_size` samples gets a multiple of `unit` samples."""
+    if training.ramp_up is not None:
+        return f"training.global_batch_size, ramp_up.start and ramp_up.increment must be multiples of {unit}"
+    micro_unit = unit // training.micro_batch_size
+    return remedy(
+        ("training.global_batch_size", nearest(batch_size, lambda size: size % unit == 0)),
+        (
+            "training.micro_batch_size",
+            nearest(training.micro_batch_size, lambda size: batch_size % (size * micro_unit) == 0),
+        ),
+    )
 
 
 def batch_size_at(training: TrainingConfig, consumed_samples: int) -> int:

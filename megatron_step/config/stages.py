@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_step.config.numbers import check_finite
+from megatron_step.config.paths import expand_path
+
 Target = Literal["qkv", "proj", "fc1", "fc2"]
 """A linear of a layer: query, key and value; attention projection; gate and up; down."""
 
@@ -30,11 +33,14 @@ class StagesConfig:
     """Checkpoint whose weights the first stage begins with; null for random weights."""
 
     def __post_init__(self) -> None:
+        check_finite("stages", self)
         if self.count < 1:
             raise ValueError(f"stages.count must be at least 1, not {self.count}")
         if (self.steps is None) == (self.tokens is None):
             raise ValueError("set one of stages.steps and stages.tokens, and not both")
         self._check_budgets()
+        if self.start_from is not None:
+            object.__setattr__(self, "start_from", expand_path(self.start_from))
         if not 0 < self.grow_at <= 1:
             raise ValueError(f"stages.grow_at must lie in (0, 1], not {self.grow_at}")
         for name in ("layers", "learning_rates", "layouts"):
@@ -115,6 +121,7 @@ class AdapterConfig:
     """Whether adapters are merged into the base when the model grows, or go on training."""
 
     def __post_init__(self) -> None:
+        check_finite("adapter", self)
         if self.rank < 0:
             raise ValueError(f"adapter.rank must not be negative, not {self.rank}")
         if not self.alpha > 0:

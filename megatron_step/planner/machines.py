@@ -8,6 +8,7 @@ the order in which the cluster lists them.
 from dataclasses import dataclass
 
 from megatron_step.config.cluster import Cluster, NodeGroup
+from megatron_step.config.numbers import nearest, remedy
 from megatron_step.config.parallel import ParallelConfig
 
 
@@ -44,10 +45,19 @@ def pipeline_machines(cluster: Cluster | None, parallel: ParallelConfig, dp_size
         if group.gpus_per_node % tensor:
             raise ValueError(
                 f"parallel.tensor_parallel_size {tensor} does not divide nodes of {group.gpus_per_node} GPUs: "
-                "tensor-parallel ranks must share a node"
+                f"tensor-parallel ranks must share a node; {_other_widths(cluster, tensor)}"
             )
     blocks = (gpus[first : first + width] for first in range(0, needed, width))
     return tuple(_machine(block, cluster.teraflops) for block in blocks)
+
+
+def _other_widths(cluster: Cluster, tensor: int) -> str:
+    return remedy(
+        (
+            "parallel.tensor_parallel_size",
+            nearest(tensor, lambda size: all(group.gpus_per_node % size == 0 for group in cluster.nodes)),
+        )
+    )
 
 
 def _machine(gpus: list[tuple[NodeGroup, int]], teraflops: float) -> Machine:

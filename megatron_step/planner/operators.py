@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_step.config.numbers import nearest
 from megatron_step.config.stages import GrowthConfig
 
 
@@ -64,7 +65,8 @@ def _stack(num_layers: int, num_new: int, init: str) -> list[_Sources]:
     if num_new % num_layers:
         raise ValueError(
             f"growth.operator stack repeats the whole model: it cannot add {num_new} layers to {num_layers}; "
-            "change stages.layers so that each stage adds a multiple of the layers before it"
+            f"let that stage add {' or '.join(map(str, nearest(num_new, lambda count: count % num_layers == 0)))} in "
+            "stages.layers"
         )
     kept: list[_Sources] = [((index,), False) for index in range(num_layers)]
     return kept + [(_sources(init, index % num_layers, None), True) for index in range(num_new)]

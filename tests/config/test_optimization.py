@@ -9,7 +9,7 @@ from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
     ("fields", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, not nan"),
         ({"weight_decay": -0.1}, "must not be negative"),
         ({"clip_grad": -1.0}, "must not be negative"),
         ({"beta2": 1.0}, r"must lie in \[0, 1\)"),

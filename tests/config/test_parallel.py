@@ -22,5 +22,5 @@ def test_the_rest_of_the_world_is_data_parallel() -> None:
     layout = ParallelConfig(tensor_parallel_size=2, pipeline_parallel_size=3)
     assert layout.model_parallel_size == 6
     assert layout.data_parallel_size(24) == 4
-    with pytest.raises(ValueError, match="a world of 8 ranks does not fit .*start a multiple of 6 ranks"):
+    with pytest.raises(ValueError, match="8 ranks does not fit .*start a multiple of 6 ranks, such as 6 or 12"):
         layout.data_parallel_size(8)

@@ -23,7 +23,7 @@ from megatron_step.config.run import (
     ("make", "message"),
     [
         (lambda: TrainingConfig(0, 1), "global_batch_size must be at least 1"),
-        (lambda: TrainingConfig(8, 1, RampUpConfig(2, 4, 10)), "in increments of 4"),
+        (lambda: TrainingConfig(8, 1, RampUpConfig(2, 4, 10)), "in increments of 4: set .*increment to 3 or 6"),
         (lambda: RampUpConfig(0, 1, 1), "at least 1"),
         (lambda: EvaluationConfig(interval=-1), "must not be negative"),
         (lambda: CheckpointConfig(keep=-1), "must not be negative"),
@@ -37,9 +37,23 @@ from megatron_step.config.run import (
         (lambda: small_config(stages={"count": 5}), "stages.count 5 is more than model.num_layers 4"),
         (
             lambda: small_config(stages={"count": 2}, adapter={"rank": 3}, parallel={"tensor_parallel_size": 2}),
-            "adapter.rank 3 is not divisible by parallel.tensor_parallel_size 2",
+            "adapter.rank 3 is not divisible by parallel.tensor_parallel_size 2, .*: set adapter.rank to 2 or 4",
         ),
-        (lambda: small_config(parallel={"tensor_parallel_size": 3}), "num_attention_heads 4 is not divisible"),
+        (
+            lambda: small_config(parallel={"tensor_parallel_size": 3}),
+            "num_attention_heads 4 is not divisible .*size 3: set parallel.tensor_parallel_size to 2",
+        ),
+        (
+            lambda: small_config(
+                model={"num_attention_heads": 6, "hidden_size": 96, "num_query_groups": 3},
+                parallel={"tensor_parallel_size": 3},
+            ),
+            "vocab_size_multiple 128 is not divisible by .* 3: set model.vocab_size_multiple to 126 or 129, or "
+            "parallel.tensor_parallel_size to 1",
+        ),
+        (lambda: small_config(model={"hidden_size": 66}), "set model.hidden_size to 64 or 72, or .*heads to 3 or 11"),
+        (lambda: small_config(model={"num_query_groups": 3}), "set model.num_query_groups to 2 or 4"),
+        (lambda: small_config(model={"head_size": 15}), "set model.head_size to 14 or 16"),
         (lambda: small_config(parallel={"tensor_parallel_size": 4}), "num_query_groups 2 is not divisible"),
         (
             lambda: small_config(
@@ -67,14 +81,24 @@ def _config(parallel: dict | None = None, **training: object) -> RunConfig:
         (
             _config(),
             3,
-            "a global batch of 8 samples is not divisible by training.micro_batch_size 2 x data-parallel size 3",
+            "a global batch of 8 samples is not divisible by training.micro_batch_size 2 x data-parallel size 3: "
+            "set training.global_batch_size to 6 or 12",
         ),
-        (_config({"tensor_parallel_size": 2}), 3, "a world of 3 ranks does not fit"),
-        (_config(ramp_up=RampUpConfig(2, 2, 9)), 2, "a global batch of 2 samples"),
+        (
+            _config({"tensor_parallel_size": 2}),
+            3,
+            "3 ranks does not fit .*: start .* 2 ranks, such as 2 or 4",
+        ),
+        (
+            _config(ramp_up=RampUpConfig(2, 2, 9)),
+            2,
+            "a global batch of 2 samples .* ramp_up.increment must be multiples of 4",
+        ),
         (
             _config({"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}, micro_batch_size=8),
             2,
-            "number of micro-batches, here 1, to be a multiple of parallel.pipeline_parallel_size 2",
+            "number of micro-batches, here 1, to be a multiple of parallel.pipeline_parallel_size 2: "
+            "set training.global_batch_size to 16, or training.micro_batch_size to 4",
         ),
     ],
 )

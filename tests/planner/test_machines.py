@@ -42,7 +42,11 @@ def test_rows_over_two_nodes_exchange_between_them() -> None:
     [
         ({"tensor_parallel_size": 8, "pipeline_parallel_size": 4}, 2, "has 32 GPUs, .* is 8 x 2 x 4 = 64"),
         ({"tensor_parallel_size": 16, "pipeline_parallel_size": 2}, 1, "16 does not divide nodes of 8 GPUs"),
-        ({"tensor_parallel_size": 3}, 1, "3 does not divide nodes of 8 GPUs"),
+        (
+            {"tensor_parallel_size": 3},
+            1,
+            "3 does not divide nodes of 8 GPUs: .* to 2 or 4",
+        ),
     ],
 )
 def test_layouts_that_do_not_fit(parallel: dict[str, int], dp_size: int, message: str) -> None:

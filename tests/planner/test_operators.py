@@ -91,7 +91,7 @@ def test_stack_repeats_the_whole_model(init: str) -> None:
 
 
 def test_stack_refuses_a_part_of_the_model() -> None:
-    with pytest.raises(ValueError, match="cannot add 2 layers to 3"):
+    with pytest.raises(ValueError, match="cannot add 2 layers to 3; let that stage add 3 in stages.layers"):
         _grown(3, 2, operator="stack", init="copy")
 
 

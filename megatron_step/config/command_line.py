@@ -1,0 +1,78 @@
+"""The command line of a run: its config file, and the keys that are set beside it."""
+
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_step.config.paths import path_argument
+from megatron_step.config.sections import dotted_names, in_short, read_sections, section_keys, suggestion
+from megatron_step.config.yaml_json import parse_yaml
+
+USAGE = (
+    "torchrun --nproc-per-node N -m megatron_step.train --config FILE [--resume auto|none|PATH] "
+    "[--section.key VALUE ...]"
+)
+
+
+def split_arguments(arguments: Sequence[str], cls: type) -> tuple[Path, list[tuple[str, str]]]:
+    """Return the config file, and pairs of a key's dotted name and the text it is set to; `--resume` is spelt out.
+
+    Raises ValueError if the file is not named, an option is unknown, or lacks its value.
+    """
+    path, pairs = None, []
+    known = list(dotted_names(cls))
+    pending = iter(arguments)
+    for argument in pending:
+        if not argument.startswith("--"):
+            raise ValueError(f"unexpected argument {in_short(argument)}: a key is set as in --training.seed 2")
+        name, equals, value = argument[2:].partition("=")
+        name = "checkpoint.resume" if name == "resume" else name
+        if name != "config" and name not in known:
+            raise ValueError(f"unknown option --{name}{suggestion(name, known, '--')}")
+        given = value if equals else next(pending, None)
+        if given is None or (not equals and given.startswith("--")):
+            raise ValueError(f"the option --{name} lacks a value: give one, as in --{name} VALUE")
+        if name == "config":
+            path = given
+        else:
+            pairs.append((name, given))
+    if not path:
+        raise ValueError(f"--config FILE is missing; usage: {USAGE}")
+    return path_argument(path), pairs
+
+
+def override(values: dict[str, Any], name: str, text: str, cls: type, prefix: str = "") -> None:
+    """Set the key `name` of a config's values, in place, to what `text` says.
+
+    A section as a whole is given as YAML, `{start: 4, increment: 2}`, or as the name of a YAML file; its keys replace
+    those that are there.
+
+    Raises ValueError if a section's text is no section.
+    """
+    first, _, rest = name.partition(".")
+    key = section_keys(cls)[first]
+    if rest:
+        if values.get(first) is None:
+            values[first] = {}
+        override(values[first], rest, text, key.kind, f"{prefix}{first}.")
+    elif is_dataclass(key.kind):
+        try:
+            section = read_sections({first: parse_yaml(text)}, cls, prefix).get(first)
+        except ValueError as error:
+            raise ValueError(f"--{prefix}{first}: {error}") from None
+        values[first] = _merged(values.get(first) or {}, section) if section else section
+        if section is None and not key.may_be_null:
+            del values[first]
+    else:
+        values[first] = text
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return `old` with the keys of `new`, section by section."""
+    both = {name: _merged(old[name], value) for name, value in new.items() if _are_sections(old.get(name), value)}
+    return {**old, **new, **both}
+
+
+def _are_sections(old: Any, new: Any) -> bool:
+    return isinstance(old, dict) and isinstance(new, dict)

@@ -1,0 +1,37 @@
+"""Checks of the numbers in a config, and the numbers that an error suggests in place of another."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from math import isfinite
+from typing import Any
+
+_FARTHEST = 8
+"""A suggestion is at most this many times the number that it replaces."""
+
+
+def check_finite(section: str, values: Any) -> None:
+    """Raise ValueError if a number of a dataclass, or of a list in it, is infinite or not a number."""
+    for field in fields(values):
+        value = getattr(values, field.name)
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not isfinite(number):
+                raise ValueError(f"{section}.{field.name} must be a finite number, not {number}")
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise ValueError if `seed` is none that numpy's and torch's generators take."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{name} must lie in [0, 2^32), not {seed}")
+
+
+def nearest(value: int, fits: Callable[[int], bool]) -> list[int]:
+    """Return the positive numbers nearest to `value`, one below and one above, that `fits` takes."""
+    lower = next((number for number in range(min(value, 1 << 20) - 1, 0, -1) if fits(number)), None)
+    upper = next((number for number in range(value + 1, _FARTHEST * min(max(value, 8), 1 << 20)) if fits(number)), None)
+    return [number for number in (lower, upper) if number is not None]
+
+
+def remedy(*choices: tuple[str, list[int]]) -> str:
+    """Return what an error suggests: `set model.num_layers to 4 or 8, or stages.count to 2`; of keys with a choice."""
+    parts = [f"{name} to {' or '.join(map(str, values))}" for name, values in choices if values]
+    return f"set {', or '.join(parts)}" if parts else f"change {' or '.join(name for name, _ in choices)}"
