@@ -47,7 +47,7 @@ def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: 
     return [
         {
             "benchmark": f"model states, {model.num_layers} layers, rank {rank}, {precision}",
-            "stage": "vanilla" if number == 0 else str(stage.index + 1),
+            "stage": "vanilla" if number == 0 else str(stage.number),
             "layers": _layers(stage),
             "measured_mib": memory.model_state_bytes / 2**20,
             "planned_mib": stage_memory(config, stage, _vocab(config), 1)[0].model_state_bytes / 2**20,

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,18 @@ def test_a_test_can_fail(path: Path) -> None:
                 )
             ]
             assert checks, f"{_name(path)}:{node.lineno}: {node.name} checks nothing"
+
+
+@pytest.mark.parametrize("path", _python_files("megatron_step", "tools"), ids=_name)
+def test_messages_number_stages_from_one(path: Path) -> None:
+    """An index counts from 0: what a person reads says `stage.number`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = node.values if isinstance(node, ast.JoinedStr) else []
+        for before, value in pairwise(parts):
+            is_named = isinstance(before, ast.Constant) and re.search(r"\bstage $", str(before.value))
+            if is_named and isinstance(value, ast.FormattedValue):
+                shown = ast.unparse(value.value)
+                assert "number" in shown, f"{_name(path)}:{node.lineno}: stage {{{shown}}}"
 
 
 def _written_files() -> list[Path]:

@@ -174,7 +174,9 @@ def _explain(config: RunConfig, vocab_size: int, world_size: int, cluster: Clust
         return 0
     print("\nThe plan of the least memory does not fit:")
     for shortage in short:
-        print(f"  stage {shortage.stage + 1}, pipeline rank {shortage.pp_rank}: {_gib(shortage.missing_bytes)} short")
+        print(
+            f"  stage {shortage.stage.number}, pipeline rank {shortage.pp_rank}: {_gib(shortage.missing_bytes)} short"
+        )
     changes = changes_that_fit(config, vocab_size, world_size, cluster)
     print("\nEach of these alone would make it fit, the fastest first:" if changes else "\nNo two changes make it fit.")
     for name, changed in changes:

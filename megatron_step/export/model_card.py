@@ -83,7 +83,7 @@ def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
         return ["It was imported by megatron_step, and not trained since."]
     config = saved_config(manifest)
     stages = [stage for stage in plan_from_dict(manifest.plan).stages if stage.index <= manifest.stage_index]
-    rows = [_stage_row(stage, config, manifest, metrics) for stage in stages if stage.last_step > stage.first_step]
+    rows = [_stage_row(stage, config, manifest, metrics) for stage in stages if stage.num_steps > 0]
     began = f" It began with the weights of `{config.stages.start_from}`." if config.stages.start_from else ""
     grown = ""
     if manifest.stage_index > 0:
@@ -113,7 +113,7 @@ def _stage_row(stage: Stage, config: RunConfig, manifest: Manifest, metrics: Met
     planned = max(memory.peak_bytes for memory in stage_memory(config, stage, manifest.vocab_size, dp_size))
     old = stage.num_layers - stage.num_new_layers
     return [
-        str(stage.index + 1),
+        str(stage.number),
         f"{old} + {stage.num_new_layers} new" if old else str(stage.num_layers),
         f"{last_step - stage.first_step:,}",
         f"{samples * config.model.seq_length:,}",

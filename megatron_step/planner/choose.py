@@ -5,10 +5,12 @@ time                the least time of all steps, with no rank's memory exceeded
 memory_then_time    the least share; of such plans the fastest
 
 Whatever the objective, each stage's layout is the fastest one within the share that the plan needs anyway.
+A stage of no steps is never built: it costs nothing, and its layout does not matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Literal
 
@@ -17,9 +19,8 @@ import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
 from megatron_step.planner.chunk_costs import Split
-from megatron_step.planner.depths import growths
+from megatron_step.planner.depths import EXACT, Depths, cheapest_depths, growths
 from megatron_step.planner.machines import Machine
-from megatron_step.planner.problem import EXACT, Depths, solve
 from megatron_step.planner.stage_layouts import StageLayouts
 from megatron_step.planner.stages import Solution
 
@@ -57,45 +58,73 @@ def choose(
     deadline = monotonic() + planner.time_limit * 3 / 4
     if depths is None:
         _check_saves(config, layouts)
-    possible = [_possible(stage, config.model.num_layers, depths) for stage in range(count)]
+    stages = _Stages(layouts, steps, [_possible(stage, config.model.num_layers, depths) for stage in range(count)])
     if planner.objective == "time":
-        best = _fastest(layouts, possible, steps, 1.0, (), deadline)
+        best = _fastest(stages, 1.0, (), deadline)
         _check_found(best, config)
-        found = [layouts.least_share(*growth) for growth in growths(best.depths)]
-        return _choice(layouts, best.depths, found, 1.0, Solution(_status(best), "time", best.cost, best.bound))
-    least = _least_share(layouts, possible, deadline)
+        found = stages.of(best.depths, layouts.least_share)
+        return _choice(stages, best.depths, found, 1.0, Solution(_status(best), "time", best.cost, best.bound))
+    least = _least_share(stages, deadline)
     _check_found(least, config)
     if planner.objective == "memory":
-        best = _deepest(layouts, possible, least.cost, least.depths, deadline)
+        best = _deepest(stages, least.cost, least.depths, deadline)
     else:
-        best = _fastest(layouts, possible, steps, least.cost, least.depths, deadline)
-    found = [layouts.least_share(*growth, thorough=True) for growth in growths(best.depths)]
+        best = _fastest(stages, least.cost, least.depths, deadline)
+    found = stages.of(best.depths, partial(layouts.least_share, thorough=True))
     proven = Depths(best.depths, max(split.cost for split in found), least.bound)
     solution = Solution(_status(proven), "memory", proven.cost, proven.bound)
-    return _choice(layouts, best.depths, found, proven.cost, solution)
+    return _choice(stages, best.depths, found, proven.cost, solution)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The stages that depths are sought for."""
+
+    layouts: StageLayouts
+    """The best layouts of any stage that takes steps."""
+    steps: Sequence[int]
+    """Optimizer steps of each stage."""
+    possible: Sequence[npt.NDArray[np.bool_]]
+    """For each stage [before, after]: whether it may grow the model so."""
+
+    def bounds(self, bounds: Array, fits: npt.NDArray[np.bool_] | bool = True) -> list[Array]:
+        """For each stage `bounds` [before, after] where that is possible and fits; nothing bounds one of no steps."""
+        return [
+            np.where(possible & fits, bounds, np.inf) if steps else np.where(possible, 0.0, np.inf)
+            for possible, steps in zip(self.possible, self.steps)
+        ]
+
+    def of(self, depths: Sequence[int], best: Callable[[int, int], Split]) -> list[Split]:
+        """The `best` layout of each stage."""
+        found = []
+        for (before, after), steps in zip(growths(depths), self.steps):
+            found.append(best(before, after) if steps else Split(0.0, 0.0, self.layouts.even(after)))
+        return found
 
 
 def _status(found: Depths) -> Literal["optimal", "feasible"]:
     return "optimal" if found.is_optimal else "feasible"
 
 
-def _choice(
-    layouts: StageLayouts, depths: Sequence[int], found: Sequence[Split], limit: float, solution: Solution
-) -> Choice:
+def _choice(stages: _Stages, depths: Sequence[int], found: Sequence[Split], limit: float, solution: Solution) -> Choice:
     """The plan of these depths, with the fastest layouts within `limit`; `found` are layouts that are."""
-    fastest = [layouts.fastest(*growth, limit, split.layout) for growth, split in zip(growths(depths), found)]
+    start = dict(zip(growths(depths), found))
+    fastest = stages.of(depths, lambda *growth: stages.layouts.fastest(*growth, limit, start[growth].layout))
     return Choice(tuple(depths), tuple(split.layout for split in fastest), solution)
 
 
-def _least_share(layouts: StageLayouts, possible: Sequence[npt.NDArray[np.bool_]], deadline: float) -> Depths:
+def _least_share(stages: _Stages, deadline: float) -> Depths:
     """The depths of the least largest share."""
-    bounds = [np.where(allowed, layouts.share_bounds(), np.inf) for allowed in possible]
+    layouts = stages.layouts
 
-    def evaluate(_: int, before: int, after: int) -> tuple[float, float]:
+    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+        if stages.steps[stage] == 0:
+            return 0.0, 0.0
         split = layouts.least_share(before, after)
         return split.cost, split.bound
 
-    return solve(bounds, evaluate, largest=True, deadline=deadline, rising=layouts.bounds_rise)
+    bounds = stages.bounds(layouts.share_bounds())
+    return cheapest_depths(bounds, evaluate, largest=True, deadline=deadline, rising=layouts.bounds_rise)
 
 
 def _possible(stage: int, num_layers: int, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:
@@ -108,45 +137,38 @@ def _possible(stage: int, num_layers: int, depths: Sequence[int] | None) -> npt.
     return np.triu(allowed, k=1)  # each stage adds a layer
 
 
-def _deepest(
-    layouts: StageLayouts,
-    possible: Sequence[npt.NDArray[np.bool_]],
-    limit: float,
-    start: Sequence[int],
-    deadline: float,
-) -> Depths:
+def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
     """Of the depths within `limit`, those of the largest sum."""
+    layouts = stages.layouts
     fits = layouts.share_bounds() <= limit * (1 + EXACT)
     num_layers = fits.shape[0] - 1
     missing = np.broadcast_to(num_layers - np.arange(num_layers + 1.0), fits.shape)
-    bounds = [np.where(allowed & fits, missing, np.inf) for allowed in possible]
 
-    def evaluate(_: int, before: int, after: int) -> tuple[float, float]:
+    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+        if stages.steps[stage] == 0:
+            return 0.0, 0.0
         share = layouts.least_share(before, after).cost
         cost = float(num_layers - after) if share <= limit * (1 + EXACT) else np.inf
         return cost, cost
 
-    return solve(bounds, evaluate, largest=False, start=start, deadline=deadline)
+    return cheapest_depths(stages.bounds(missing, fits), evaluate, largest=False, start=start, deadline=deadline)
 
 
-def _fastest(
-    layouts: StageLayouts,
-    possible: Sequence[npt.NDArray[np.bool_]],
-    steps: Sequence[int],
-    limit: float,
-    start: Sequence[int],
-    deadline: float,
-) -> Depths:
+def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
     """Of the depths within `limit`, those whose steps take the least time."""
+    layouts = stages.layouts
     fits = layouts.share_bounds() <= limit * (1 + EXACT)
-    seconds = layouts.seconds_bounds()
-    bounds = [np.where(allowed & fits, seconds * count, np.inf) for allowed, count in zip(possible, steps)]
+    of_step = stages.bounds(layouts.seconds_bounds(), fits)
+    bounds = [seconds * max(steps, 1) for seconds, steps in zip(of_step, stages.steps)]
 
     def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+        steps = stages.steps[stage]
+        if steps == 0:
+            return 0.0, 0.0
         split = layouts.fastest(before, after, limit)
-        return steps[stage] * split.cost, steps[stage] * split.bound
+        return steps * split.cost, steps * split.bound
 
-    return solve(bounds, evaluate, largest=False, start=start, deadline=deadline)
+    return cheapest_depths(bounds, evaluate, largest=False, start=start, deadline=deadline)
 
 
 def _check_saves(config: RunConfig, layouts: StageLayouts) -> None:

@@ -7,14 +7,15 @@ from itertools import combinations
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.planner.forecast import Forecast, forecast
+from megatron_step.planner.stages import Stage
 
 
 @dataclass(frozen=True)
 class Shortage:
     """A pipeline rank that has too little memory in a stage."""
 
-    stage: int
-    """The stage, from 0."""
+    stage: Stage
+    """The stage."""
     pp_rank: int
     """The rank."""
     missing_bytes: int
@@ -24,7 +25,7 @@ class Shortage:
 def shortages(found: Forecast) -> list[Shortage]:
     """Every rank that lacks memory in a stage."""
     return [
-        Shortage(stage.stage.index, pp_rank, rank.peak_bytes - rank.capacity_bytes)
+        Shortage(stage.stage, pp_rank, rank.peak_bytes - rank.capacity_bytes)
         for stage in found.stages
         for pp_rank, rank in enumerate(stage.ranks)
         if rank.capacity_bytes is not None and rank.peak_bytes > rank.capacity_bytes

@@ -59,7 +59,7 @@ class StageForecast:
     @property
     def seconds(self) -> float:
         """Of all its steps."""
-        return self.step_seconds * (self.stage.last_step - self.stage.first_step)
+        return self.step_seconds * self.stage.num_steps
 
     @property
     def fullest(self) -> RankForecast:
@@ -195,7 +195,7 @@ def check_fits(found: Forecast) -> None:
         if rank.capacity_bytes and rank.share > 1:
             short = (rank.peak_bytes - rank.capacity_bytes) / 2**30
             raise ValueError(
-                f"stage {stage.stage.index + 1} needs {rank.peak_bytes / 2**30:.2f} GiB on pipeline rank "
+                f"stage {stage.stage.number} needs {rank.peak_bytes / 2**30:.2f} GiB on pipeline rank "
                 f"{stage.ranks.index(rank)}, {short:.2f} GiB more than it has: python tools/plan.py --explain says "
                 "what would make it fit"
             )
@@ -214,6 +214,8 @@ def _stage_forecast(
         old = len(numbers) - new
         parameters = [p for chunk in chunks for p in chunk_parameters(config, stage, vocab_size, pp_rank, chunk)]
         growing, saving = growth_bytes(parameters, stage), checkpoint_host_bytes(config, parameters, dp_size)
+        if stage.num_steps == 0:
+            growing = saving = 0
         ranks.append(RankForecast(old, new, memory[pp_rank], growing, saving, machine.capacity_bytes))
         of_layers = new * layer_seconds(costs, costs.new, machine) + old * layer_seconds(costs, costs.old, machine)
         seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + of_layers)

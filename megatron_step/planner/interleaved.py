@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.planner.chunk_costs import ChunkCosts, Split
-from megatron_step.planner.problem import EXACT, new_model
+from megatron_step.planner.depths import EXACT
+from megatron_step.planner.solver import new_model
 from megatron_step.planner.two_chunks import two_chunk_split
 
 Limits = Sequence[tuple[ChunkCosts, float]]
@@ -64,7 +65,7 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
     if is_large or near.cost - near.bound <= EXACT * near.cost:
         return near
     unit = near.cost  # solvers compute best with numbers near one
-    model = new_model()
+    model = new_model("the layout of virtual pipelines (stages.layouts: even does without)")
     model.max_mip_gap = model.max_mip_gap_abs = 0.0
     top = model.add_var(lb=near.bound / unit)
     below = _staircase(model, num_chunks, num_layers)

@@ -60,10 +60,12 @@ class RankMemory:
 
 
 def stage_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int) -> tuple[RankMemory, ...]:
-    """Memory of each pipeline rank in `stage`, on `dp_size` data-parallel ranks.
+    """Memory of each pipeline rank in `stage`, on `dp_size` data-parallel ranks; nothing in a stage of no steps.
 
     `vocab_size` is the tokenizer's.
     """
+    if stage.num_steps == 0:
+        return (RankMemory(0, 0, 0, 0, 0, 0),) * config.parallel.pipeline_parallel_size
     ranks = range(config.parallel.pipeline_parallel_size)
     return tuple(_rank_memory(config, stage, vocab_size, dp_size, pp_rank) for pp_rank in ranks)
 

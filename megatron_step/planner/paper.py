@@ -14,8 +14,9 @@ import numpy as np
 
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
+from megatron_step.planner.depths import best_depths
 from megatron_step.planner.parameters import layer_parameters, outer_parameters
-from megatron_step.planner.problem import solve
+from megatron_step.planner.program import solve_program
 from megatron_step.planner.recipes import RECIPES
 from megatron_step.planner.stage_costs import stage_of
 
@@ -40,7 +41,7 @@ class PaperPlan:
 def paper_plan(config: RunConfig, vocab_size: int, count: int, *, with_embeddings: bool) -> PaperPlan:
     """The layers of `count` stages, and the bytes by the paper's formula.
 
-    Raises ValueError if there are fewer layers than stages.
+    Raises ValueError if there are fewer layers than stages, and SolverError if the program's solver cannot be loaded.
     """
     depth = config.model.num_layers
     if count > depth:
@@ -59,8 +60,8 @@ def paper_plan(config: RunConfig, vocab_size: int, count: int, *, with_embedding
         possible = (before == 0) if stage == 0 else (before > 0)
         cost = new * (after - before) + old * before + rest[min(stage, 1)]
         costs.append(np.where(possible & (after > before), cost, np.inf))
-    found = solve(costs, lambda stage, m, n: (float(costs[stage][m, n]),) * 2, largest=True)
-    layers = tuple(int(number) for number in np.diff([0, *found.depths]))
+    least, _ = best_depths(costs, largest=True)  # without it the program takes seconds, or minutes
+    layers = tuple(int(number) for number in np.diff([0, *solve_program(costs, largest=True, limit=least)]))
     stage_bytes = tuple(
         new * number + old * sum(layers[:stage]) + rest[min(stage, 1)] for stage, number in enumerate(layers)
     )

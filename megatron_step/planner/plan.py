@@ -31,11 +31,11 @@ def make_plan(
     budgets = _step_budgets(config)
     spans = first_steps(budgets, config.stages.grow_at)
     depths = _given_depths(config, chosen)
-    layouts = _given_layouts(config, depths)
+    steps = [last - first for first, last in spans]
+    layouts = _given_layouts(config, depths, steps)
     solution = None
     if depths is None or layouts is None:
         machines = pipeline_machines(cluster, config.parallel, dp_size)
-        steps = [last - first for first, last in spans]
         choice = choose(config, vocab_size, dp_size, machines, steps, depths)
         depths, layouts, solution = choice.depths, choice.layouts, choice.solution
     stages: list[Stage] = []
@@ -76,18 +76,20 @@ def _given_depths(config: RunConfig, chosen: Sequence[int] | None) -> tuple[int,
     return None if chosen is None else tuple(accumulate(chosen))
 
 
-def _given_layouts(config: RunConfig, depths: tuple[int, ...] | None) -> tuple[tuple[int, ...], ...] | None:
-    """The layout of each stage, where it is not for the planner to choose.
+def _given_layouts(
+    config: RunConfig, depths: tuple[int, ...] | None, steps: Sequence[int]
+) -> tuple[tuple[int, ...], ...] | None:
+    """The layout of each stage, of `steps` optimizer steps each, where it is not for the planner to choose.
 
     Raises ValueError if a part of the pipeline gets no layer, or a layout does not hold its stage.
     """
     if depths is None:
         return None
     chunks = config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size
-    for index, depth in enumerate(depths):
-        if depth < chunks:
+    for number, (depth, num_steps) in enumerate(zip(depths, steps), start=1):
+        if depth < chunks and num_steps > 0:
             raise ValueError(
-                f"stage {index} has {depth} layers for parallel.pipeline_parallel_size "
+                f"stage {number} has {depth} layers for parallel.pipeline_parallel_size "
                 f"{config.parallel.pipeline_parallel_size} x parallel.virtual_pipeline_size "
                 f"{config.parallel.virtual_pipeline_size}: every part of the pipeline needs a layer"
             )
@@ -96,10 +98,10 @@ def _given_layouts(config: RunConfig, depths: tuple[int, ...] | None) -> tuple[t
         return tuple(even_layout(depth, chunks) for depth in depths)
     if layouts == "auto":
         return None
-    for index, (layout, depth) in enumerate(zip(layouts, depths)):
-        if len(layout) != chunks or sum(layout) != depth or min(layout) < 1:
+    for number, (layout, depth, num_steps) in enumerate(zip(layouts, depths, steps), start=1):
+        if len(layout) != chunks or sum(layout) != depth or min(layout) < min(num_steps, 1):
             raise ValueError(
-                f"stages.layouts: {layout} of stage {index} must be {chunks} numbers, each at least 1, that add up to "
+                f"stages.layouts: {layout} of stage {number} must be {chunks} numbers, each at least 1, that add up to "
                 f"its {depth} layers"
             )
     return tuple(tuple(layout) for layout in layouts)

@@ -90,9 +90,13 @@ class StageLayouts:
         return _exact(np.where(fits, range_seconds(costs, is_new, self._machines), np.inf))
 
     def _even(self, costs: ChunkCosts, num_layers: int) -> Split:
-        layout = even_layout(num_layers, len(self._in_flight))
+        layout = self.even(num_layers)
         cost = float(costs.of(np.cumsum(layout).tolist()).max())
         return Split(cost, cost, layout)
+
+    def even(self, num_layers: int) -> tuple[int, ...]:
+        """The layers spread evenly over all chunks."""
+        return even_layout(num_layers, len(self._in_flight))
 
     def share_bounds(self) -> Array:
         """[before, after]: what `least_share` cannot be below; infinite where there is no such stage."""
@@ -131,7 +135,7 @@ class StageLayouts:
         bounds = costs_of(self._later).bounds(after - before, before, parallel.virtual_pipeline_size)
         bounds[0] = costs_of(self._first).bounds(after[0], before[0], parallel.virtual_pipeline_size)
         chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
-        impossible = (after < before) | (after < chunks) | ((before > 0) & (before < chunks))
+        impossible = (after < before) | (after < chunks)
         return np.where(impossible, np.inf, bounds)
 
     def _stage(self, before: int, after: int) -> tuple[StageCosts, list[bool]]:

@@ -28,6 +28,16 @@ class Stage:
     """Layers of each pipeline rank; with virtual pipelines of each chunk, in the order of the layers."""
 
     @property
+    def number(self) -> int:
+        """Its number for people, from 1."""
+        return self.index + 1
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that it takes. A first stage of no steps is a model trained before: it is never built."""
+        return self.last_step - self.first_step
+
+    @property
     def num_layers(self) -> int:
         """Depth of the model."""
         return len(self.layers)

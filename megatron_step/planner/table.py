@@ -16,20 +16,20 @@ def stage_table(forecast: Forecast) -> str:
     The bytes are those of the pipeline rank that needs the largest share of its memory. `states` are the bytes of
     weights (frozen, trained, adapters), gradients and optimizer states; the peak is that of training or of growing into
     the stage; shares are of the same bytes in vanilla training. `slack` is what is left of that rank's memory; `time`
-    the share of the plan's, by arithmetic.
+    the share of the plan's, by arithmetic. A stage of no steps, a model trained before, holds nothing.
     """
     vanilla = forecast.vanilla
     rows: list[tuple[str, ...]] = [_HEADERS]
     for stage in forecast.stages:
-        rows.append((str(stage.stage.index + 1), *_cells(stage, vanilla, stage.seconds / forecast.seconds)))
+        rows.append((str(stage.stage.number), *_cells(stage, vanilla, stage.seconds / forecast.seconds)))
     rows.append(("vanilla", *_cells(vanilla, vanilla, vanilla.seconds / forecast.seconds)))
     return aligned(rows)
 
 
 def rank_table(forecast: Forecast) -> str:
-    """A line for each pipeline rank of each stage."""
+    """A line for each pipeline rank of each stage that takes steps."""
     rows: list[tuple[str, ...]] = [_RANK_HEADERS]
-    for stage in forecast.stages:
+    for stage in (stage for stage in forecast.stages if stage.stage.num_steps > 0):
         for pp_rank, rank in enumerate(stage.ranks):
             layers = f"{rank.old_layers}+{rank.new_layers}"
             memory = rank.memory
@@ -44,7 +44,7 @@ def rank_table(forecast: Forecast) -> str:
                 rank.peak_bytes,
             )
             cells, host = map(format_bytes, kinds), format_bytes(rank.checkpoint_host_bytes)
-            rows.append((str(stage.stage.index + 1), str(pp_rank), layers, *cells, _slack(stage, pp_rank), host))
+            rows.append((str(stage.stage.number), str(pp_rank), layers, *cells, _slack(stage, pp_rank), host))
     return aligned(rows)
 
 
@@ -71,10 +71,13 @@ def format_bytes(count: int) -> str:
 def _cells(stage: StageForecast, vanilla: StageForecast, time: float) -> tuple[str, ...]:
     plan, rank = stage.stage, stage.fullest
     old = plan.num_layers - plan.num_new_layers
+    layers = f"{old}+{plan.num_new_layers}" if old else str(plan.num_layers)
+    if plan.num_steps == 0:
+        return layers, "0", *["-"] * (len(_HEADERS) - 3)
     memory, whole = rank.memory, vanilla.fullest.memory
     return (
-        f"{old}+{plan.num_new_layers}" if old else str(plan.num_layers),
-        str(plan.last_step - plan.first_step),
+        layers,
+        str(plan.num_steps),
         "/".join(map(str, plan.layout)),
         format_bytes(memory.frozen_weight_bytes),
         format_bytes(memory.trained_weight_bytes),

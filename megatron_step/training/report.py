@@ -63,6 +63,11 @@ class StageReport:
     """Tokens that the run had seen when it began."""
 
     @property
+    def number(self) -> int:
+        """Its number for people, from 1."""
+        return self.index + 1
+
+    @property
     def seconds(self) -> float:
         """Median time of a step."""
         ends = [self.tokens_before, *(line["tokens"] for line in self.lines)]
@@ -114,7 +119,7 @@ def _stage_row(run: RunReport, stage: StageReport) -> list[str]:
     memory = [stage.memory(name) for name in ("model_state_bytes", "peak_bytes", "planned_bytes")]
     return [
         run.name,
-        str(stage.index + 1),
+        str(stage.number),
         f"{len(stage.lines):,}",
         f"{evaluated[-1]['validation_perplexity']:.2f}" if evaluated else "-",
         *(_bytes(nbytes) for nbytes in memory),

@@ -110,9 +110,9 @@ def _plan_differences(saved: StagePlan, plan: StagePlan) -> list[str]:
     found = []
     for old, new in zip(saved.stages, plan.stages):
         if old.num_new_layers != new.num_new_layers:
-            found.append(f"new layers of stage {new.index} {old.num_new_layers} -> {new.num_new_layers}")
+            found.append(f"new layers of stage {new.number} {old.num_new_layers} -> {new.num_new_layers}")
         elif old.layers != new.layers:
-            found.append(f"place or sources of the layers of stage {new.index}")
+            found.append(f"place or sources of the layers of stage {new.number}")
         if (old.last_step, old.schedule_steps) != (new.last_step, new.schedule_steps):
-            found.append(f"last step of stage {new.index} {old.last_step} -> {new.last_step}")
+            found.append(f"last step of stage {new.number} {old.last_step} -> {new.last_step}")
     return found

@@ -28,7 +28,7 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     for elements, trained, role in _whole_model(state, parallel).values():
         groups["trained" if trained else "frozen", _NAMES[role]] += elements
     lines = [
-        f"stage {stage.index + 1} of {len(plan.stages)}: {stage.num_layers} layers, {stage.num_new_layers} of them "
+        f"stage {stage.number} of {len(plan.stages)}: {stage.num_layers} layers, {stage.num_new_layers} of them "
         f"new, in pipeline parts of {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
         f"  operations on {current_device()}: {ops.backend(current_device())}",
         *([_growth(config.growth)] if stage.index > 0 and state.growth_peak_bytes is not None else []),

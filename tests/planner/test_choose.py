@@ -155,6 +155,32 @@ def test_interleaved_pipelines_are_planned_with_a_bound(objective: str, pipeline
         assert objective == "time" or share(stage) <= found.plan.solution.objective * 1.004
 
 
+@pytest.mark.parametrize("objective", ["memory", "memory_then_time", "time"])
+@pytest.mark.parametrize("pipeline", [1, 3])
+def test_a_stage_of_no_steps_costs_nothing(objective: str, pipeline: int) -> None:
+    """The best plan is one of a single new layer on a model as deep as can be: nothing of that model is trained."""
+    config = small_config(
+        model={"num_layers": 6},
+        stages={"count": 2, "steps": [0, 10], "start_from": "somewhere"},
+        parallel={"pipeline_parallel_size": pipeline},
+        planner={"objective": objective, "cluster": "given"},
+    )
+    machines = Cluster([replace(GPU, gpus_per_node=3)])
+    found = forecast(config, VOCAB_SIZE, 1, machines)
+    given = [
+        forecast(replace(config, stages=replace(config.stages, layers=[old, 6 - old])), VOCAB_SIZE, 1, machines).stages[
+            1
+        ]
+        for old in range(1, 6)
+    ]
+    solution = found.plan.solution
+    assert solution is not None
+    if objective == "time":
+        assert solution.objective == pytest.approx(found.seconds)
+    else:
+        assert solution.objective == pytest.approx(min(stage.peak_bytes for stage in given) / 2**30, rel=4e-3)
+
+
 def test_layers_that_save_nothing_are_refused() -> None:
     config = small_config(stages={"count": 2}, freeze={"layers": False})
     with pytest.raises(ValueError, match=r"no choice of layers saves any; name them"):

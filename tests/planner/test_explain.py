@@ -25,7 +25,7 @@ def test_a_plan_that_fits_is_short_of_nothing() -> None:
 def test_every_rank_that_lacks_memory_is_named() -> None:
     found = least_memory(CONFIG, VOCAB_SIZE, 1, cluster_of(2**20))
     short = shortages(found)
-    assert [(item.stage, item.pp_rank) for item in short] == [(0, 0), (1, 0)]
+    assert [(item.stage.number, item.pp_rank) for item in short] == [(1, 0), (2, 0)]
     for item, stage in zip(short, found.stages):
         assert item.missing_bytes == stage.peak_bytes - 2**20 > 0
 

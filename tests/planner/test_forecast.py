@@ -84,6 +84,24 @@ def test_what_does_not_fit_is_said() -> None:
         check_fits(found)
 
 
+@pytest.mark.parametrize("parallel", [{}, {"pipeline_parallel_size": 4}, {"pipeline_parallel_size": 3}])
+def test_a_stage_of_no_steps_holds_nothing(parallel: dict[str, int]) -> None:
+    """All of its layers would be trained: it is a model trained before, which is never built."""
+    stages = {"count": 2, "layers": [3, 1], "steps": [0, 10], "start_from": "somewhere"}
+    config = small_config(stages=stages, parallel=parallel)
+    need = forecast(config, VOCAB_SIZE, 1).stages[1].peak_bytes
+    machines = Cluster([NodeGroup(count=1, gpus_per_node=4, memory_gib=need / 2**30)])
+    found = forecast(config, VOCAB_SIZE, 1, machines)
+    assert (found.status != "infeasible", found.peak_bytes, found.stages[0].peak_bytes) == (True, need, 0)
+    assert found.seconds == found.stages[1].seconds
+    check_fits(found)
+    values = found.to_dict()
+    assert values["objective"] == pytest.approx(1.0, rel=4e-3)
+    assert all(rank["total_bytes"] == rank["checkpoint_host_bytes"] == 0 for rank in values["stages"][0]["ranks"])
+    smaller = Cluster([NodeGroup(count=1, gpus_per_node=4, memory_gib=0.9 * need / 2**30)])
+    assert forecast(config, VOCAB_SIZE, 1, smaller).status == "infeasible"
+
+
 def test_a_run_takes_the_plan_of_a_file(tmp_path: Path) -> None:
     given = replace(STAGED, stages=replace(STAGED.stages, layers=[3, 3], layouts=[[1, 2], [4, 2]]))
     path = tmp_path / "plan.json"

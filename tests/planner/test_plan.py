@@ -86,8 +86,8 @@ def test_the_planner_chooses_layouts_for_layers_that_are_given() -> None:
 @pytest.mark.parametrize(
     ("stages", "parallel", "message"),
     [
-        ({"count": 2, "layers": [1, 5]}, {"pipeline_parallel_size": 2}, "stage 0 has 1 layers for .*_size 2 x"),
-        ({"layouts": [[4, 1]]}, {"pipeline_parallel_size": 2}, r"\[4, 1\] of stage 0 must be 2 numbers.*its 6 layers"),
+        ({"count": 2, "layers": [1, 5]}, {"pipeline_parallel_size": 2}, "stage 1 has 1 layers for .*_size 2 x"),
+        ({"layouts": [[4, 1]]}, {"pipeline_parallel_size": 2}, r"\[4, 1\] of stage 1 must be 2 numbers.*its 6 layers"),
         ({"layouts": [[6, 0]]}, {"pipeline_parallel_size": 2}, "each at least 1"),
         ({"layouts": [[6]]}, {"pipeline_parallel_size": 2}, "must be 2 numbers"),
     ],

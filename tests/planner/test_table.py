@@ -61,6 +61,14 @@ def test_a_line_for_each_rank_of_each_stage() -> None:
     assert lines[0][2] == "0+2"
 
 
+def test_a_stage_of_no_steps_has_no_numbers() -> None:
+    stages = {"count": 2, "layers": [3, 1], "steps": [0, 8], "start_from": "somewhere"}
+    found = forecast(small_config(stages=stages), VOCAB_SIZE, 1)
+    first = stage_table(found).splitlines()[1]
+    assert first.split() == ["1", "3", "0", *["-"] * 14]
+    assert [line.split()[0] for line in rank_table(found).splitlines()[1:]] == ["2"]
+
+
 def test_vanilla_training_is_its_own_measure() -> None:
     stage, vanilla = stage_table(forecast(small_config(), VOCAB_SIZE, dp_size=2)).splitlines()[1:]
     assert stage.split()[1:] == vanilla.split()[1:]

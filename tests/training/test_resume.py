@@ -124,8 +124,8 @@ def stopped(worlds: Worlds, small_data: DataConfig, tmp_path_factory: pytest.Tem
         ("model", {"num_layers": 2}, r"model\.num_layers 4 -> 2"),
         ("data", {"seed": 2}, r"data\.seed: 1 -> 2"),
         ("data", {"split": (80, 20)}, r"data\.split.*0\.9.*0\.8"),
-        ("stages", {"steps": 40}, "last step of stage 0 30 -> 40"),
-        ("stages", {"steps": 2}, "last step of stage 0 30 -> 2"),
+        ("stages", {"steps": 40}, "last step of stage 1 30 -> 40"),
+        ("stages", {"steps": 2}, "last step of stage 1 30 -> 2"),
         ("stages", {"count": 2}, "stages.count 1 -> 2"),
     ],
 )

@@ -118,8 +118,8 @@ def test_another_vocabulary_is_refused(alone: Parallel) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"count": 2, "layers": [2, 2], "steps": 8}, "last step of stage 0 8 -> 6"),
-        ({"count": 2, "layers": [3, 1]}, "new layers of stage 0 2 -> 3"),
+        ({"count": 2, "layers": [2, 2], "steps": 8}, "last step of stage 1 8 -> 6"),
+        ({"count": 2, "layers": [3, 1]}, "new layers of stage 1 2 -> 3"),
         ({"count": 1}, "stages.count 2 -> 1"),
     ],
 )
@@ -132,7 +132,7 @@ def test_another_plan_is_refused(alone: Parallel, change: dict[str, Any], words:
 def test_another_growth_is_refused(alone: Parallel) -> None:
     saved = small_config(stages={"count": 2, "layers": [3, 1]})
     other = replace(saved, growth=replace(saved.growth, position="lower"))
-    with pytest.raises(ValueError, match=r"growth\.position upper -> lower, place or sources of the layers of stage 1"):
+    with pytest.raises(ValueError, match=r"growth\.position upper -> lower, place or sources of the layers of stage 2"):
         _check(_manifest(saved, alone), other)
 
 

@@ -1,0 +1,52 @@
+"""Empty integer programs for CBC, the solver that comes with python-mip.
+
+CBC is loaded when the first program is made: most plans need none, and its library cannot be loaded everywhere.
+"""
+
+import logging
+import os
+from functools import cache
+
+import mip  # type: ignore[import-untyped]
+
+
+class SolverError(OSError):
+    """The library of CBC cannot be loaded."""
+
+
+def new_model(purpose: str) -> mip.Model:
+    """An empty program for CBC, which says nothing. `purpose` says in an error what the program is for.
+
+    Raises SolverError if CBC's library cannot be loaded.
+    """
+    if reason := _why_not_loaded():
+        raise SolverError(
+            f"{purpose} needs the solver CBC, and its library cannot be loaded: {reason}. Install what the library "
+            "needs (often libgfortran), or set PMIP_CBC_LIBRARY to a libCbc of this machine"
+        )
+    model = mip.Model(solver_name=mip.CBC)
+    model.verbose = 0
+    return model
+
+
+@cache
+def _why_not_loaded() -> str:
+    """Why CBC's library cannot be loaded; empty if it is loaded."""
+    logger, messages, folder = logging.getLogger("mip.cbc"), [], os.getcwd()
+
+    def keep(record: logging.LogRecord) -> bool:
+        messages.append(" ".join(record.getMessage().split()))
+        return False
+
+    logger.addFilter(keep)
+    try:
+        import mip.cbc  # type: ignore[import-untyped]
+    finally:
+        logger.removeFilter(keep)
+        os.chdir(folder)  # mip stays in the library's folder where loading fails
+    if not mip.cbc.has_cbc:
+        return messages[-1].partition("library: ")[2] if messages else "python-mip does not say why"
+    # cffi makes a function at its first use, under a lock. That which a model calls at its end must be there before:
+    # the garbage collector may end a model while the lock is held.
+    _ = mip.cbc.cbclib.Cbc_deleteModel
+    return ""
