@@ -41,6 +41,8 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for note in imported.notes:
+        print(f"note: {note}", file=sys.stderr)
     print(f"wrote {arguments.out}, weights in {', '.join(imported.dtypes)} kept in {imported.precision}")
     print(f"a run that starts from it has in its config:\n\n{imported.config_sections(arguments.out)}")
     return 0

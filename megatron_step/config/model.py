@@ -43,6 +43,8 @@ class ModelConfig:
     """Query heads of a layer."""
     seq_length: int
     """Tokens of one training sample."""
+    max_position_embeddings: int | None = None
+    """Tokens that the model is made for at most, which an export states; null for seq_length. Nothing here uses it."""
     num_query_groups: int | None = None
     """Key and value heads of a layer; null for as many as query heads."""
     head_size: int | None = None
@@ -73,6 +75,11 @@ class ModelConfig:
         for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        if self.context_length < self.seq_length:
+            raise ValueError(
+                f"model.seq_length {self.seq_length} is longer than model.max_position_embeddings "
+                f"{self.max_position_embeddings}: raise the latter, or train on shorter samples"
+            )
         if self.head_size is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"model.hidden_size {self.hidden_size} is not divisible by model.num_attention_heads "
@@ -108,6 +115,11 @@ class ModelConfig:
         return remedy(
             ("model.num_query_groups", nearest(self.query_groups, lambda n: self.num_attention_heads % n == 0))
         )
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model is made for at most."""
+        return self.seq_length if self.max_position_embeddings is None else self.max_position_embeddings
 
     @property
     def query_groups(self) -> int:

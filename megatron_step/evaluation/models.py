@@ -10,10 +10,7 @@ from torch import Tensor
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.export.architectures import model_config
-from megatron_step.export.from_hf import check_tensors
-from megatron_step.export.hf_mapping import hf_mapping
-from megatron_step.export.safetensors_files import HFTensors
+from megatron_step.export.hf_folder import open_folder
 from megatron_step.export.transformers_model import load_in_transformers
 from megatron_step.training.inspection import Inspected, open_checkpoint
 
@@ -78,9 +75,8 @@ def _open_checkpoint(path: Path, tokenizer: str | None, seq_length: int | None) 
 
 @contextmanager
 def _open_exported(path: Path, tokenizer: str | None, seq_length: int | None) -> Iterator[LanguageModel]:
-    config = model_config(path, seq_length)
+    config = open_folder(path, seq_length).model
     assert config.vocab_size is not None
-    check_tensors(path, HFTensors(path), hf_mapping(config, config.vocab_size), config)
     own_tokenizer = fitting_tokenizer(tokenizer or str(path), config.vocab_size, None)
     try:
         with parallel_layout(ParallelConfig(), seed=1) as parallel:

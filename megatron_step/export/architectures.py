@@ -8,11 +8,11 @@
 Mistral differs from Llama by its sliding window alone, so it comes back as Llama.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from megatron_step.config.model import ModelConfig, RopeScalingConfig
+from megatron_step.export.config_json import CONFIG_FILE, MODEL_KEYS, read_config
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -44,7 +44,7 @@ def hf_config(
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.query_groups,
         "head_dim": model.attention_head_size,
-        "max_position_embeddings": model.seq_length,
+        "max_position_embeddings": model.context_length,
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_epsilon,
         "tie_word_embeddings": model.tie_embeddings,
@@ -93,73 +93,77 @@ def model_config(folder: Path, seq_length: int | None) -> ModelConfig:
 
     Raises ValueError for an architecture, or a switch of one, that is not supported, and OSError without config.json.
     """
-    written = _read_json(folder / "config.json")
+    written = read_config(folder)
     kind = _supported_type(folder, written)
-    from transformers import AutoConfig  # knows the defaults of what config.json leaves out
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = _transformers_config(folder, kind, written)
     longest = config.max_position_embeddings
     seq_length = longest if seq_length is None else seq_length
     if seq_length > longest:
         raise ValueError(f"{folder} is made for at most {longest:,} tokens: --seq-length must not be larger")
     _check_switches(folder, config, seq_length)
-    return ModelConfig(
-        num_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=config.intermediate_size,
-        num_attention_heads=config.num_attention_heads,
-        seq_length=seq_length,
-        num_query_groups=config.num_key_value_heads,
-        head_size=getattr(config, "head_dim", None),
-        vocab_size=config.vocab_size,
-        tie_embeddings=config.tie_word_embeddings,
-        qkv_bias=kind == "qwen2",
-        qk_norm=kind == "qwen3",
-        norm_epsilon=config.rms_norm_eps,
-        rope_theta=config.rope_parameters["rope_theta"],
-        rope_scaling=_rope_scaling(folder, config.rope_parameters),
-        init_std=config.initializer_range,
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} is not a Hugging Face model: it has no {path.name}") from None
+        return ModelConfig(
+            num_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            ffn_hidden_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            seq_length=seq_length,
+            max_position_embeddings=longest,
+            num_query_groups=config.num_key_value_heads,
+            head_size=getattr(config, "head_dim", None),
+            vocab_size=config.vocab_size,
+            tie_embeddings=config.tie_word_embeddings,
+            qkv_bias=kind == "qwen2",
+            qk_norm=kind == "qwen3",
+            norm_epsilon=config.rms_norm_eps,
+            rope_theta=config.rope_parameters["rope_theta"],
+            rope_scaling=_rope_scaling(folder, config.rope_parameters),
+            init_std=config.initializer_range,
+        )
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a model's config")
-    return values
+        raise error if str(folder) in str(error) else ValueError(f"{folder / CONFIG_FILE}: {error}") from None
+
+
+def _transformers_config(folder: Path, kind: str, written: dict[str, Any]) -> Any:
+    """transformers' config of what changes the model: it knows the defaults of what config.json leaves out."""
+    from transformers import AutoConfig
+
+    values = {name: written[name] for name in (*MODEL_KEYS, "layer_types") if written.get(name) is not None}
+    if "num_key_value_heads" in written and written["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = values.get("num_attention_heads")
+    if "sliding_window" in written:
+        values["sliding_window"] = written["sliding_window"]  # null is no window
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except Exception as error:  # of many classes, the library's own and Python's
+        raise ValueError(f"{folder / CONFIG_FILE} is refused by transformers: {' '.join(str(error).split())}") from None
 
 
 def _supported_type(folder: Path, written: dict[str, Any]) -> str:
     """The model_type, if the model is one of the supported classes."""
-    kind = written.get("model_type")
-    names = written.get("architectures") or [_CLASSES.get(kind, kind)]
-    if names != [_CLASSES.get(kind)]:
-        raise ValueError(
-            f"{folder} has the architecture {', '.join(map(str, names))}, which is not supported: {SUPPORTED} are"
-        )
+    kind, names = written.get("model_type"), written.get("architectures")
+    known = _CLASSES.get(kind) if isinstance(kind, str) else None
+    names = [names] if isinstance(names, str) else names or [known or kind]
+    if known is None or names != [known]:
+        shown = ", ".join(map(str, names)) if isinstance(names, list) else str(names)
+        raise ValueError(f"{folder} has the architecture {shown}, which is not supported: {SUPPORTED} are")
     return str(kind)
 
 
 def _check_switches(folder: Path, config: Any, seq_length: int) -> None:
     """Raise ValueError if the model computes something that ours does not."""
-    wrong = [
-        f"{name} {getattr(config, name)}"
-        for name in ("attention_bias", "mlp_bias", "quantization_config")
-        if getattr(config, name, None)
-    ]
-    if config.hidden_act != "silu":
+    wrong = [f"{name} true" for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
+    if config.hidden_act not in ("silu", "swish"):  # two names of one function
         wrong.append(f"hidden_act {config.hidden_act}")
     if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
         wrong.append(f"partial_rotary_factor {config.rope_parameters['partial_rotary_factor']}")
+    kinds = getattr(config, "layer_types", None) or []
+    wrong += [f"layer_types {kind}" for kind in sorted({*kinds} - {"full_attention", "sliding_attention"})]
     if wrong:
         raise ValueError(f"{folder} has {', '.join(wrong)} in its config.json, which is not supported")
+    # Qwen has a window in the layers of a kind alone; the others ignore the kinds.
+    slides = "sliding_attention" in kinds or config.model_type in ("llama", "mistral")
     window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     if window is not None and slides and window < seq_length:
         raise ValueError(
             f"{folder} has a sliding window of {window:,} tokens, which is not supported: give --seq-length {window} "
@@ -170,6 +174,8 @@ def _check_switches(folder: Path, config: Any, seq_length: int) -> None:
 def _rope_scaling(folder: Path, rope: dict[str, Any]) -> RopeScalingConfig:
     kind = rope.get("rope_type", "default")
     if kind == "default":
+        if rope.get("factor", 1.0) != 1.0:
+            raise ValueError(f"{folder} scales its rotary embedding by {rope['factor']:g}, and does not say how")
         return RopeScalingConfig()
     if kind != "llama3":
         raise ValueError(f"{folder} scales its rotary embedding by {kind}, which is not supported: only llama3 is")

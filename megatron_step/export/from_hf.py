@@ -5,7 +5,7 @@ OUT/checkpoints/step_00000000/    its weights: in bf16 if it has all of them in 
 OUT/tokenizer/                    its tokenizer
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,12 @@ from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.config.run import EvaluationConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import StagesConfig
 from megatron_step.data.tokenizer import fitting_tokenizer, load_tokenizer
-from megatron_step.export.architectures import model_config
-from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
+from megatron_step.export.hf_folder import HFFolder, open_folder
 from megatron_step.export.new_folder import check_new, new_folder
-from megatron_step.export.safetensors_files import HFTensors, weight_bytes
+from megatron_step.export.safetensors_files import weight_bytes
 from megatron_step.export.tokenizer_files import copy_tokenizer
 from megatron_step.planner.plan import make_plan
 
-_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # of number formats, in safetensors and in torch
 _SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
 
 
@@ -41,6 +39,8 @@ class Imported:
     """Its sizes and switches."""
     dtypes: list[str]
     """The number formats that its weights had, by torch's names."""
+    notes: list[str]
+    """What is not as the model's files say."""
 
     @property
     def precision(self) -> str:
@@ -78,13 +78,10 @@ def import_model(
     Raises ValueError, FileNotFoundError or FileExistsError for input that cannot be used; nothing is left at `out`.
     """
     check_new(out)
-    model = model_config(source, seq_length)
+    opened = open_folder(source, seq_length)
+    model, weights = opened.model, opened.weights
     assert model.vocab_size is not None
-    tensors = HFTensors(source)
-    weights = hf_mapping(model, model.vocab_size)
-    check_tensors(source, tensors, weights, model)
-    dtypes = sorted({_NAMES[tensors.dtypes[name]] for weight in weights for name in weight.names})
-    imported = Imported(model, dtypes)
+    imported = Imported(model, opened.dtypes, opened.notes)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[imported.precision]
     found_tokenizer = fitting_tokenizer(tokenizer or str(source), model.vocab_size, None)
     num_bytes = sum(weight_bytes(weight, dtype.itemsize) for weight in weights)
@@ -94,53 +91,28 @@ def import_model(
         write_streamed(
             folder / "checkpoints",
             {weight.key: (weight.shape, dtype) for weight in weights},
-            _reader(source, tensors, weights, dtype, progress),
+            _reader(opened, dtype, progress),
             _description(imported, out, fingerprint),
         )
     return imported
 
 
-def _reader(
-    source: Path,
-    tensors: HFTensors,
-    weights: Sequence[MappedWeight],
-    dtype: torch.dtype,
-    progress: Callable[[int, int], None],
-) -> Callable[[str], Tensor]:
+def _reader(opened: HFFolder, dtype: torch.dtype, progress: Callable[[int, int], None]) -> Callable[[str], Tensor]:
     """The weight of a key, made of its tensors."""
-    by_key = {weight.key: weight for weight in weights}
+    by_key = {weight.key: weight for weight in opened.weights}
     num_bytes = {key: weight_bytes(weight, dtype.itemsize) for key, weight in by_key.items()}
     done = 0
 
     def read(key: str) -> Tensor:
         nonlocal done
-        whole = by_key[key].join(tensors).to(dtype)
+        whole = by_key[key].join(opened.tensors).to(dtype)
         if not is_finite(whole):
-            raise ValueError(f"{source} holds values of {', '.join(by_key[key].names)} that are not finite")
+            raise ValueError(f"{opened.path} holds values of {', '.join(by_key[key].names)} that are not finite")
         done += num_bytes[key]
         progress(done, sum(num_bytes.values()))
         return whole
 
     return read
-
-
-def check_tensors(source: Path, tensors: HFTensors, weights: Sequence[MappedWeight], model: ModelConfig) -> None:
-    """Raise ValueError unless the model has exactly the tensors, in the shapes, that its config.json says."""
-    needed = {name: shape for weight in weights for name, shape in weight.hf_shapes.items()}
-    for name, shape in needed.items():
-        if name not in tensors.shapes:
-            raise ValueError(f"{source} has no tensor {name}, which its config.json needs")
-        if tensors.shapes[name] != shape:
-            raise ValueError(
-                f"{source} has {name} in shape {list(tensors.shapes[name])}; its config.json needs {list(shape)}"
-            )
-        if tensors.dtypes[name] not in _NAMES:
-            raise ValueError(f"{source} has {name} in {tensors.dtypes[name]}: only {', '.join(_NAMES)} are supported")
-    # Old files hold what follows from the config, and some a second copy of a tied embedding.
-    more = [name for name in tensors.shapes if name not in needed and not name.endswith(".rotary_emb.inv_freq")]
-    unknown = [name for name in more if not (model.tie_embeddings and name == "lm_head.weight")]
-    if unknown:
-        raise ValueError(f"{source} has tensors that its config.json does not explain: {', '.join(unknown[:4])}")
 
 
 def _description(imported: Imported, out: Path, tokenizer_fingerprint: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from megatron_step.planner.trainable import layer_of
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf")
 _BLOCK_BYTES = 1 << 18  # of one write: for large ones Linux takes large pieces of its page cache, and longer
 _FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -131,6 +132,10 @@ class HFTensors(Mapping[str, Tensor]):
                 self._places[tensor] = file
                 self.shapes[tensor], self.dtypes[tensor] = tuple(view.get_shape()), view.get_dtype()
 
+    def rows(self, name: str, first: int, end: int) -> Tensor:
+        """Some rows of one of them."""
+        return self._places[name].get_slice(name)[first:end]
+
     def __getitem__(self, name: str) -> Tensor:
         return self._places[name].get_tensor(name)
 
@@ -142,15 +147,23 @@ class HFTensors(Mapping[str, Tensor]):
 
 
 def _files(folder: Path) -> Mapping[str, Sequence[str] | None]:
-    """Names of a model's files, and of the tensors that each is to have; None where no index says."""
-    if not (folder / _INDEX).is_file():
-        if not (folder / _SINGLE).is_file():
-            raise FileNotFoundError(f"{folder} has neither {_SINGLE} nor {_INDEX}: only safetensors are supported")
+    """Names of a model's files, and of the tensors that each is to have; None where no index says.
+
+    As transformers chooses: an index counts only where there is no single file.
+    """
+    if (folder / _SINGLE).is_file():
         return {_SINGLE: None}
+    if not (folder / _INDEX).is_file():
+        others = sorted(path.name for ending in _OTHER_WEIGHTS for path in folder.glob(ending))
+        more = f"; it has {', '.join(others[:3])}: save the model again with transformers" if others else ""
+        raise FileNotFoundError(f"{folder} has neither {_SINGLE} nor {_INDEX}: only safetensors are supported{more}")
     try:
         places = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return {name: [tensor for tensor in places if places[tensor] == name] for name in sorted(set(places.values()))}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(places.values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ValueError("weight_map must name files of the same folder")
+        return {name: [tensor for tensor in places if places[tensor] == name] for name in names}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / _INDEX} is not an index of shards: {error}") from None
 
 

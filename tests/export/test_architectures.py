@@ -26,7 +26,13 @@ def written(folder: Path, values: dict[str, Any]) -> Path:
 def test_a_config_comes_back(tmp_path: Path, name: str) -> None:
     model = ModelConfig(**{**_SIZES, "seq_length": 32, **MODELS[name]})
     folder = written(tmp_path, hf_config(model, 250, "bfloat16", 0, 1))
-    expected = replace(model, vocab_size=250, num_query_groups=model.query_groups, head_size=model.attention_head_size)
+    expected = replace(
+        model,
+        max_position_embeddings=32,
+        vocab_size=250,
+        num_query_groups=model.query_groups,
+        head_size=model.attention_head_size,
+    )
     assert model_config(folder, None) == expected
     assert model_config(folder, 16) == replace(expected, seq_length=16)
     theirs = AutoConfig.from_pretrained(folder)
@@ -52,11 +58,24 @@ def test_a_window_that_no_token_leaves_is_none(tmp_path: Path) -> None:
     [
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification, which is not supp"),
         ({"model_type": "gpt2", "architectures": None}, "architecture gpt2, which is not supported: LlamaForCausalLM"),
-        ({"attention_bias": True}, "attention_bias True"),
-        ({"mlp_bias": True}, "mlp_bias True"),
+        ({"attention_bias": True}, "attention_bias true"),
+        ({"mlp_bias": True}, "mlp_bias true"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "by linear, which is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"rope_scaling": {"factor": 2.0}}, "by 2, and does not say how"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "config.json is refused by transformers: .*low_freq",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        (
+            {"layer_types": ["full_attention", "linear_attention"], "model_type": "qwen2", "architectures": None},
+            "linear",
+        ),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architecture .*which is not supported"),
+        ({"model_type": ["llama"]}, "which is not supported"),
+        ({"num_hidden_layers": 0}, "config.json: model.num_layers must be at least 1, not 0"),
         ({"num_key_value_heads": 3}, "not divisible by model.num_query_groups 3"),
     ],
 )
@@ -64,6 +83,20 @@ def test_what_is_not_supported_is_named(tmp_path: Path, values: dict[str, Any], 
     folder = written(tmp_path, {**hf_config(LLAMA, 250, "float32", None, 1), **values})
     with pytest.raises(ValueError, match=message):
         model_config(folder, None)
+
+
+def test_a_window_is_that_of_every_layer_where_the_kinds_of_layers_do_not_count(tmp_path: Path) -> None:
+    values = {**hf_config(LLAMA, 250, "float32", None, 1), "layer_types": ["full_attention"] * 2, "sliding_window": 16}
+    mistral = {**values, "model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    with pytest.raises(ValueError, match="sliding window of 16"):
+        model_config(written(tmp_path, mistral), None)
+
+
+def test_samples_may_be_shorter_than_the_context(tmp_path: Path) -> None:
+    written(tmp_path, hf_config(LLAMA, 250, "float32", None, 1))
+    model = model_config(tmp_path, 16)
+    assert (model.seq_length, model.context_length) == (16, 32)
+    assert hf_config(model, 250, "float32", None, 1)["max_position_embeddings"] == 32
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:
