@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.stages import AdapterConfig
 from megatron_step.engine.parallel import Parallel
-from megatron_step.layers.adapter import Adapter
+from megatron_step.layers.adapter import AdaptableLinear, Adapter
 from megatron_step.layers.te_adapter import make_adaptable
 from megatron_step.model.build import sharded_state
 from megatron_step.model.gpt import GPTModel
@@ -55,12 +55,12 @@ def initialize_adapters(chunk: GPTModel | Float16Module, model: ModelConfig, par
     initialize({name: shard for name, shard in shards.items() if is_adapter(name)}, model, seed)
 
 
-def adapted_linears(chunk: torch.nn.Module) -> Iterable[torch.nn.Module]:
+def adapted_linears(chunk: MegatronModule) -> Iterable[AdaptableLinear]:
     """The chunk's linears that have an adapter."""
     return (module for module in chunk.modules() if getattr(module, "adapter", None) is not None)
 
 
-def numbered_layers(chunk: torch.nn.Module) -> Iterable[tuple[int, torch.nn.Module]]:
+def numbered_layers(chunk: MegatronModule) -> Iterable[tuple[int, torch.nn.Module]]:
     """The chunk's layers with their numbers in the whole model, from 0."""
     model = chunk.module if isinstance(chunk, Float16Module) else chunk
     return ((layer.layer_number - 1, layer) for layer in model.decoder.layers)

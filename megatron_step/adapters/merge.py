@@ -4,7 +4,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 
-from megatron_step.layers.adapter import Adapter
+from megatron_step.layers.adapter import AdaptableLinear, Adapter
 from megatron_step.layers.communication import all_gather
 
 
@@ -15,9 +15,10 @@ def add_product(piece: ShardedTensor, a: Tensor, b: Tensor, scaling: float) -> N
 
 
 @torch.no_grad()
-def merge_adapter(linear: torch.nn.Module) -> None:
+def merge_adapter(linear: AdaptableLinear) -> None:
     """Add the adapter's product to the linear's weight, in place; the adapter stays as it is. Every rank of the
     tensor-parallel group must call it."""
+    assert linear.adapter is not None
     a, b = whole_rank(linear.adapter)
     linear.weight.copy_(linear.weight.float().addmm_(b.float(), a.float(), alpha=linear.adapter.scaling))
 

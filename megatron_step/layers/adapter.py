@@ -13,12 +13,12 @@ anyway, and every gradient of A_i and B_i is complete on its own rank. Where meg
 (`main_grad`, float32), they are added to that as they come, without being rounded to the weights' type.
 """
 
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from megatron_step import ops
 from megatron_step.engine.device import current_device
@@ -69,6 +69,14 @@ class Adapter(torch.nn.Module):
         return ops.AdapterDropout(self.dropout, seed, self.first_column, self.num_columns)
 
 
+class AdaptableLinear(Protocol):
+    """A tensor-parallel linear, split over ranks, that has room for an adapter."""
+
+    split: Split
+    weight: torch.nn.Parameter
+    adapter: Adapter | None
+
+
 def _factor(rows: int, columns: int, dtype: torch.dtype) -> torch.nn.Linear:
     """A weight [rows, columns], not yet filled."""
     return torch.nn.utils.skip_init(torch.nn.Linear, columns, rows, bias=False, device=current_device(), dtype=dtype)
@@ -97,7 +105,7 @@ def adapter_linear(
 class _AdapterLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,  # [s, b, k], or [s / t, b, k] when gathered
         weight: Tensor,  # [n, k]
         a: Tensor,  # [r / t, k] or [r, k]
@@ -117,7 +125,7 @@ class _AdapterLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, u = ctx.saved_tensors
         adapter, group = ctx.adapter, ctx.adapter.group
         a_weight, b_weight = adapter.linear_in.weight, adapter.linear_out.weight
@@ -145,7 +153,7 @@ def _gradient_type(weight: Tensor) -> torch.dtype:
     return getattr(weight, "main_grad", weight).dtype
 
 
-def _accumulated(weight: Tensor, gradient: Tensor) -> Tensor:
+def _accumulated(weight: Any, gradient: Tensor) -> Tensor:
     """What autograd is given as the gradient of a weight; zeros, not read by megatron-core, once main_grad has it."""
     if not hasattr(weight, "main_grad"):
         return gradient

@@ -15,7 +15,7 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from megatron_step import ops
 from megatron_step.layers.adapter import Split, adapter_linear
@@ -27,13 +27,13 @@ class _ParallelLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,  # [s, b, i], or [s / t, b, i] when gathered
         weight: Tensor,  # [o, i]
         bias: Tensor | None,  # [o]
         reduce_input_gradient: bool,
         gather_sequence: bool,
-        group: torch.distributed.ProcessGroup | None,
+        group: torch.distributed.ProcessGroup,
     ) -> Tensor:
         # A frozen weight needs no gradient, so its input need not be kept.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
@@ -47,7 +47,7 @@ class _ParallelLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_dx, needs_dweight, needs_dbias = ctx.needs_input_grad[:3]
         gathering = None
@@ -118,7 +118,7 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
     def _forward_impl(self, input: Tensor, weight: Tensor, bias: Tensor | None, **unused: Any) -> Tensor:
         if self.adapter is not None:
             return adapter_linear(input, weight, bias, self.adapter)
-        return _ParallelLinear.apply(input, weight, bias, False, False, None)
+        return _ParallelLinear.apply(input, weight, bias, False, False, self.tp_group)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Weight, A and B, all split by columns."""

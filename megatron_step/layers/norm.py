@@ -1,5 +1,7 @@
 """RMSNorm fit for sequence parallelism, which megatron-core's own norm without TransformerEngine is not."""
 
+from typing import Any
+
 import torch
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
@@ -14,9 +16,11 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.epsilon = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=current_device()))
+        # Any: torch's type lacks the attribute that marks the weight.
+        weight: Any = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=current_device()))
         # Each tensor-parallel rank sees its part of the sequence: megatron-core sums the gradients of marked weights.
-        self.weight.sequence_parallel = config.sequence_parallel
+        weight.sequence_parallel = config.sequence_parallel
+        self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., h] -> [..., h]."""

@@ -12,6 +12,8 @@ from megatron_step.config.model import ModelConfig
 class ScaledRotaryEmbedding(MegatronRotaryEmbedding):
     """megatron-core's rotary embedding with every number of Llama-3's scaling settable."""
 
+    inv_freq: Tensor
+
     def __init__(self, config: ModelConfig, device: torch.device, cp_group: torch.distributed.ProcessGroup) -> None:
         super().__init__(
             kv_channels=config.attention_head_size,

@@ -10,17 +10,16 @@ with gather and scatter over the adapter's rank, as in `adapter.py`.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from megatron_step import ops
-from megatron_step.layers.adapter import Adapter, Split
+from megatron_step.layers.adapter import AdaptableLinear, Adapter, Split
 
 
-def make_adaptable(linear: torch.nn.Module, sequence_parallel: bool) -> torch.nn.Module:
+def make_adaptable(linear: Any, sequence_parallel: bool) -> AdaptableLinear:
     """Give one of TransformerEngine's linears room for an adapter, in place; other linears have it already.
 
     Raises TypeError for a module that is neither.

@@ -16,7 +16,7 @@ kernels of ``adapter_kernels.py``. The pieces have no autograd and check nothing
 
 from collections.abc import Iterator
 from functools import reduce
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,20 @@ def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: flo
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
+@overload
+def adapter_output_gradients(
+    dy: Tensor, u: Tensor, b: Tensor, scaling: float, *, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def adapter_output_gradients(
+    dy: Tensor,
+    u: Tensor | None,
+    b: Tensor,
+    scaling: float,
+    need_du: bool = True,
+    need_db: bool = True,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor | None, Tensor | None]: ...
 def adapter_output_gradients(
     dy: Tensor,
     u: Tensor | None,
@@ -107,18 +121,17 @@ def adapter_output_gradients(
         du [..., r] in float32 (or float64, as dy), dB [n, r]
     """
     dtype = b.dtype if dtype is None else dtype
+    narrow = _rows(u) if u is not None and need_db else None  # [tokens, r]
     if use_cuda_kernel(dy):
-        du, db = adapter_kernels.output_gradients(_rows(dy), _rows(u) if need_db else None, b, scaling)
-        return du.view(*dy.shape[:-1], b.shape[1]), db.to(dtype) if need_db else None
-    if need_du and need_db and b.shape[1] <= _KERNEL_RANK and _use_kernel(dy, u, b):
-        du, db = torch.ops.megatron_step.narrow_products(_rows(dy), _rows(u), b, scaling)
+        du, db = adapter_kernels.output_gradients(_rows(dy), narrow, b, scaling)
+        return du.view(*dy.shape[:-1], b.shape[1]), None if narrow is None else db.to(dtype)
+    if need_du and narrow is not None and b.shape[1] <= _KERNEL_RANK and _use_kernel(dy, narrow, b):
+        du, db = torch.ops.megatron_step.narrow_products(_rows(dy), narrow, b, scaling)
         return du.view(*dy.shape[:-1], b.shape[1]), db.to(dtype)
-    du = db = None
-    if need_du:
-        du = linear_input_gradient(dy, b).to(_wide(dy.dtype)).mul_(scaling)
-    if need_db:
-        db = _sum_over_rows((_rows(u) * scaling).to(dy.dtype), _rows(dy)).t().to(dtype)
-    return du, db
+    return (
+        linear_input_gradient(dy, b).to(_wide(dy.dtype)).mul_(scaling) if need_du else None,
+        None if narrow is None else _sum_over_rows((narrow * scaling).to(dy.dtype), _rows(dy)).t().to(dtype),
+    )
 
 
 def adapter_input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
@@ -219,6 +232,9 @@ class _AdapterLinear(torch.autograd.Function):
         x, weight, a, b, u = ctx.saved_tensors
         need_dx, _, need_da, need_db = ctx.needs_input_grad[:4]
         du, db = adapter_output_gradients(dy, u, b, ctx.scaling, need_dx or need_da, need_db)
-        dx = adapter_input_gradient(dy, weight, du, a, ctx.dropout) if need_dx else None
-        da = adapter_shrink_gradient(du, x, ctx.dropout, a.dtype) if need_da else None
+        dx = da = None
+        if du is not None and need_dx:
+            dx = adapter_input_gradient(dy, weight, du, a, ctx.dropout)
+        if du is not None and need_da:
+            da = adapter_shrink_gradient(du, x, ctx.dropout, a.dtype)
         return dx, None, da, db, None, None
