@@ -1,10 +1,14 @@
 """The models that the benchmarks train, and a run's config around one."""
 
+from typing import Literal
+
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import StagesConfig
+
+Precision = Literal["bf16", "fp32"]
 
 MODEL = ModelConfig(
     num_layers=8, hidden_size=512, ffn_hidden_size=1376, num_attention_heads=8, seq_length=512, vocab_size=8192
@@ -19,7 +23,7 @@ SMALL_MODEL = ModelConfig(
 def run_config(
     model: ModelConfig,
     micro_batch_size: int,
-    precision: str,
+    precision: Precision,
     *,
     steps: int = 1,
     output_dir: str = "unused",

@@ -113,8 +113,9 @@ def install_shim() -> None:
     for name, value in vars(cuda_on_cpu).items():
         if getattr(value, "__module__", None) == cuda_on_cpu.__name__ and not name.startswith("__"):
             setattr(torch.cuda, name, value)
-    torch.cuda.default_generators = cuda_on_cpu.default_generators
-    torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    kinds: tuple[Any, ...] = (torch.Tensor, torch.nn.Module)
+    for kind in kinds:
+        kind.cuda = lambda self, *args, **kwargs: self
     _CudaMeansCpu().__enter__()
 
 

@@ -57,13 +57,13 @@ def run(
         export_model(checkpoint, shards, options)
         largest = max(path.stat().st_size for path in shards.glob("*.safetensors"))
         shutil.rmtree(shards)
-        peaks = [
+        framework_bytes, peak_bytes = (
             process_peak_bytes(export_model, (path, folder / f"{path.parent.name}_exported", options))
             for path in (small, checkpoint)
-        ]
+        )
         for path in folder.glob("*_exported"):
             shutil.rmtree(path)
-        return [*_speed_rows(checkpoint, folder, options, repeats), _memory_row(*peaks, largest)]
+        return [*_speed_rows(checkpoint, folder, options, repeats), _memory_row(framework_bytes, peak_bytes, largest)]
 
 
 def write_random(folder: Path, model: ModelConfig, tokenizer: Path) -> Path:
@@ -104,7 +104,9 @@ def _speed_rows(checkpoint: Path, folder: Path, options: ExportOptions, repeats:
     arms = {"copy of the files": copy, "remove": remove, "export": export, "remove again": remove}
     seconds = interleave(arms, repeats, pause_seconds=_PAUSE_SECONDS)
     rate = {name: [num_bytes / _MEBIBYTE / one for one in seconds[name]] for name in ("copy of the files", "export")}
-    rows = [{"benchmark": "export speed", "arm": name, **spread(rate[name], "mib_per_second")} for name in rate]
+    rows: list[Row] = [
+        {"benchmark": "export speed", "arm": name, **spread(rate[name], "mib_per_second")} for name in rate
+    ]
     base = rows[0]["mib_per_second"]
     return [{**row, "ratio": row["mib_per_second"] / base, "repeats": repeats} for row in rows]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.configs import run_config
+from benchmarks.configs import Precision, run_config
 from benchmarks.timing import Row
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig, TrainingConfig
@@ -48,7 +48,7 @@ class Case:
 
     world_size: int
     """Processes."""
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     """Number format."""
     layout: dict[str, Any] | None = None
     """Keys of `parallel`."""

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.configs import run_config
+from benchmarks.configs import Precision, run_config
 from benchmarks.own_process import Functions, own_process
 from benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
 from benchmarks.train_arms import megatron_step_arm, one_rank, random_batch
@@ -34,7 +34,7 @@ def run(
     model: ModelConfig = MODEL,
     micro_batch_size: int = 4,
     rank: int = 16,
-    precisions: Sequence[str] = ("fp32", "bf16"),
+    precisions: Sequence[Precision] = ("fp32", "bf16"),
 ) -> list[Row]:
     """Rows for each precision: seconds of each arm, and its time and operations as shares of the vanilla step's.
 
@@ -47,7 +47,9 @@ def run(
     ]
 
 
-def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, rank: int, precision: str) -> list[Row]:
+def _precision_rows(
+    repeats: int, model: ModelConfig, micro_batch_size: int, rank: int, precision: Precision
+) -> list[Row]:
     vanilla = run_config(model, micro_batch_size, precision)
     layers = [model.num_layers - NEW_LAYERS, NEW_LAYERS]
     staged = replace(vanilla, stages=StagesConfig(steps=1, count=2, layers=layers), adapter=AdapterConfig(rank=rank))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchmarks.configs import run_config
+from benchmarks.configs import Precision, run_config
 from benchmarks.timing import Row
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
@@ -23,7 +23,7 @@ MODEL = ModelConfig(
 """368 million weights: a shape of the Llama family used for low-rank pre-training (GaLore, Zhao et al., 2024)."""
 
 
-def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: str = "bf16") -> list[Row]:
+def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: Precision = "bf16") -> list[Row]:
     """Rows for vanilla training and each of `count` stages, whose layers the paper's program chooses.
 
     The columns are measured and planned bytes of the model states, their share of vanilla's, and the share by the

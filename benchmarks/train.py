@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from benchmarks.breakdown import step_breakdown
-from benchmarks.configs import MODEL, run_config
+from benchmarks.configs import MODEL, Precision, run_config
 from benchmarks.own_process import Functions, own_process
 from benchmarks.products import product_arms, product_flops
 from benchmarks.timing import Row, check_repeats, interleave, spread, use_all_cores
@@ -40,7 +40,7 @@ def run(
     repeats: int,
     model: ModelConfig = MODEL,
     micro_batch_size: int = 4,
-    precisions: Sequence[str] = ("fp32", "bf16"),
+    precisions: Sequence[Precision] = ("fp32", "bf16"),
 ) -> list[Row]:
     """Rows of three tables for each precision: speed of the arms, the step against its products, its parts.
 
@@ -54,7 +54,7 @@ def run(
     return rows
 
 
-def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, precision: str) -> list[Row]:
+def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, precision: Precision) -> list[Row]:
     config = run_config(model, micro_batch_size, precision)
     tokens = micro_batch_size * model.seq_length
     processes = {name: own_process(partial(build, config)) for name, build in _PROCESSES.items()}
@@ -116,7 +116,7 @@ def check_same_loss(arms: dict[str, Arm]) -> None:
             raise RuntimeError(f"{name} begins with loss {loss}, {_OURS} with {reference}: not the same model")
 
 
-def _speed_row(name: str, precision: str, seconds: dict[str, list[float]], tokens: int) -> Row:
+def _speed_row(name: str, precision: Precision, seconds: dict[str, list[float]], tokens: int) -> Row:
     return {
         "benchmark": f"training step, {torch.get_num_threads()} threads",
         "precision": precision,
@@ -126,7 +126,7 @@ def _speed_row(name: str, precision: str, seconds: dict[str, list[float]], token
     }
 
 
-def _product_row(name: str, precision: str, seconds: dict[str, list[float]], flops: int) -> Row:
+def _product_row(name: str, precision: Precision, seconds: dict[str, list[float]], flops: int) -> Row:
     return {
         "benchmark": "the step against its matrix products",
         "precision": precision,
@@ -137,5 +137,5 @@ def _product_row(name: str, precision: str, seconds: dict[str, list[float]], flo
     }
 
 
-def _part_row(part: str, precision: str, share: float) -> Row:
+def _part_row(part: str, precision: Precision, share: float) -> Row:
     return {"benchmark": "parts of the step", "precision": precision, "part": part, "share": share}
