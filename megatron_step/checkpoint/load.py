@@ -86,10 +86,10 @@ def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
 def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:
     """The manifest of a checkpoint, if all its files are whole; else None and what is wrong. Alike on every rank."""
     try:
-        manifest: Manifest | None = read_manifest(path)
+        manifest = read_manifest(path)
         problem = damage(path, manifest.files, sorted(manifest.files)[parallel.global_rank :: parallel.world_size])
     except DamagedCheckpointError as error:
-        manifest, problem = None, str(error)
+        problem = str(error)
     first = first_problem(problem)
     return (manifest, "") if first is None else (None, first)
 

@@ -9,6 +9,7 @@ Keys and shapes do not depend on the layout, nor on whether the optimizer is dis
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
@@ -21,7 +22,7 @@ from torch import Tensor
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_state
 
-Sharded = ShardedTensor | ShardedTensorFactory
+Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
 
 
 def sharded_weights(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> dict[str, Sharded]:

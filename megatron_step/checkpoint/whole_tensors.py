@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_step.checkpoint.load import is_finite
+from megatron_step.engine.compat import file_view
 
 
 class WholeTensors:
@@ -52,4 +52,4 @@ class WholeTensors:
         """What one rank saved of a tensor."""
         place = self._places[index]
         with (self._path / place.relative_path).open("rb", buffering=0) as file:
-            return torch.load(_create_file_view(file, place.offset, place.length), weights_only=True)
+            return torch.load(file_view(file, place.offset, place.length), weights_only=True)

@@ -69,10 +69,10 @@ def device(device: Any) -> nullcontext[None]:
 
 
 # Random numbers: the "device's" generator is the CPU's.
-class _IndexedGenerators(list):
+class _IndexedGenerators(list[torch.Generator]):
     """`default_generators[index]` for any index that megatron-core takes from `current_device()`."""
 
-    def __getitem__(self, index: Any) -> torch.Generator:
+    def __getitem__(self, index: Any) -> Any:
         return torch.default_generator
 
 

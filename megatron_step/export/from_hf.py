@@ -8,7 +8,7 @@ OUT/tokenizer/                    its tokenizer
 from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -43,7 +43,7 @@ class Imported:
     """What is not as the model's files say."""
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Literal["bf16", "fp32"]:
         """The number format that its weights are kept in."""
         return "bf16" if self.dtypes == ["bfloat16"] else "fp32"
 

@@ -87,7 +87,7 @@ def write_safetensors(
     def write(part: Mapping[str, Tensor]) -> None:
         for name, tensor in part.items():
             assert (name, tuple(tensor.shape), tensor.dtype) == (next(names), tuple(shapes[name]), dtype)
-            _write(file, memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            _write(file, tensor.flatten().view(torch.uint8).numpy().data)
 
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(max_workers=1) as disk:
         file.write(len(text).to_bytes(8, "little") + text)

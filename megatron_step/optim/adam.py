@@ -32,7 +32,7 @@ class FusedAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch allows a closure, megatron-core has none
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             group["step"] += 1  # also of a group that is empty on this rank: the count is the same on all

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -11,13 +12,14 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
+from megatron.core.transformer.module import MegatronModule
 
 from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.adam import FusedAdam
 
 
-def wrap_data_parallel(chunks: list[torch.nn.Module], parallel: Parallel) -> list[DistributedDataParallel]:
+def wrap_data_parallel(chunks: list[MegatronModule], parallel: Parallel) -> list[DistributedDataParallel]:
     """Give the trainable weights of every model chunk fp32 gradient buffers that are averaged over data-parallel ranks.
 
     What is trainable is fixed here: a weight that is unfrozen later would never be updated.
@@ -98,7 +100,7 @@ def _group_overrides(chunks: list[DistributedDataParallel]) -> dict[ParamKey, di
     }
     kinds = {_kind(param) for chunk in chunks for param in chunk.parameters() if param.requires_grad}
     for role, since in kinds:
-        key = _where(f"{role}_{since}", lambda param, kind=(role, since): _kind(param) == kind)
+        key = _where(f"{role}_{since}", partial(_is_of_kind, (role, since)))
         overrides[key] = {"role": role, "since": since}
     return overrides
 
@@ -110,6 +112,10 @@ def _where(name: str, condition: Callable[[torch.Tensor], bool]) -> ParamKey:
 def _kind(param: torch.Tensor) -> tuple[str, int]:
     """What a weight is to the optimizer, and the stage in which its moments began."""
     return getattr(param, "role", "base"), getattr(param, "since", 0)
+
+
+def _is_of_kind(kind: tuple[str, int], param: torch.Tensor) -> bool:
+    return _kind(param) == kind
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, config: OptimizerConfig) -> None:

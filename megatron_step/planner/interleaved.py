@@ -15,7 +15,7 @@ nor where the program is large.
 
 from collections.abc import Sequence
 
-import mip  # type: ignore[import-untyped]
+import mip
 import numpy as np
 import numpy.typing as npt
 

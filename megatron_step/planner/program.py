@@ -19,7 +19,7 @@ Plans of a run take the same optimum from dynamic programming (planner/depths.py
 from collections import defaultdict
 from collections.abc import Sequence
 
-import mip  # type: ignore[import-untyped]
+import mip
 import numpy as np
 import numpy.typing as npt
 

@@ -7,7 +7,7 @@ import logging
 import os
 from functools import cache
 
-import mip  # type: ignore[import-untyped]
+import mip
 
 
 class SolverError(OSError):
@@ -40,7 +40,7 @@ def _why_not_loaded() -> str:
 
     logger.addFilter(keep)
     try:
-        import mip.cbc  # type: ignore[import-untyped]
+        import mip.cbc
     finally:
         logger.removeFilter(keep)
         os.chdir(folder)  # mip stays in the library's folder where loading fails

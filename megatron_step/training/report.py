@@ -190,8 +190,6 @@ def _plot_memory(axes: Any, run: RunReport, color: str) -> None:
     """Peak and model states as steps, one for each stage (STEP, Yano et al., 2025, Figure 2)."""
     ends = [0, *(stage.lines[-1]["tokens"] for stage in run.stages)]
     for name, style, label in (("peak_bytes", "-", "peak"), ("model_state_bytes", "--", "model states")):
-        levels = [stage.memory(name) for stage in run.stages]
-        if all(level is not None for level in levels):
-            axes.stairs(
-                [level / 2**20 for level in levels], ends, color=color, ls=style, lw=2, label=f"{run.name}, {label}"
-            )
+        levels = [level / 2**20 for stage in run.stages if (level := stage.memory(name)) is not None]
+        if len(levels) == len(run.stages):
+            axes.stairs(levels, ends, color=color, ls=style, lw=2, label=f"{run.name}, {label}")

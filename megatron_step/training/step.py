@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
-from torch.nn import Module
 
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.microbatch_seed import set_microbatch_seed
@@ -49,6 +50,7 @@ def train_step(
 
     Raises NonFiniteError if the loss or the gradient norm is not finite; the weights are then unchanged.
     """
+    assert state.optimizer is not None  # only a released state has none
     for chunk in state.chunks:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
@@ -58,14 +60,13 @@ def train_step(
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss of step {state.step + 1} is {loss}: the weights of step {state.step} are kept")
     set_learning_rate(state.optimizer, learning_rate, config.optimizer)
-    grad_norm = _update(state)
+    grad_norm = _update(state, state.optimizer)
     state.step += 1
     return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0)
 
 
-def _update(state: TrainState) -> float:
+def _update(state: TrainState, optimizer: MegatronOptimizer) -> float:
     """Clip the gradient and update the weights; returns the norm before clipping."""
-    optimizer = state.optimizer
     optimizer.prepare_grads()
     grad_norm = float(optimizer.get_grad_norm())
     if not math.isfinite(grad_norm):
@@ -80,7 +81,7 @@ def _update(state: TrainState) -> float:
 
 
 def evaluate_batch(
-    chunks: list[Module], microbatches: Sequence[Microbatch], config: RunConfig, parallel: Parallel
+    chunks: list[MegatronModule], microbatches: Sequence[Microbatch], config: RunConfig, parallel: Parallel
 ) -> float:
     """Mean loss of a global batch, in nats per token, without gradients; alike on every rank."""
     losses = forward_backward(chunks, microbatches, config, forward_only=True)
@@ -95,7 +96,7 @@ def microbatch_seeds(seed: int, step: int, num_microbatches: int, parallel: Para
 
 
 def forward_backward(
-    chunks: list[Module],
+    chunks: list[MegatronModule],
     microbatches: Sequence[Microbatch],
     config: RunConfig,
     forward_only: bool,
@@ -121,7 +122,7 @@ def forward_backward(
     )
 
 
-def _forward_step(microbatches: Iterator[tuple[Microbatch, int]], chunk: Module) -> tuple[Tensor, Any]:
+def _forward_step(microbatches: Iterator[tuple[Microbatch, int]], chunk: MegatronModule) -> tuple[Tensor, Any]:
     microbatch, seed = next(microbatches)
     batch = microbatch or {}
     set_microbatch_seed(seed)
