@@ -37,12 +37,15 @@ def main() -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise ValueError or FileNotFoundError for what can be seen to be wrong before a model is loaded."""
-    from megatron_step.data.text_files import list_text_files
+    from megatron_step.data.text_files import find_text_files
 
     if arguments.temperature < 0 or arguments.tokens < 1:
         raise ValueError("--temperature must not be negative and --tokens must be at least 1")
     if arguments.text is not None:
-        arguments.text = list_text_files(arguments.text)
+        found = find_text_files(arguments.text)
+        arguments.text = found.files
+        if os.environ.get("RANK", "0") == "0":
+            print(*found.report, sep="\n", end="\n" if found.report else "", file=sys.stderr)
     if arguments.stride is not None and arguments.text is None and arguments.data is None:
         raise ValueError("--stride needs a text to slide over: give --text or --data")
     if arguments.document_separator == "":
@@ -104,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         type=expand_path,
         nargs="+",
         metavar="FILE",
-        help="evaluate on .txt, .jsonl or .parquet files, or folders",
+        help="evaluate on text files, or folders of them",
     )
     what.add_argument(
         "--data", type=expand_path, metavar="PREFIX", help="evaluate on a corpus, PREFIX.bin and PREFIX.idx"

@@ -20,7 +20,7 @@ def main() -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help=".txt, .jsonl(.gz, .zst) or .parquet files, or folders",
+        help="text files (.txt, .jsonl, .json, .parquet; .gz, .zst, .bz2, .xz), or folders",
     )
     parser.add_argument(
         "--tokenizer",
@@ -76,6 +76,8 @@ def main() -> None:
     print(f"{arguments.output}: {summary.documents:,} documents, {summary.tokens:,} tokens")
     for reason, count in summary.skipped.items():
         print(f"skipped {count:,}: {reason}")
+    for line in summary.left_out:
+        print(line)
 
 
 if __name__ == "__main__":

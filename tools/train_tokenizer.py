@@ -3,6 +3,7 @@
 import argparse
 
 from megatron_step.config.paths import expand_path
+from megatron_step.data.text_files import find_text_files
 from megatron_step.data.train_tokenizer import train_tokenizer
 
 
@@ -17,7 +18,7 @@ def main() -> None:
         nargs="+",
         required=True,
         metavar="PATH",
-        help=".txt, .jsonl(.gz, .zst) or .parquet files, or folders",
+        help="text files (.txt, .jsonl, .json, .parquet; .gz, .zst, .bz2, .xz), or folders",
     )
     parser.add_argument(
         "--output", type=expand_path, required=True, metavar="FILE", help="where to write the model; ends in .model"
@@ -36,8 +37,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="seed of that sample (default: 1)")
     arguments = parser.parse_args()
     try:
+        found = find_text_files(arguments.input)
         train_tokenizer(
-            arguments.input,
+            found.files,
             arguments.output,
             arguments.vocab_size,
             model_type=arguments.model_type,
@@ -49,6 +51,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     print(f"{arguments.output}: {arguments.vocab_size} tokens")
+    for line in found.report:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Documents from .txt, .jsonl(.gz, .zst) and .parquet files, streamed as pieces through a fixed memory."""
+"""Documents from .txt, .jsonl, .json and .parquet files, streamed as pieces through a fixed memory."""
 
 import codecs
 import json
@@ -8,8 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron_step.config.yaml_json import parse_json
+from megatron_step.data.json_values import holds_lines, json_values
+from megatron_step.data.parquet_column import text_column, values_in_bytes
 from megatron_step.data.pieces import Piece, split_documents, split_record
-from megatron_step.data.text_files import open_bytes, text_format
+from megatron_step.data.text_files import text_format
+from megatron_step.data.text_streams import as_utf8, open_bytes
 
 _BLOCK_BYTES = 1 << 20
 _MAX_RECORD_BYTES = 1 << 28
@@ -28,10 +32,12 @@ class _Unusable(Exception):
 class DocumentReader:
     """Iterates over the pieces of all documents of some files, in order, and counts what it skips.
 
-    A .txt file is one document, or several with `separator`; a line of .jsonl is a document, its text under `key`; a
-    row of .parquet is a document, its text in the column `key`. Iterating raises ValueError, naming the file and the
-    place, at invalid UTF-8, at a record without text, at a line that is not a JSON object; with `skip_invalid` such
-    records (in .txt: lines with invalid UTF-8) are left out and counted in `skipped`.
+    A .txt file is one document, or several with `separator`. A line of .jsonl is a document, its text under `key`, and
+    so is an object in a .json file. A row of .parquet is a document, its text in the column `key`.
+
+    Iterating raises ValueError, naming the file and the place, at invalid UTF-8, at a record without text, at a line
+    that is not a JSON object; with `skip_invalid` such records (in .txt: lines with invalid UTF-8) are left out and
+    counted in `skipped`.
     """
 
     def __init__(
@@ -51,11 +57,18 @@ class DocumentReader:
         return self._finished_bytes + self._position()
 
     def __iter__(self) -> Iterator[Piece]:
-        readers = {".txt": self._read_text, ".jsonl": self._read_json_lines, ".parquet": self._read_parquet}
+        readers = {
+            ".txt": self._read_text,
+            ".jsonl": self._read_json_lines,
+            ".json": self._read_json,
+            ".parquet": self._read_parquet,
+        }
         for path in self.files:
             with open_bytes(path) as (stream, raw):
                 self._position = raw.tell
-                yield from readers[str(text_format(path))](path, stream)
+                form = str(text_format(path))
+                text = stream if form == ".parquet" else as_utf8(path, stream)
+                yield from readers[form](path, text)
                 self._position = int
             self._finished_bytes += path.stat().st_size
 
@@ -110,7 +123,23 @@ class DocumentReader:
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                yield from self._record(partial(_json_text, place, line, self.key))
+                yield from self._record(partial(_line_text, place, line, self.key))
+
+    def _read_json(self, path: Path, stream: BinaryIO) -> Iterator[Piece]:
+        if holds_lines(stream.peek()):  # type: ignore[attr-defined]
+            yield from self._read_json_lines(path, stream)
+            return
+        values, number = json_values(stream, _MAX_RECORD_BYTES), 0
+        while True:
+            try:
+                found = next(values, None)
+            except ValueError as error:
+                what = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else f"not valid JSON ({error})"
+                raise ValueError(f"{path}, after element {number}: {what}") from error
+            if found is None:
+                return
+            number += 1
+            yield from self._record(partial(_record_text, f"{path}, element {number}", *found, self.key))
 
     def _read_parquet(self, path: Path, stream: BinaryIO) -> Iterator[Piece]:
         import pyarrow
@@ -120,16 +149,15 @@ class DocumentReader:
         try:
             file = pyarrow.parquet.ParquetFile(stream)
             self._position = lambda: size * row // max(1, file.metadata.num_rows)
-            if self.key not in file.schema_arrow.names:
-                columns = ", ".join(file.schema_arrow.names)
-                raise ValueError(f"{path} has no column '{self.key}': name one of {columns} with --key")
+            text_column(path, file.schema_arrow, self.key)
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[self.key], use_threads=False):
-                for value in _parquet_values(path, batch.column(0)):
+                for value in values_in_bytes(batch.column(0)):
                     place = f"{path}, row {row}"
                     yield from self._record(partial(_parquet_text, place, value))
                     row += 1
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is not a parquet file, or is damaged: {error}") from error
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is not a parquet file, or is damaged: {reason}") from error
 
     def _record(self, read_text: Callable[[], str]) -> Iterator[Piece]:
         try:
@@ -157,19 +185,30 @@ def _valid_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
         offset += len(text.encode())
 
 
-def _json_text(place: str, line: bytes, key: str) -> str:
+def _line_text(place: str, line: bytes, key: str) -> str:
     """The text of a line of .jsonl."""
     try:
-        record = json.loads(line.decode("utf-8"))
+        text = line.decode("utf-8")
+        record = json.loads(text)
     except UnicodeDecodeError as error:
         raise _Unusable("invalid UTF-8", f"{place}, byte {error.start} of the line", "invalid UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise _Unusable("invalid JSON", place, f"not valid JSON ({error})") from error
+    return _record_text(place, record, text, key)
+
+
+def _record_text(place: str, record: Any, text: str, key: str) -> str:
+    """The text of an object, which stands in the file as `text`."""
     if not isinstance(record, dict):
         raise _Unusable("invalid JSON", place, f"a JSON object is needed, not a {type(record).__name__}")
     if key not in record:
         keys = ", ".join(list(record)[:8]) or "no key at all"
         raise _Unusable("missing text", place, f"no text under the key '{key}' (it has {keys})")
+    if text.count(f'"{key}"') > 1:  # perhaps the same key twice, of which the parser keeps the last one
+        try:
+            parse_json(text)
+        except ValueError as error:
+            raise _Unusable("invalid JSON", place, str(error)) from error
     return _usable(place, record[key])
 
 
@@ -193,15 +232,3 @@ def _usable(place: str, text: Any) -> str:
     except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
         raise _Unusable("invalid UTF-8", place, "the text holds one half of a surrogate pair") from error
     return text
-
-
-def _parquet_values(path: Path, column: Any) -> list[bytes | None]:
-    """A column's values as bytes: pyarrow itself would stop at the first invalid UTF-8 without saying where."""
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not any(is_text(column.type) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string)):
-        raise ValueError(f"{path}: the column holds {column.type}, not text: name a text column with --key")
-    values: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
-    return values

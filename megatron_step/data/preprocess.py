@@ -9,7 +9,7 @@ from megatron_step.data.documents import DocumentReader
 from megatron_step.data.encoder_pool import EncoderPool
 from megatron_step.data.indexed_format import token_dtype
 from megatron_step.data.pieces import Piece
-from megatron_step.data.text_files import list_text_files
+from megatron_step.data.text_files import find_text_files
 from megatron_step.data.tokenizer import load_tokenizer
 
 _CHUNK_CHARACTERS = 1 << 18
@@ -23,6 +23,8 @@ class PreprocessSummary:
     tokens: int
     skipped: dict[str, int]
     """Records (in .txt: lines) that were left out, by reason."""
+    left_out: list[str]
+    """Lines that count and name what was found in folders and not read."""
 
 
 def preprocess(
@@ -46,7 +48,8 @@ def preprocess(
         raise ValueError(f"the output {prefix} is a folder: give the path that the files begin with, as data/train")
     if separator == "":
         raise ValueError("the document separator is empty: leave it out to make each .txt file one document")
-    files = list_text_files(inputs)
+    found = find_text_files(inputs)
+    files = found.files
     total_bytes = sum(file.stat().st_size for file in files)
     tokenizer = load_tokenizer(tokenizer_path)
     dtype = token_dtype(tokenizer.vocab_size)
@@ -66,10 +69,11 @@ def preprocess(
                     "eod_id": tokenizer.eod_id,
                 },
                 "sources": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+                "left_out": [{"name": path.name, "reason": reason} for path, reason in found.left_out],
                 "skipped": reader.skipped,
             }
         )
-        return PreprocessSummary(writer.num_documents, writer.num_tokens, dict(reader.skipped))
+        return PreprocessSummary(writer.num_documents, writer.num_tokens, dict(reader.skipped), found.report)
 
 
 def _chunks(pieces: DocumentReader) -> Iterator[list[Piece]]:

@@ -1,114 +1,126 @@
-"""Which files hold text, and their bytes as a stream, compressed or not."""
+"""Which files hold text, in folders with links to other disks, whatever the case of their endings."""
 
-import gzip
-import io
-import zlib
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import NamedTuple
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
-_COMPRESSED_SUFFIXES = (".gz", ".zst")
-_ZSTD_BLOCK_BYTES = 1 << 16
+from megatron_step.data.text_streams import COMPRESSED_SUFFIXES
+
+_FORMATS = {
+    ".txt": ".txt",
+    ".jsonl": ".jsonl",
+    ".ndjson": ".jsonl",
+    ".json": ".json",
+    ".parquet": ".parquet",
+}
+KINDS = f".txt, .jsonl, .ndjson and .json, plain or compressed ({', '.join(COMPRESSED_SUFFIXES)}), and .parquet"
+"""The kinds of files that hold text, in words."""
+_NAMED = 20
+
+
+class TextFiles(NamedTuple):
+    """The text files that were found, and what lies beside them."""
+
+    files: list[Path]
+    """Files to read, in order."""
+    left_out: list[tuple[Path, str]]
+    """What was found in folders and is not read, each with the reason."""
+
+    @property
+    def report(self) -> list[str]:
+        """Lines that count and name what is left out; none if all is read."""
+        if not self.left_out:
+            return []
+        reasons = Counter(reason for _, reason in self.left_out)
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+        lines = [f"left out {len(self.left_out):,} in the folders of the input: {counts}"]
+        lines += [f"  {path}: {reason}" for path, reason in self.left_out[:_NAMED]]
+        return [*lines, f"  and {len(self.left_out) - _NAMED:,} more"] if len(self.left_out) > _NAMED else lines
 
 
 def text_format(path: Path) -> str | None:
-    """`.txt`, `.jsonl` or `.parquet`, whatever the compression; None for any other file."""
-    compressed = path.suffix in _COMPRESSED_SUFFIXES
-    suffix = path.with_suffix("").suffix if compressed else path.suffix
-    return suffix if suffix in TEXT_SUFFIXES and not (compressed and suffix == ".parquet") else None
+    """`.txt`, `.jsonl`, `.json` or `.parquet`, whatever the compression; None for any other file."""
+    compressed = path.suffix.lower() in COMPRESSED_SUFFIXES
+    suffix = (path.with_suffix("") if compressed else path).suffix.lower()
+    return None if compressed and suffix == ".parquet" else _FORMATS.get(suffix)
 
 
-def list_text_files(inputs: Sequence[str | Path]) -> list[Path]:
+def find_text_files(inputs: Sequence[str | Path]) -> TextFiles:
     """The text files that `inputs` name: files as given, folders as all text files below them, sorted by path.
 
+    Folders are searched through links, each file and each folder once.
+
     Raises FileNotFoundError for a path that does not exist, and ValueError for a file of an unknown kind, an empty one,
-    one named twice, or where there is no text file at all.
+    one named twice, or where there is no text file at all; OSError for a folder that cannot be searched.
     """
-    files: list[Path] = []
+    found = TextFiles([], [])
     for given in map(Path, inputs):
         if not given.exists():
             raise FileNotFoundError(f"no such file or folder: {given}")
         if given.is_dir():
-            inside = sorted(path for path in given.rglob("*") if path.is_file() and text_format(path))
-            if not inside:
-                raise ValueError(f"the folder {given} holds no .txt, .jsonl(.gz, .zst) or .parquet file")
-            files += inside
-        elif text_format(given):
-            files.append(given)
+            inside = _search(given)
+            if not inside.files:
+                raise ValueError("; ".join([f"the folder {given} holds no text file ({KINDS})", *inside.report]))
+            found.files.extend(inside.files)
+            found.left_out.extend(inside.left_out)
+        elif not text_format(given):
+            raise ValueError(f"{given}: unknown kind of file; text is read from {KINDS}")
+        elif given.stat().st_size == 0:
+            raise ValueError(f"{given} is empty: remove it from the input, or fill it")
         else:
-            raise ValueError(f"{given}: unknown kind of file; text is read from .txt, .jsonl(.gz, .zst) and .parquet")
-    if not files:
+            found.files.append(given)
+    if not found.files:
         raise ValueError("no input given: name at least one text file or folder")
     seen: set[Path] = set()
-    for file in files:
+    for file in found.files:
         if file.resolve() in seen:
             raise ValueError(f"the input names {file} twice: give each file once")
         seen.add(file.resolve())
-        if file.stat().st_size == 0:
-            raise ValueError(f"{file} is empty: remove it from the input, or fill it")
-    return files
+    return found
 
 
-@contextmanager
-def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, IO[bytes]]]:
-    """Open a file and give its decompressed bytes and the raw file, whose `tell()` says how far reading has come.
-
-    Raises ValueError, from the reads as well, where a compressed file is damaged or ends too early.
-    """
-    with path.open("rb") as raw:
-        if path.suffix == ".gz":
-            stream: BinaryIO = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
-        elif path.suffix == ".zst":
-            stream = io.BufferedReader(_ZstdStream(raw), buffer_size=1 << 20)
+def _search(folder: Path) -> TextFiles:
+    """The text files below a folder; a file that is there under two names is read under the first."""
+    found, seen = TextFiles([], []), set[Path]()
+    for path in sorted(_files_below(folder)):
+        reason = _unreadable(path)
+        if reason is None and path.resolve() in seen:
+            reason = "the same file under another name"
+        if reason is None:
+            seen.add(path.resolve())
+            found.files.append(path)
         else:
-            stream = raw
-        try:
-            yield stream, raw
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or incomplete: {error}") from error
+            found.left_out.append((path, reason))
+    return found
 
 
-class _ZstdStream(io.RawIOBase):
-    """The decompressed bytes of a .zst file of any number of frames.
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All entries below a folder that are no folders, through links; a folder that links lead to again comes once."""
+    visited = {folder.resolve()}
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        with os.scandir(current) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+        for entry in inside:
+            path = current / entry.name
+            if not entry.is_dir():
+                yield path
+            elif path.resolve() not in visited:
+                visited.add(path.resolve())
+                waiting.append(path)
 
-    The library's own stream reader takes a file that stops inside a frame for a complete one; this one raises EOFError.
-    """
 
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._compressed = b""
-        self._frame: Any = None
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        while not self._ready:
-            if not self._fill():
-                return 0
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _fill(self) -> bool:
-        """Decompress the next block; False at the end of the file."""
-        import zstandard
-
-        self._compressed = self._compressed or self._raw.read(_ZSTD_BLOCK_BYTES)
-        if not self._compressed:
-            if self._frame is not None:
-                raise EOFError("the file ends inside a zstd frame")
-            return False
-        self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-        try:
-            self._ready = memoryview(self._frame.decompress(self._compressed))
-        except zstandard.ZstdError as error:
-            raise EOFError(f"not valid zstd data: {error}") from error
-        ended = self._frame.eof
-        self._compressed = self._frame.unused_data if ended else b""
-        self._frame = None if ended else self._frame
-        return True
+def _unreadable(path: Path) -> str | None:
+    """Why a file in a folder cannot be read, in words; None if it can."""
+    if not path.exists():
+        return "a link to a file that does not exist"
+    if not path.is_file():
+        return "not a file"
+    if not text_format(path):
+        return "of an unknown kind"
+    if path.stat().st_size == 0:
+        return "empty"
+    return None

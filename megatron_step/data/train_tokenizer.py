@@ -10,7 +10,7 @@ from typing import Literal
 
 from megatron_step.data.documents import DocumentReader
 from megatron_step.data.pieces import Piece
-from megatron_step.data.text_files import list_text_files
+from megatron_step.data.text_files import find_text_files
 
 _LONGEST_SENTENCE_CHARACTERS = 1024
 _SENTENCE = re.compile(
@@ -49,7 +49,7 @@ def train_tokenizer(
         raise ValueError(
             f"a vocabulary of {vocab_size} tokens (--vocab-size) is too small: it needs over {_FIXED_TOKENS}"
         )
-    reader = DocumentReader(list_text_files(inputs), key, None, skip_invalid)
+    reader = DocumentReader(find_text_files(inputs).files, key, None, skip_invalid)
     sentences = sample_sentences(split_sentences(reader), sample_bytes, seed)
     if not sentences:
         raise ValueError("the input holds no text to train a tokenizer on")

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -52,13 +54,16 @@ def test_json_lines_in_all_compressions(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", content)
     write(tmp_path / "a.jsonl.gz", gzip.compress(content))
     write(tmp_path / "a.jsonl.zst", zstandard.compress(content))
-    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+    write(tmp_path / "a.NDJSON.Bz2", bz2.compress(content))
+    write(tmp_path / "a.json.xz", lzma.compress(content))
+    write(tmp_path / "windows.jsonl", content.decode().replace("\n", "\r\n").encode("utf-16"))
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.NDJSON.Bz2", "a.json.xz", "windows.jsonl"):
         assert read(tmp_path / name) == texts
     assert read(write(tmp_path / "k.jsonl", b'{"body": "b", "text": 1}\r\n'), key="body") == ["b"]
 
 
 @pytest.mark.parametrize(
-    "kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
+    "kind", [pyarrow.string(), pyarrow.string_view(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string())]
 )
 def test_parquet(tmp_path: Path, kind: pyarrow.DataType) -> None:
     texts = [f"row {index} é" for index in range(1000)]
@@ -80,6 +85,7 @@ def test_parquet(tmp_path: Path, kind: pyarrow.DataType) -> None:
         (b'{"content": "a"}', r"a\.jsonl:2: no text under the key 'text' \(it has content\)", "missing text"),
         (b'{"text": null}', r"a\.jsonl:2: the text is null, not a string", "missing text"),
         (b'{"text": 3}', r"a\.jsonl:2: the text is int, not a string", "missing text"),
+        (b'{"text": "a", "text": "b"}', r"a\.jsonl:2: the key text is given twice", "invalid JSON"),
         (b'{"text": ""}', r"a\.jsonl:2: the text is empty", "empty text"),
         (b'{"text": " \\n"}', r"a\.jsonl:2: the text is empty", "empty text"),
     ],
@@ -91,6 +97,30 @@ def test_bad_json_lines(tmp_path: Path, content: bytes, message: str, reason: st
     reader = DocumentReader([path], skip_invalid=True)
     assert whole_documents(reader) == ["good", "last"]
     assert reader.skipped == {reason: 1}
+
+
+def test_a_key_that_stands_twice_in_different_objects_is_no_double(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "a.jsonl", b'{"text": "a", "meta": {"text": "b"}}')) == ["a"]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_holds_one_array_or_one_object(tmp_path: Path, indent: int | None) -> None:
+    path = write(tmp_path / "a.json", json.dumps([{"text": "one"}, {"text": "two\nlines"}], indent=indent))
+    assert read(path) == ["one", "two\nlines"]
+    assert read(write(path, json.dumps({"text": "one"}, indent=indent))) == ["one"]
+    assert read(write(path, " \n")) == []
+
+
+def test_bad_elements_of_a_json_array(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", json.dumps([{"text": "one"}, 5, {"body": "b"}, {"text": "last"}]))
+    with pytest.raises(ValueError, match=r"a\.json, element 2: a JSON object is needed, not a int.*--skip-invalid"):
+        read(path)
+    reader = DocumentReader([path], skip_invalid=True)
+    assert whole_documents(reader) == ["one", "last"]
+    assert reader.skipped == {"invalid JSON": 1, "missing text": 1}
+    write(path, path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"a\.json, after element 3: not valid JSON"):
+        read(path, skip_invalid=True)
 
 
 @pytest.mark.parametrize("before", [0, 10, (1 << 20) - 2, (1 << 20) + 5])
@@ -132,7 +162,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
     assert reader.skipped == {"invalid UTF-8": 1, "missing text": 1}
     with pytest.raises(ValueError, match="no column 'body': name one of text, number with --key"):
         read(path, key="body")
-    with pytest.raises(ValueError, match="the column holds int64, not text"):
+    with pytest.raises(ValueError, match="the column 'number' holds int64, not text"):
         read(path, key="number")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"a\.parquet is not a parquet file, or is damaged"):

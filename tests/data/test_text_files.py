@@ -1,31 +1,72 @@
-import gzip
+"""All text of a folder is read, and what is not is named."""
+
+import os
 from pathlib import Path
 
 import pytest
-import zstandard
 
-from megatron_step.data.text_files import list_text_files, open_bytes, text_format
-
-CONTENT = b"some text, again and again\n" * 20_000
-
-
-def read(path: Path) -> bytes:
-    with open_bytes(path) as (stream, _):
-        return b"".join(iter(lambda: stream.read(1000), b""))
+from megatron_step.data.text_files import find_text_files, text_format
 
 
 def test_formats() -> None:
-    names = ["a.txt", "a.txt.gz", "a.jsonl", "a.b.jsonl.zst", "a.parquet", "a.parquet.gz", "a.json", "a.gz", "a"]
-    expected = [".txt", ".txt", ".jsonl", ".jsonl", ".parquet", None, None, None, None]
-    assert [text_format(Path(name)) for name in names] == expected
+    names = {
+        ".txt": ["a.txt", "a.TXT", "a.txt.gz", "a.Txt.XZ", "a.txt.bz2"],
+        ".jsonl": ["a.jsonl", "a.b.jsonl.zst", "a.ndjson", "A.JSONL.GZ"],
+        ".json": ["a.json", "a.json.gz"],
+        ".parquet": ["a.parquet", "a.PARQUET"],
+        None: ["a.parquet.gz", "a.gz", "a", ".txt", "a.md", "a.tar.gz"],
+    }
+    for form, written in names.items():
+        assert [text_format(Path(name)) for name in written] == [form] * len(written)
+
+
+def _make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
 
 
 def test_folders_are_searched_in_order(tmp_path: Path) -> None:
-    for name in ("b.txt", "a/z.jsonl", "a/b/c.txt.gz", "readme.md"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    found = [str(path.relative_to(tmp_path)) for path in list_text_files([tmp_path / "b.txt", tmp_path / "a"])]
-    assert found == ["b.txt", "a/b/c.txt.gz", "a/z.jsonl"]
+    _make(tmp_path, "b.txt", "a/z.jsonl", "a/b/c.txt.gz", "a/C.JSON")
+    found = find_text_files([tmp_path / "b.txt", tmp_path / "a"])
+    assert [str(path.relative_to(tmp_path)) for path in found.files] == [
+        "b.txt",
+        "a/C.JSON",
+        "a/b/c.txt.gz",
+        "a/z.jsonl",
+    ]
+    assert found.left_out == found.report == []
+
+
+def test_links_are_followed_and_nothing_is_read_twice(tmp_path: Path) -> None:
+    _make(tmp_path, "in/a.txt", "disk2/b.txt", "disk3/c.txt")
+    for name, target in {"shard": "../disk2", "file.txt": "../disk3/c.txt", "twice.txt": "a.txt", "loop": "."}.items():
+        os.symlink(target, tmp_path / "in" / name)
+    os.symlink("../in", tmp_path / "disk2" / "back")
+    os.symlink("../disk2", tmp_path / "in" / "shard_again")
+    found = find_text_files([tmp_path / "in"])
+    assert [path.name for path in found.files] == ["a.txt", "file.txt", "b.txt"]
+    assert [(path.name, reason) for path, reason in found.left_out] == [
+        ("twice.txt", "the same file under another name")
+    ]
+
+
+def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
+    _make(tmp_path, "a.txt", "readme.md", "deep/data.csv", "old.tar.gz")
+    (tmp_path / "empty.jsonl").touch()
+    os.symlink("nowhere", tmp_path / "gone.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    found = find_text_files([tmp_path])
+    assert [path.name for path in found.files] == ["a.txt"]
+    report = "\n".join(found.report)
+    assert report.startswith("left out 6 in the folders of the input: ")
+    for words in ("3 of an unknown kind", "1 empty", "1 a link to a file that does not exist", "1 not a file"):
+        assert words in report
+    for name in ("readme.md", "deep/data.csv", "old.tar.gz", "empty.jsonl", "gone.txt", "pipe.txt"):
+        assert f"{name}: " in report
+    _make(tmp_path, *(f"more/{number}.md" for number in range(100)))
+    report = "\n".join(find_text_files([tmp_path]).report)
+    assert "left out 106" in report and report.endswith("and 86 more")
 
 
 @pytest.mark.parametrize(
@@ -33,41 +74,14 @@ def test_folders_are_searched_in_order(tmp_path: Path) -> None:
     [
         ([], ValueError, "no input given"),
         (["missing.txt"], FileNotFoundError, r"no such file or folder: .*missing\.txt"),
-        (["a.json"], ValueError, r"a\.json: unknown kind of file"),
+        (["a.md"], ValueError, r"a\.md: unknown kind of file; text is read from \.txt"),
         (["empty.txt"], ValueError, r"empty\.txt is empty"),
-        (["folder"], ValueError, "the folder .*folder holds no"),
+        (["folder"], ValueError, "the folder .*folder holds no text file.*left out 1 .*b.md: of an unknown kind"),
         (["a.txt", "."], ValueError, r"names .*a\.txt twice"),
     ],
 )
 def test_bad_inputs(tmp_path: Path, inputs: list[str], error: type[Exception], message: str) -> None:
-    (tmp_path / "folder").mkdir()
-    for name, content in {"a.json": b"x", "a.txt": b"x", "empty.txt": b""}.items():
-        (tmp_path / name).write_bytes(content)
+    _make(tmp_path, "a.md", "a.txt", "folder/b.md")
+    (tmp_path / "empty.txt").touch()
     with pytest.raises(error, match=message):
-        list_text_files([tmp_path / name for name in inputs])
-
-
-def test_compressed_files_give_the_content(tmp_path: Path) -> None:
-    half = len(CONTENT) // 2
-    frames = zstandard.compress(CONTENT[:half]) + zstandard.compress(b"") + zstandard.compress(CONTENT[half:])
-    members = gzip.compress(CONTENT[:half]) + gzip.compress(CONTENT[half:])
-    for name, content in {"a.txt": CONTENT, "a.txt.gz": members, "a.txt.zst": frames}.items():
-        (tmp_path / name).write_bytes(content)
-        assert read(tmp_path / name) == CONTENT
-
-
-@pytest.mark.parametrize("suffix", ["gz", "zst"])
-def test_truncated_or_damaged_compression(tmp_path: Path, suffix: str) -> None:
-    import random
-
-    content = random.Random(1).randbytes(200_000)
-    whole = (
-        gzip.compress(content) if suffix == "gz" else zstandard.ZstdCompressor(write_checksum=True).compress(content)
-    )
-    damaged = bytearray(whole)
-    damaged[len(whole) // 2] ^= 0xFF
-    for broken in (whole[:-1], whole[: len(whole) // 2], whole[:5], b"no compressed data at all", bytes(damaged)):
-        path = tmp_path / f"a.txt.{suffix}"
-        path.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"a\.txt\.\w+ is damaged or incomplete"):
-            read(path)
+        find_text_files([tmp_path / name for name in inputs])
