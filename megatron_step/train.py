@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from megatron_step.config.load import load_config
@@ -10,10 +11,10 @@ from megatron_step.training.messages import discard_unwritten
 from megatron_step.training.signals import EXIT_STOPPED, StopRequest, stop_requests
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 trained to the end, 75 saved and stopped on a signal, 2 bad input, 1 another failure."""
     try:
-        config = load_config(sys.argv[1:])
+        config = load_config(sys.argv[1:] if arguments is None else arguments)
         with stop_requests() as stop:  # before the imports, which take seconds: a signal must not end the process there
             return _train(config, stop)
     except ValueError as error:

@@ -1,86 +1,8 @@
-"""Write a checkpoint as a Hugging Face model, which transformers loads: any stage, any layout, no GPU needed."""
+"""The command `megatron-step export-hf`, in a clone that is not installed."""
 
-import argparse
 import sys
 
-from tqdm import tqdm
-
-from megatron_step.config.paths import expand_path, path_argument
-
-
-def main() -> int:
-    """Exit status: 0, 2 for bad input, or 1 if --check finds another model."""
-    arguments = _parser().parse_args()
-
-    # Not at the top: --help is answered before torch and megatron-core are imported.
-    from megatron_step.export.to_hf import DifferentLogitsError, ExportOptions, export_model
-    from megatron_step.training.report import read_run
-
-    options = ExportOptions(
-        dtype=arguments.dtype,
-        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
-        adapter_only=arguments.adapter_only,
-        check=arguments.check,
-        tokenizer=arguments.tokenizer,
-    )
-    path = arguments.checkpoint
-    run = path if (path / "checkpoints").is_dir() else path.absolute().parent.parent
-    try:
-        metrics = read_run(run).lines if (run / "metrics.jsonl").is_file() else []
-        with tqdm(unit="B", unit_scale=True, disable=None) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            comparison = export_model(path, arguments.out, options, metrics, show)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except DifferentLogitsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {arguments.out}")
-    if comparison is not None:
-        print(f"checked against the trained model in fp32: {comparison}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/export_hf.py runs/step models/step --check"
-    )
-    parser.add_argument(
-        "checkpoint",
-        type=path_argument,
-        metavar="CHECKPOINT",
-        help="a checkpoint, or a run's output folder for its newest one",
-    )
-    parser.add_argument("out", type=path_argument, metavar="OUT", help="the model's folder, which must not exist yet")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="number format of the weights (default: that of the checkpoint)",
-    )
-    parser.add_argument(
-        "--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest .safetensors file (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--adapter-only",
-        action="store_true",
-        help="write the model without its adapters to OUT/base, and these to OUT/adapter, for peft",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="compare logits with the trained model's; needs memory for both models"
-    )
-    parser.add_argument(
-        "--tokenizer",
-        type=expand_path,
-        metavar="PATH",
-        help="where the tokenizer lies now (default: where the run had it)",
-    )
-    return parser
-
+from megatron_step.cli.export_hf import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,33 +1,8 @@
-"""Compare runs: tables of what they and their stages have come to, and a plot of losses and memory."""
+"""The command `megatron-step report`, in a clone that is not installed."""
 
-import argparse
 import sys
 
-from megatron_step.config.paths import path_argument
-from megatron_step.training.report import plot, read_run, stage_table, table
-
-
-def main() -> int:
-    """Exit status: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: python tools/report.py runs/austen --output report.png"
-    )
-    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN_DIR", help="output folders of runs")
-    parser.add_argument("--output", type=path_argument, metavar="FILE", help="where to write the plot, a .png file")
-    arguments = parser.parse_args()
-    if arguments.output is not None and arguments.output.suffix != ".png":
-        parser.error(f"--output {arguments.output} must end in .png")
-    try:
-        runs = [read_run(folder) for folder in arguments.runs]
-        print(f"{table(runs)}\n\n{stage_table(runs)}")
-        if arguments.output is not None:
-            plot(runs, arguments.output)
-            print(f"losses and memory over the tokens are drawn in {arguments.output}")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+from megatron_step.cli.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,59 +1,8 @@
-"""Train a SentencePiece tokenizer on text files."""
+"""The command `megatron-step tokenizer`, in a clone that is not installed."""
 
-import argparse
+import sys
 
-from megatron_step.config.paths import expand_path
-from megatron_step.data.text_files import find_text_files
-from megatron_step.data.train_tokenizer import train_tokenizer
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example: python tools/train_tokenizer.py --input books/ --vocab-size 8192 --output data/my.model",
-    )
-    parser.add_argument(
-        "--input",
-        type=expand_path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="text files (.txt, .jsonl, .json, .parquet; .gz, .zst, .bz2, .xz), or folders",
-    )
-    parser.add_argument(
-        "--output", type=expand_path, required=True, metavar="FILE", help="where to write the model; ends in .model"
-    )
-    parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens")
-    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="algorithm (default: bpe)")
-    parser.add_argument(
-        "--key", default="text", help="key or column of the text in .jsonl and .parquet (default: text)"
-    )
-    parser.add_argument(
-        "--skip-invalid", action="store_true", help="leave out invalid or empty text instead of stopping"
-    )
-    parser.add_argument(
-        "--sample-mib", type=int, default=256, help="train on an even sample of at most this many MiB (default: 256)"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="seed of that sample (default: 1)")
-    arguments = parser.parse_args()
-    try:
-        found = find_text_files(arguments.input)
-        train_tokenizer(
-            found.files,
-            arguments.output,
-            arguments.vocab_size,
-            model_type=arguments.model_type,
-            key=arguments.key,
-            skip_invalid=arguments.skip_invalid,
-            sample_bytes=arguments.sample_mib << 20,
-            seed=arguments.seed,
-        )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    print(f"{arguments.output}: {arguments.vocab_size} tokens")
-    for line in found.report:
-        print(line)
-
+from megatron_step.cli.tokenizer import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

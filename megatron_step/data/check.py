@@ -14,7 +14,7 @@ from megatron_step.data.tokenizer import Tokenizer
 _BLOCK_SEQUENCES = 1 << 20
 _SCAN_BLOCKS = 64
 _SCAN_BLOCK_TOKENS = 1 << 16
-_REMAKE = "make it again with tools/preprocess_data.py"
+_REMAKE = "make it again with megatron-step preprocess"
 
 
 @dataclass(frozen=True)

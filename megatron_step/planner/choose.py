@@ -191,5 +191,5 @@ def _check_found(found: Depths, config: RunConfig) -> None:
         )
     raise ValueError(
         "no plan fits the memory of the cluster, or none was found within planner.time_limit "
-        f"{config.planner.time_limit:g}: python tools/plan.py --explain says what is short, and what would make it fit"
+        f"{config.planner.time_limit:g}: megatron-step plan --explain says what is short, and what would make it fit"
     )

@@ -125,7 +125,7 @@ def plan_and_forecast(
     Raises ValueError if there is no such plan, it does not fit the machines, or it is of what training does not have.
     """
     if others := config.planner.of_other_engines:
-        raise ValueError(f"{others}: for plans of tools/plan.py alone, training has no such thing; leave it out")
+        raise ValueError(f"{others}: for plans of megatron-step plan alone, training has no such thing; leave it out")
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
     config = with_plan(config, Path(config.planner.plan)) if config.planner.plan else config
     planned = forecast(config, vocab_size, dp_size, cluster, chosen)
@@ -165,7 +165,7 @@ def with_plan(config: RunConfig, path: Path) -> RunConfig:
     except OSError as error:
         raise ValueError(f"cannot read the plan {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not a plan that tools/plan.py wrote: {error}") from None
+        raise ValueError(f"{path} is not a plan that megatron-step plan wrote: {error}") from None
     layers = [stage.num_new_layers for stage in plan.stages]
     if len(layers) != config.stages.count or sum(layers) != config.model.num_layers:
         raise ValueError(
@@ -196,7 +196,7 @@ def check_fits(found: Forecast) -> None:
             short = (rank.peak_bytes - rank.capacity_bytes) / 2**30
             raise ValueError(
                 f"stage {stage.stage.number} needs {rank.peak_bytes / 2**30:.2f} GiB on pipeline rank "
-                f"{stage.ranks.index(rank)}, {short:.2f} GiB more than it has: python tools/plan.py --explain says "
+                f"{stage.ranks.index(rank)}, {short:.2f} GiB more than it has: megatron-step plan --explain says "
                 "what would make it fit"
             )
 

@@ -57,7 +57,7 @@ def test_corpus_of_megatrons_builder(tmp_path: Path, tokenizer: Tokenizer) -> No
 @pytest.mark.parametrize("missing", ["bin", "idx"])
 def test_missing_or_empty_file(tmp_path: Path, files: dict[str, bytes], tokenizer: Tokenizer, missing: str) -> None:
     prefix = place(tmp_path, {key: files[key] for key in files if key != missing})
-    with pytest.raises(FileNotFoundError, match=rf"a\.{missing} does not exist.*preprocess_data"):
+    with pytest.raises(FileNotFoundError, match=rf"a\.{missing} does not exist.*megatron-step preprocess"):
         check_corpus(prefix, tokenizer)
     with pytest.raises(ValueError, match=rf"a\.{missing} is empty"):
         check_corpus(place(tmp_path, {**files, missing: b""}), tokenizer)
@@ -92,7 +92,7 @@ def test_a_changed_byte_of_the_index_is_found(
     prefix = place(tmp_path_factory.mktemp("changed"), {**files, "idx": bytes(idx)})
     if in_boundaries:  # boundaries in order may be others
         return
-    with pytest.raises(ValueError, match="preprocess_data"):
+    with pytest.raises(ValueError, match="megatron-step preprocess"):
         check_corpus(prefix, tokenizer)
 
 

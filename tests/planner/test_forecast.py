@@ -117,9 +117,9 @@ def test_a_run_takes_the_plan_of_a_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "cannot read the plan"),
-        ("{", "is not a plan that tools/plan.py wrote"),
-        ('{"stages": [{"index": 0}]}', "is not a plan that tools/plan.py wrote"),
-        ("[]", "is not a plan that tools/plan.py wrote"),
+        ("{", "is not a plan that megatron-step plan wrote"),
+        ('{"stages": [{"index": 0}]}', "is not a plan that megatron-step plan wrote"),
+        ("[]", "is not a plan that megatron-step plan wrote"),
     ],
 )
 def test_files_without_a_plan(tmp_path: Path, content: str | None, message: str) -> None:

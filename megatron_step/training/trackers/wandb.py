@@ -7,6 +7,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
+from megatron_step.engine.files import atomic_write
 from megatron_step.training.trackers.scalars import is_plotted, scalars
 from megatron_step.training.trackers.tracker import Metrics, TrackedRun
 
@@ -47,9 +48,7 @@ def run_id(folder: Path) -> str:
     kept = folder / "wandb" / "run_salt"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".tmp")
-        partial.write_text(secrets.token_hex(8), encoding="utf-8")
-        os.replace(partial, kept)
+        atomic_write(kept, secrets.token_hex(8))
     text = f"{kept.read_text(encoding='utf-8')} {folder.resolve()}"
     name = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-")[:40]
     return f"{name or 'run'}-{sha256(os.fsencode(text)).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""tools/report.py prints the table, draws the plot, and refuses what is no run."""
+"""`megatron-step report` prints the table, draws the plot, and refuses what is no run."""
 
 import json
 from collections.abc import Callable
@@ -9,9 +9,9 @@ import pytest
 _LINE = {"step": 1, "stage_index": 0, "tokens": 10, "loss": 2.5, "tokens_per_second": 5.0}
 
 
-def test_table_and_plot(tool: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_plot(command: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(_LINE) + "\n")
-    assert tool("report", tmp_path, "--output", tmp_path / "report.png") == 0
+    assert command("report", tmp_path, "--output", tmp_path / "report.png") == 0
     shown = capsys.readouterr().out
     assert "2.5000" in shown
     assert "2.000 s" in shown, "the time of a step, in the table of the stages"
@@ -22,6 +22,6 @@ def test_table_and_plot(tool: Callable, tmp_path: Path, capsys: pytest.CaptureFi
     ("arguments", "message"),
     [(["nowhere"], "error: nowhere is not the output folder"), (["x", "--output", "x.pdf"], "must end in .png")],
 )
-def test_bad_input(tool: Callable, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    assert tool("report", *arguments) == 2
+def test_bad_input(command: Callable, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert command("report", *arguments) == 2
     assert message in capsys.readouterr().err

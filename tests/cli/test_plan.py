@@ -1,4 +1,4 @@
-"""tools/plan.py as a user runs it."""
+"""`megatron-step plan` as a user runs it."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ SCALE = "examples/scale/7b.yaml"
 
 
 def plan(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "tools/plan.py"), *arguments]
+    command = [sys.executable, "-m", "megatron_step", "plan", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 

@@ -1,4 +1,4 @@
-"""tools/evaluate.py prints the loss and the text of a checkpoint and of its export, and refuses what is neither."""
+"""`megatron-step evaluate` prints the loss and the text of a checkpoint and of its export, and refuses the rest."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from megatron_step.training.run import run
 
 
 def test_loss_and_text(
-    tool: Callable, tmp_path: Path, small_data: DataConfig, capsys: pytest.CaptureFixture[str]
+    command: Callable, tmp_path: Path, small_data: DataConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained, exported = tmp_path / "run", tmp_path / "model"
     assert run(small_config(str(trained), data=small_data, steps=1))
@@ -24,7 +24,7 @@ def test_loss_and_text(
 
     def shown(*arguments: object) -> str:
         capsys.readouterr()
-        assert tool("evaluate", *arguments) == 0
+        assert command("evaluate", *arguments) == 0
         return capsys.readouterr().out
 
     assert "step_00000001: validation loss 5." in shown(trained)
@@ -48,7 +48,7 @@ def test_loss_and_text(
 
     def refused(*arguments: object) -> str:
         capsys.readouterr()
-        assert tool("evaluate", *arguments) == 2
+        assert command("evaluate", *arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
@@ -73,7 +73,7 @@ def test_loss_and_text(
     ],
 )
 def test_bad_input(
-    tool: Callable,
+    command: Callable,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -82,7 +82,7 @@ def test_bad_input(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").touch()
-    assert tool("evaluate", *arguments) == 2
+    assert command("evaluate", *arguments) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert message in shown

@@ -1,0 +1,8 @@
+"""Runs the command `megatron-step`: python -m megatron_step COMMAND."""
+
+import sys
+
+from megatron_step.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The command `megatron-step`, also started as `python -m megatron_step`."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+COMMANDS = {
+    "init": "write a commented config for a model size and a machine",
+    "tokenizer": "train a tokenizer on text files",
+    "preprocess": "turn text files into a corpus of tokens",
+    "plan": "plan a run: layers of each stage, memory of each rank, time",
+    "train": "train with one process; under torchrun, one of its processes",
+    "evaluate": "measure perplexity, or let a model write",
+    "report": "compare runs: tables and a plot",
+    "import-hf": "turn a Hugging Face model into a checkpoint",
+    "export-hf": "turn a checkpoint into a Hugging Face model",
+}
+"""Commands and what they do; each is a file of this folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0, 2 for bad input, others as the command says."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"megatron-step {version('megatron-step')}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        print(f"error: unknown command {name}; did you mean {nearest}? See megatron-step --help", file=sys.stderr)
+        return 2
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # plugins lie in the working folder, where `python -m` finds them as well
+    command = import_module(f"megatron_step.cli.{name.replace('-', '_')}")
+    try:
+        return int(command.main(rest, f"megatron-step {name}"))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _help() -> str:
+    lines = [f"  {name:12}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: megatron-step COMMAND [OPTIONS]",
+            "",
+            "Pre-train language models in growing stages on Megatron-Core.",
+            "",
+            *lines,
+            "",
+            "megatron-step COMMAND --help explains a command. Several processes train with",
+            "torchrun --nproc-per-node N -m megatron_step.train --config FILE",
+        ]
+    )

@@ -1,0 +1,248 @@
+"""Plan a staged run before a GPU is touched: the layers of each stage, which rank holds which, what each needs."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megatron_step.config.cluster import Cluster
+from megatron_step.config.load import load_cluster, load_config
+from megatron_step.config.paths import expand_path, path_argument
+from megatron_step.config.run import RunConfig, check_world
+from megatron_step.engine.files import atomic_write
+from megatron_step.planner.explain import changes_that_fit, least_memory, shortages
+from megatron_step.planner.forecast import Forecast, forecast, with_plan
+from megatron_step.planner.paper import paper_plan
+from megatron_step.planner.table import aligned, format_bytes, rank_table, stage_table
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Exit status: 0, 1 if the plan does not fit the cluster, 2 for bad input."""
+    arguments, overrides = _parser(prog).parse_known_args(argv)
+    try:
+        config = load_config(["--config", arguments.config, *overrides])
+        if arguments.cluster:
+            config = replace(config, planner=replace(config.planner, cluster=arguments.cluster))
+        return _run(config, arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=__doc__,
+        allow_abbrev=False,
+        epilog="Any key of the config can be overridden, as in --stages.count 4. Example: "
+        "megatron-step plan --config examples/scale/70b.yaml --cluster examples/scale/64x_80gb.yaml --ranks",
+    )
+    parser.add_argument("--config", type=expand_path, required=True, help="YAML file with the run's config")
+    parser.add_argument("--cluster", type=expand_path, help="YAML file with the machines; in place of planner.cluster")
+    parser.add_argument("--world-size", type=int, help="GPUs of the run (default: all of the cluster, or TP x PP)")
+    parser.add_argument("--count", metavar="MIN-MAX", help="take the best number of stages in this range, as 2-5")
+    parser.add_argument(
+        "--json",
+        type=expand_path,
+        metavar="PATH",
+        help="write the plan as JSON; - for standard output, and nothing else",
+    )
+    parser.add_argument("--paper", action="store_true", help="plan 2 to 4 stages by the paper's count of bytes")
+    parser.add_argument("--ranks", action="store_true", help="show the memory of every rank, too")
+    parser.add_argument("--explain", action="store_true", help="say what is short, and what would make the plan fit")
+    parser.add_argument(
+        "--sweep",
+        metavar="PNG",
+        type=path_argument,
+        nargs="?",
+        const=Path("pareto.png"),
+        help="memory against time over many settings, as a table and a figure (default: %(const)s)",
+    )
+    parser.add_argument(
+        "--mark", metavar="NAME=SHARE", help="draw a line in the figure, at this share of ordinary training's memory"
+    )
+    return parser
+
+
+def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
+    cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
+    world_size = _world_size(config, cluster, arguments.world_size)
+    vocab_size = _vocab_size(config)
+    if arguments.paper:
+        print(_paper_table(config, vocab_size))
+        return 0
+    if arguments.sweep:
+        return _sweep(config, vocab_size, world_size, cluster, arguments)
+    config = with_plan(config, Path(config.planner.plan)) if config.planner.plan else config
+    if arguments.explain:
+        return _explain(config, vocab_size, world_size, cluster)
+    found = _best(config, vocab_size, world_size, cluster, arguments.count)
+    if arguments.json == "-":
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _show(found, config, arguments)
+    return 1 if found.status == "infeasible" else 0
+
+
+def _world_size(config: RunConfig, cluster: Cluster | None, given: int | None) -> int:
+    needed = config.parallel.model_parallel_size
+    if cluster is not None and cluster.num_gpus < needed:
+        raise ValueError(
+            f"the cluster has {cluster.num_gpus} GPUs, fewer than parallel.tensor_parallel_size "
+            f"{config.parallel.tensor_parallel_size} x parallel.pipeline_parallel_size "
+            f"{config.parallel.pipeline_parallel_size} = {needed}"
+        )
+    if given is not None and given < 1:
+        raise ValueError(f"--world-size must be at least 1, not {given}")
+    return given or (cluster.num_gpus if cluster else needed)
+
+
+def _vocab_size(config: RunConfig) -> int:
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    from megatron_step.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(config.data.tokenizer).vocab_size
+
+
+def _paper_table(config: RunConfig, vocab_size: int) -> str:
+    """The paper's plans: 16 bytes of a trained weight and 2 of a frozen one, on one device, nothing else counted."""
+    rows = [("stages", "counted", "layers", "largest stage", "vanilla", "saved")]
+    for count in range(2, min(4, config.model.num_layers) + 1):
+        for counted in ("layers", "all weights"):
+            plan = paper_plan(config, vocab_size, count, with_embeddings=counted == "all weights")
+            layers, largest = "+".join(map(str, plan.layers)), format_bytes(max(plan.stage_bytes))
+            vanilla = format_bytes(plan.vanilla_bytes)
+            rows.append((str(count), counted, layers, largest, vanilla, f"{plan.reduction:.1%}"))
+    return aligned(rows)
+
+
+def _best(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None, counts: str | None) -> Forecast:
+    """The plan, or of those with each number of stages in the range the best one."""
+    check_world(config, world_size)
+    dp_size = config.parallel.data_parallel_size(world_size)
+    if counts is None:
+        return forecast(config, vocab_size, dp_size, cluster)
+    first, _, last = counts.partition("-")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--count {counts} is not a range of numbers of stages, such as 2-5")
+    plans = []
+    for count in range(int(first), int(last) + 1):
+        stages = replace(config.stages, count=count, layers="auto", layouts="auto")
+        plans.append(forecast(replace(config, stages=stages), vocab_size, dp_size, cluster))
+
+    def cost(plan: Forecast) -> tuple[float, float]:
+        share, time = max(stage.fullest.share for stage in plan.stages), plan.seconds / plan.vanilla.seconds
+        return (time, share) if config.planner.objective == "time" else (share, time)
+
+    return min(plans, key=cost)
+
+
+def _show(found: Forecast, config: RunConfig, arguments: argparse.Namespace) -> None:
+    print(stage_table(found))
+    if arguments.ranks:
+        print(f"\n{rank_table(found)}")
+    print(f"\n{_summary(found)}")
+    if others := config.planner.of_other_engines:
+        print(f"counted for another engine, training does not have it: {others}")
+    if arguments.json:
+        path = Path(arguments.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(found.to_dict(), indent=1) + "\n")
+
+
+def _summary(found: Forecast) -> str:
+    solution = found.plan.solution
+    peak, vanilla = found.peak_bytes, found.vanilla.peak_bytes
+    lines = [
+        f"peak {format_bytes(peak)}, ordinary training {format_bytes(vanilla)}: {1 - peak / vanilla:.1%} less; "
+        f"time of the run against as many ordinary steps: {found.seconds / found.vanilla.seconds:.1%}, by arithmetic"
+    ]
+    if found.status == "infeasible":
+        lines.append("it does NOT fit the cluster: --explain says what is short, and what would make it fit")
+    if solution is not None and solution.status == "optimal":
+        lines.append(f"proven: no plan has less {solution.kind}")
+    elif solution is not None:
+        gap = 1 - solution.bound / solution.objective
+        lines.append(
+            f"the solver stopped at planner.time_limit: a better plan may have up to {gap:.1%} less {solution.kind}"
+        )
+    return "\n".join(lines)
+
+
+def _explain(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None) -> int:
+    found = least_memory(config, vocab_size, world_size, cluster)
+    short = shortages(found)
+    print(stage_table(found))
+    if not short:
+        print("\nThe plan fits.")
+        return 0
+    print("\nThe plan of the least memory does not fit:")
+    for shortage in short:
+        print(
+            f"  stage {shortage.stage.number}, pipeline rank {shortage.pp_rank}: {_gib(shortage.missing_bytes)} short"
+        )
+    changes = changes_that_fit(config, vocab_size, world_size, cluster)
+    print("\nEach of these alone would make it fit, the fastest first:" if changes else "\nNo two changes make it fit.")
+    for name, changed in changes:
+        time = changed.seconds / changed.plan.num_steps / (found.seconds / found.plan.num_steps)
+        print(f"  {name}: peak {format_bytes(changed.peak_bytes)}, {time:.2f} times the time of a step")
+    return 1
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _sweep(
+    config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None, arguments: argparse.Namespace
+) -> int:
+    from tqdm import tqdm
+
+    from megatron_step.planner.sweep import candidate, front_table, pareto_front, plot, variants
+
+    if cluster is None:
+        raise ValueError("--sweep needs --cluster: how fast the machines are, and how much memory they have")
+    mark = _mark(arguments.mark)
+    tried = list(variants(config, world_size, cluster))
+    shown = tqdm(tried, unit="plan", disable=not sys.stderr.isatty(), leave=False)
+    planned = (candidate(changed, dp_size, vocab_size, cluster) for changed, dp_size in shown)
+    candidates = [item for item in planned if item]
+    if not candidates:
+        raise ValueError(
+            f"no setting of the sweep can run on {world_size} GPUs: see the errors of a plan without --sweep"
+        )
+    front = pareto_front(candidates)
+    print(front_table(front))
+    plot(candidates, front, arguments.sweep, _lines(mark, candidates))
+    print(f"\n{len(candidates)} plans, {len(front)} of them not beaten in both memory and time: {arguments.sweep}")
+    return 0
+
+
+def _mark(text: str | None) -> tuple[str, float] | None:
+    """Name and share."""
+    if text is None:
+        return None
+    name, _, share = text.rpartition("=")
+    try:
+        mark = name, float(share)
+    except ValueError:
+        mark = "", 0.0
+    if not mark[0] or not mark[1] > 0:
+        raise ValueError(f"--mark {text} must be a name and a share, as in 'STEP, 1.2B=0.461'")
+    return mark
+
+
+def _lines(mark: tuple[str, float] | None, candidates: list[Any]) -> dict[str, float]:
+    """The mark's share of the memory that ordinary training needs without tensor or pipeline parallelism."""
+    ordinary = [
+        item.forecast.peak_bytes
+        for item in candidates
+        if len(item.forecast.plan.stages) == 1
+        and item.config.parallel.model_parallel_size == 1
+        and item.config.parallel.recompute == "none"
+    ]
+    return {mark[0]: mark[1] * ordinary[0]} if mark and ordinary else {}

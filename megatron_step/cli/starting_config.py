@@ -1,0 +1,156 @@
+"""A first config for a model size and machines: the layout that fits them, and the text with comments."""
+
+from collections.abc import Iterator
+
+from megatron_step.cli.sizes import Size
+from megatron_step.config.cluster import Cluster, PlannerConfig
+from megatron_step.config.data import DataConfig
+from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
+from megatron_step.config.parallel import ParallelConfig
+from megatron_step.config.run import (
+    CheckpointConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    RunConfig,
+    TrainingConfig,
+    check_world,
+)
+from megatron_step.config.stages import AdapterConfig, StagesConfig
+from megatron_step.planner.forecast import Forecast, forecast
+
+_NUM_STAGES = 3
+_GROW_AT = 0.75
+_TOKENS_PER_PARAMETER = 20  # Hoffmann et al., 2022
+_CPU_SAMPLES = 16
+_MICRO_BATCH_SIZES = (4, 1)
+
+
+def starting_config(size: Size, cluster: Cluster, on_cpu: bool, steps: int | None) -> tuple[RunConfig, Forecast]:
+    """The config of three stages in the simplest layout that fits the machines, and its forecast.
+
+    `steps` are those of each stage; None for 20 tokens a parameter over the run (Hoffmann et al., 2022).
+
+    Raises ValueError if no layout fits.
+    """
+    for parallel in _layouts(cluster):
+        dp_size = parallel.data_parallel_size(cluster.num_gpus)
+        for micro_batch_size in _MICRO_BATCH_SIZES:
+            try:
+                config = _config(size, parallel, micro_batch_size, dp_size, on_cpu, steps)
+                check_world(config, cluster.num_gpus)
+                planned = forecast(config, size.vocab_size, dp_size, cluster)
+            except ValueError:
+                continue  # a layout that this model cannot have
+            if planned.status != "infeasible":
+                return config, planned
+    group = cluster.nodes[0]
+    raise ValueError(
+        f"no layout of this model fits {cluster.num_gpus} {'process' if on_cpu else 'GPUs'} with "
+        f"{group.memory_gib:g} GiB each: choose a smaller --size or a larger --machine"
+    )
+
+
+def _layouts(cluster: Cluster) -> Iterator[ParallelConfig]:
+    """Layouts in the order in which they are tried: with few ranks for each copy of the model first."""
+    shapes = [
+        (tensor, pipeline)
+        for tensor in (1, 2, 4, 8)
+        for pipeline in (1, 2, 4, 8, 16)
+        if cluster.nodes[0].gpus_per_node % tensor == 0 and cluster.num_gpus % (tensor * pipeline) == 0
+    ]
+    for tensor, pipeline in sorted(shapes, key=lambda shape: shape[0] * shape[1]):
+        yield ParallelConfig(tensor, pipeline, sequence_parallel=tensor > 1, recompute="none")
+        yield ParallelConfig(tensor, pipeline, sequence_parallel=tensor > 1, recompute="full")
+
+
+def _config(
+    size: Size, parallel: ParallelConfig, micro_batch_size: int, dp_size: int, on_cpu: bool, steps: int | None
+) -> RunConfig:
+    wanted = min(size.global_batch_size, _CPU_SAMPLES) if on_cpu else size.global_batch_size
+    unit = micro_batch_size * dp_size  # samples that all ranks hold at once
+    batch = max(unit, wanted // unit * unit)
+    steps = steps if steps is not None else _steps(size, batch)
+    warmup = max(1, min(steps // 20, 2000))
+    return RunConfig(
+        output_dir="runs/first",
+        model=size.model,
+        data=DataConfig(train=[(1.0, "data/train")], tokenizer="data/tokenizer.model", split=(99.0, 1.0)),
+        stages=StagesConfig(count=_NUM_STAGES, steps=steps, grow_at=_GROW_AT),
+        adapter=AdapterConfig(rank=size.adapter_rank, alpha=2.0 * size.adapter_rank),
+        optimizer=OptimizerConfig(learning_rate=size.learning_rate),
+        schedule=ScheduleConfig(kind="wsd", warmup_steps=warmup, rewarm_steps=max(1, warmup // 5)),
+        training=TrainingConfig(batch, micro_batch_size, precision="fp32" if on_cpu else "bf16"),
+        parallel=parallel,
+        planner=PlannerConfig() if on_cpu else PlannerConfig(cluster="cluster.yaml"),
+        evaluation=EvaluationConfig(interval=max(1, min(steps // 10, 1000)), steps=2 if on_cpu else 20),
+        checkpoint=CheckpointConfig(interval=max(1, min(steps // 2, 1000)), keep=2),
+        logging=LoggingConfig(interval=10),
+    )
+
+
+def _steps(size: Size, batch: int) -> int:
+    """Steps of each stage, to two digits; the model grows after 3/4 of them, and the last stage trains them all."""
+    of_run = _TOKENS_PER_PARAMETER * size.parameters / (batch * size.model.seq_length)
+    of_stage = of_run / ((_NUM_STAGES - 1) * _GROW_AT + 1)
+    return max(1, int(float(f"{of_stage:.1e}")))
+
+
+def starting_text(config: RunConfig, size_name: str, machine: str, planned: Forecast) -> str:
+    """The YAML file of a config that `starting_config` made, with comments."""
+    model, training, parallel, schedule = config.model, config.training, config.parallel, config.schedule
+    layers = [stage.stage.num_new_layers for stage in planned.stages]
+    groups = "null" if model.num_query_groups is None else model.num_query_groups
+    tokens = training.global_batch_size * model.seq_length
+    on_cpu = config.planner.cluster is None
+    return f"""\
+# A model of {size_name} parameters on {machine}. Paths are relative to the folder that the command is started in.
+# Every key and its default: megatron-step train --help
+output_dir: {config.output_dir}  # config, metrics, checkpoints, TensorBoard
+
+model:
+  num_layers: {model.num_layers}
+  hidden_size: {model.hidden_size}
+  ffn_hidden_size: {model.ffn_hidden_size}
+  num_attention_heads: {model.num_attention_heads}
+  num_query_groups: {groups}  # key and value heads; null for as many as query heads
+  seq_length: {model.seq_length}  # tokens of a sample
+  vocab_size: {model.vocab_size}  # at least the tokenizer's; null takes the tokenizer's
+
+data:
+  tokenizer: {config.data.tokenizer}  # made by megatron-step tokenizer, or a Hugging Face tokenizer's folder
+  train: [[1.0, {config.data.train[0][1]}]]  # weight and prefix of each corpus that megatron-step preprocess made
+  split: [99, 1]  # shares of the documents for training and validation
+
+# The model grows in stages. Each stage trains its new layers; older layers are frozen and get adapters.
+# count: 1 trains all layers from the start, as usual, and needs more memory.
+stages:
+  count: {config.stages.count}
+  layers: auto  # the planner chooses those of the smallest peak memory: {" + ".join(map(str, layers))} here
+  steps: {config.stages.steps}  # optimizer steps that each stage's learning rate is laid out for
+  grow_at: {config.stages.grow_at:g}  # the model grows after this share of them
+
+adapter: {{rank: {config.adapter.rank}, alpha: {config.adapter.alpha:g}}}  # low-rank adapters on the frozen layers
+
+optimizer: {{learning_rate: {config.optimizer.learning_rate!r}}}
+# warmup_steps at the start, rewarm_steps after each growth
+schedule: {{kind: wsd, warmup_steps: {schedule.warmup_steps}, rewarm_steps: {schedule.rewarm_steps}}}
+
+training:
+  global_batch_size: {training.global_batch_size}  # samples of a step: {tokens:,} tokens
+  micro_batch_size: {training.micro_batch_size}  # samples that a rank holds at once: fewer need less memory
+  precision: {training.precision}
+  seed: 1
+
+parallel:
+  tensor_parallel_size: {parallel.tensor_parallel_size}
+  pipeline_parallel_size: {parallel.pipeline_parallel_size}
+  sequence_parallel: {str(parallel.sequence_parallel).lower()}
+  recompute: {parallel.recompute}  # full computes activations again in the backward pass: less memory, more time
+
+planner: {{cluster: {"null" if on_cpu else config.planner.cluster}}}  # machines whose memory a plan must fit
+
+# interval: steps between evaluations, checkpoints and shown lines
+evaluation: {{interval: {config.evaluation.interval}, steps: {config.evaluation.steps}}}
+checkpoint: {{interval: {config.checkpoint.interval}, keep: {config.checkpoint.keep}}}
+logging: {{interval: {config.logging.interval}, tensorboard: true, wandb: null}}
+"""
