@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     arguments = _parser(prog).parse_args(argv)
 
     # Not at the top: --help is answered before torch and megatron-core are imported.
-    from megatron_step.export.to_hf import DifferentLogitsError, ExportOptions, export_model
+    from megatron_step.export.to_hf import DifferentModelError, ExportOptions, export_model
     from megatron_step.training.report import read_run
 
     options = ExportOptions(
@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except DifferentLogitsError as error:
+    except DifferentModelError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {arguments.out}")
     if comparison is not None:
-        print(f"checked against the trained model in fp32: {comparison}")
+        print(f"checked: every tensor is the trained one; {comparison}")
     return 0
 
 
@@ -72,7 +72,9 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         help="write the model without its adapters to OUT/base, and these to OUT/adapter, for peft",
     )
     parser.add_argument(
-        "--check", action="store_true", help="compare logits with the trained model's; needs memory for both models"
+        "--check",
+        action="store_true",
+        help="compare tensors, config and logits with the trained model's; needs memory for the model in fp32",
     )
     parser.add_argument(
         "--tokenizer",

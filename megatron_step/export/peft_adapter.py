@@ -18,6 +18,9 @@ from megatron_step.export.safetensors_files import write_safetensors
 from megatron_step.growth.weights import factor_keys
 from megatron_step.planner.trainable import layer_of
 
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""The files of an adapter."""
+
 
 def write_adapter(
     folder: Path,
@@ -31,12 +34,12 @@ def write_adapter(
     shapes: dict[str, tuple[int, ...]] = {}
     for weight in adapted:
         for name, (rows, columns) in weight.hf_shapes.items():
-            a, b = _names(name)
+            a, b = factor_names(name)
             shapes |= {a: (config.rank, columns), b: (rows, config.rank)}
     parts = (_factors(weight, dtype, read) for weight in adapted)
-    write_safetensors(folder / "adapter_model.safetensors", shapes, dtype, parts)
+    write_safetensors(folder / ADAPTER_FILE, shapes, dtype, parts)
     settings = _adapter_config(adapted, config, base_model)
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _factors(
@@ -48,11 +51,12 @@ def _factors(
     return {
         factor: tensor.to(dtype)
         for name, b in weight.split(factors[b_key]).items()
-        for factor, tensor in zip(_names(name), (factors[a_key], b))
+        for factor, tensor in zip(factor_names(name), (factors[a_key], b))
     }
 
 
-def _names(weight: str) -> tuple[str, str]:
+def factor_names(weight: str) -> tuple[str, str]:
+    """What peft calls A and B of the adapter on a Hugging Face weight."""
     linear = f"base_model.model.{weight.removesuffix('.weight')}"
     return f"{linear}.lora_A.weight", f"{linear}.lora_B.weight"
 

@@ -15,7 +15,8 @@ class SavedWeights:
     """Reads the weights of a checkpoint, whatever layout wrote it."""
 
     def __init__(self, found: FoundCheckpoint) -> None:
-        self._scaling = adapter_scaling(found.manifest)
+        self.scaling = adapter_scaling(found.manifest)
+        """alpha / rank of its adapters."""
         self._tensors = WholeTensors(found.path)
         keys = self._tensors.keys
         self.adapted = [key for key in keys if key.endswith(".weight") and factor_keys(key)[0] in keys]
@@ -35,5 +36,5 @@ class SavedWeights:
     def _merged(self, key: str) -> Tensor:
         weight, a, b = (self._tensors.read(name) for name in (key, *factor_keys(key)))
         whole = ShardedTensor.from_rank_offsets(key, weight.float())
-        add_product(whole, a, b, self._scaling)
+        add_product(whole, a, b, self.scaling)
         return whole.data

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from megatron_step.checkpoint.load import FoundCheckpoint, find_at, is_finite
 from megatron_step.checkpoint.manifest import saved_config
+from megatron_step.config.model import ModelConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.host_memory import keep_freed_memory
-from megatron_step.engine.parallel import parallel_layout, stop_world
+from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.export.architectures import hf_config
-from megatron_step.export.comparison import Comparison, compare
+from megatron_step.export.comparison import Comparison, compare, wrong_setting
 from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
 from megatron_step.export.model_card import Metrics, model_card
 from megatron_step.export.new_folder import check_new, new_folder
@@ -30,13 +31,14 @@ from megatron_step.export.peft_adapter import write_adapter
 from megatron_step.export.safetensors_files import plan_shards, weight_bytes, write_shards
 from megatron_step.export.saved_weights import SavedWeights
 from megatron_step.export.tokenizer_files import write_tokenizer
+from megatron_step.export.written_tensors import wrong_tensor
 from megatron_step.growth.weights import saved_stage
 
 _SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
 
 
-class DifferentLogitsError(RuntimeError):
-    """The exported model does not compute what the trained one does; nothing is written then."""
+class DifferentModelError(RuntimeError):
+    """The exported model is not the trained one; nothing is written then."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ExportOptions:
     adapter_only: bool = False
     """Whether adapters are written on their own, for peft, beside the model without them."""
     check: bool = False
-    """Whether the logits are compared with those of the trained model."""
+    """Whether what is written is compared with the trained model: tensors, config and logits."""
     tokenizer: str | None = None
     """Where the tokenizer is, None for where the run had it."""
 
@@ -67,7 +69,7 @@ def export_model(
     `metrics` are those of the run, for the model card; `progress` gets the bytes written and those to write.
 
     Returns the comparison of logits that was asked for. Raises ValueError, FileNotFoundError or FileExistsError for
-    input that cannot be used, and DifferentLogitsError where the comparison fails; nothing is left at `out` then.
+    input that cannot be used, and DifferentModelError where the comparison fails; nothing is left at `out` then.
     """
     check_new(out)
     if options.check and options.adapter_only and find_spec("peft") is None:
@@ -79,11 +81,7 @@ def export_model(
                 export.write(folder, out, metrics, progress)
                 if not options.check:
                     return None
-                model, adapter = (folder / "base", folder / "adapter") if options.adapter_only else (folder, None)
-                result = compare(export.found, model, adapter, export.config.model.seq_length, parallel)
-                if not result.is_within_rounding(export.dtype):
-                    raise DifferentLogitsError(f"the exported model is not the trained one: {result}")
-                return result
+                return export.check(folder, parallel)
     finally:
         stop_world()
 
@@ -94,6 +92,7 @@ class _Export:
 
     found: FoundCheckpoint
     config: RunConfig
+    model: ModelConfig
     tokenizer: Tokenizer
     weights: list[MappedWeight]
     saved: SavedWeights
@@ -141,6 +140,23 @@ class _Export:
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
 
+    def check(self, folder: Path, parallel: Parallel) -> Comparison:
+        """Compare what is written in `folder` with the checkpoint; raises DifferentModelError if they differ."""
+        apart, manifest = self.options.adapter_only, self.found.manifest
+        model, adapter = (folder / "base", folder / "adapter") if apart else (folder, None)
+        scaling = self.config.adapter.alpha / self.config.adapter.rank if self.saved.adapted else 0.0
+        problem = wrong_setting(model, self.model, manifest.vocab_size) or wrong_tensor(
+            model, adapter, self.weights, self.saved, scaling, self.torch_dtype
+        )
+        if problem is not None:
+            raise DifferentModelError(f"the exported model is not the trained one: {problem}")
+        result = compare(
+            self.found, self.saved, model, adapter, self.torch_dtype, self.config.model.seq_length, parallel
+        )
+        if not result.is_within_rounding:
+            raise DifferentModelError(f"the exported model is not the trained one: {result}")
+        return result
+
     def _tensors(self, weights: Sequence[MappedWeight]) -> dict[str, Tensor]:
         """The Hugging Face tensors of some weights, merged in fp32 and rounded once."""
         read = self.saved.read if self.options.adapter_only else self.saved.read_merged
@@ -166,7 +182,9 @@ def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:
         raise ValueError(f"{found.path} has no adapters: export it without --adapter-only")
     dtype = options.dtype or {"bf16": "bfloat16", "fp32": "float32"}[config.training.precision]
     architecture = hf_config(model, manifest.vocab_size, dtype, tokenizer.bos_id, tokenizer.eod_id)
-    return _Export(found, config, tokenizer, hf_mapping(model, manifest.vocab_size), saved, architecture, options)
+    return _Export(
+        found, config, model, tokenizer, hf_mapping(model, manifest.vocab_size), saved, architecture, options
+    )
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

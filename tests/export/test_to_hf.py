@@ -19,7 +19,7 @@ from worlds import Worlds
 
 from megatron_step.config.run import RunConfig
 from megatron_step.export import hf_mapping, to_hf
-from megatron_step.export.to_hf import DifferentLogitsError, ExportOptions, export_model
+from megatron_step.export.to_hf import DifferentModelError, ExportOptions, export_model
 
 
 class Saved:
@@ -152,7 +152,7 @@ def swapped(split: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any
 def test_the_check_notices_a_wrong_mapping(saved: Saved, tmp_path: Path, dtype: str) -> None:
     _, folder, _ = saved("llama", "one")
     weight = hf_mapping.MappedWeight
-    with patch.object(weight, "split", swapped(weight.split)), pytest.raises(DifferentLogitsError, match="top-1"):
+    with patch.object(weight, "split", swapped(weight.split)), pytest.raises(DifferentModelError, match="top-1"):
         export_model(checkpoint_in(folder / "live"), tmp_path / "out", ExportOptions(dtype=dtype, check=True))
     assert list(tmp_path.iterdir()) == []
 
