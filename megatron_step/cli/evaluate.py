@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from megatron_step.config.paths import expand_path, path_argument
+from megatron_step.engine.launcher import speaks
 
 if TYPE_CHECKING:
     from megatron_step.evaluation.models import LanguageModel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Exit status: 0, or 2 for bad input."""
     arguments = _parser(prog).parse_args(argv)
-    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    is_main = speaks()
     try:
         _check(arguments)
 
@@ -45,7 +45,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.text is not None:
         found = find_text_files(arguments.text)
         arguments.text = found.files
-        if os.environ.get("RANK", "0") == "0":
+        if speaks():
             print(*found.report, sep="\n", end="\n" if found.report else "", file=sys.stderr)
     if arguments.stride is not None and arguments.text is None and arguments.data is None:
         raise ValueError("--stride needs a text to slide over: give --text or --data")

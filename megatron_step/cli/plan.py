@@ -15,6 +15,7 @@ from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.files import atomic_write
 from megatron_step.planner.explain import changes_that_fit, least_memory, shortages
 from megatron_step.planner.forecast import Forecast, forecast, with_plan
+from megatron_step.planner.lengths import length_warnings
 from megatron_step.planner.paper import paper_plan
 from megatron_step.planner.table import aligned, format_bytes, rank_table, stage_table
 
@@ -146,6 +147,8 @@ def _show(found: Forecast, config: RunConfig, arguments: argparse.Namespace) -> 
     if arguments.ranks:
         print(f"\n{rank_table(found)}")
     print(f"\n{_summary(found)}")
+    for warning in length_warnings(config, found.plan):
+        print(f"warning: {warning}")
     if others := config.planner.of_other_engines:
         print(f"counted for another engine, training does not have it: {others}")
     if arguments.json:

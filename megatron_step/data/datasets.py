@@ -79,6 +79,26 @@ def build_datasets(
     return Datasets(datasets["train"], datasets.get("validation"))
 
 
+def repeated_validation(config: DataConfig, seq_length: int, num_samples: int) -> list[str]:
+    """Say which corpora a validation set of `num_samples` samples reads more than once; they have been checked."""
+    if not (config.has_validation and num_samples > 0):
+        return []
+    part = _Part.of("validation", config, num_samples)
+    total = sum(weight for weight, _ in part.corpora)
+    lines = []
+    for weight, prefix in part.corpora:
+        with corpus_paths(prefix).idx.open("rb") as index:
+            num_documents = HEADER.unpack(index.read(HEADER.size))[3]
+        _, tokens = _size(part, prefix, num_documents)
+        samples, whole = math.ceil(weight / total * num_samples), (tokens - 1) // seq_length
+        if samples > whole:
+            lines.append(
+                f"evaluation.steps takes {samples:,} samples of {prefix}, whose {tokens:,} tokens hold {whole:,} of "
+                f"model.seq_length {seq_length:,}: some are read more than once"
+            )
+    return lines
+
+
 class _Part(NamedTuple):
     """What one dataset is made of. Each is built by itself, so that validation cannot change the order of training."""
 
@@ -171,15 +191,19 @@ def _surplus(part: _Part) -> float:
 def _check_enough(part: _Part, corpora: dict[str, Corpus], seq_length: int) -> None:
     """Raise ValueError for a corpus, or a share of one, that cannot fill one sample of `seq_length` + 1 tokens."""
     for _, prefix in part.corpora:
-        documents = corpora[prefix].documents
-        first, last = round(part.begin * documents), round(part.end * documents)  # as megatron-core rounds
-        lengths = np.memmap(corpus_paths(prefix).idx, "<i4", "r", HEADER.size, (documents,))
-        tokens = int(lengths[first:last].sum(dtype=np.int64))
+        documents, tokens = _size(part, prefix, corpora[prefix].documents)
         if tokens < seq_length + 1:
             raise ValueError(
-                f"{prefix} has {tokens:,} tokens in {last - first:,} documents for {part.name}, a sample of seq_length "
+                f"{prefix} has {tokens:,} tokens in {documents:,} documents for {part.name}, a sample of seq_length "
                 f"{seq_length:,} needs {seq_length + 1:,}: give more text, a smaller seq_length or another data.split"
             )
+
+
+def _size(part: _Part, prefix: str, num_documents: int) -> tuple[int, int]:
+    """Documents of a corpus that a part takes, and their tokens."""
+    first, last = round(part.begin * num_documents), round(part.end * num_documents)  # as megatron-core rounds
+    lengths = np.memmap(corpus_paths(prefix).idx, "<i4", "r", HEADER.size, (num_documents,))
+    return last - first, int(lengths[first:last].sum(dtype=np.int64))
 
 
 def _cache_folder(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_length: int) -> Path:

@@ -51,8 +51,12 @@ class Parallel:
         return self.pp_rank in (0, self.config.pipeline_parallel_size - 1)
 
 
-def start_world() -> None:
-    """Join the world that torchrun describes in the environment; without it, make a world of this process alone."""
+def start_world(alone: bool = False) -> None:
+    """Join the world that the environment describes; without one, or with `alone`, make a world of this process.
+
+    A launcher describes it (RANK, WORLD_SIZE, MASTER_ADDR, ...), but so does the environment of a shell in a job's pod,
+    where nobody else joins: work for one process is done `alone`.
+    """
     if torch.distributed.is_initialized():
         return
     # megatron-core 0.16 calls collectives by names that newer releases of torch call deprecated.
@@ -61,12 +65,12 @@ def start_world() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core.*")
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(0 if alone else int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
     else:
         # On the CPU the "device's" random numbers are the CPU's: the warning that they move together is no news.
         logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
-    if "RANK" in os.environ:
+    if "RANK" in os.environ and not alone:
         torch.distributed.init_process_group(backend, timeout=timedelta(minutes=30))
     else:
         store = torch.distributed.HashStore()
@@ -74,15 +78,16 @@ def start_world() -> None:
 
 
 @contextmanager
-def parallel_layout(config: ParallelConfig, seed: int) -> Iterator[Parallel]:
+def parallel_layout(config: ParallelConfig, seed: int, alone: bool = False) -> Iterator[Parallel]:
     """Make the process groups of a layout over the whole world, and take them down at the end.
 
+    `alone` is that of `start_world`.
     `seed` seeds the random numbers of every rank: equal ones where ranks of a tensor-parallel group must agree,
     different ones elsewhere (megatron-core's tracker).
 
     Raises ValueError if the world does not fit the layout.
     """
-    start_world()
+    start_world(alone)
     world_size = torch.distributed.get_world_size()
     dp_size = config.data_parallel_size(world_size)
     parallel_state.initialize_model_parallel(

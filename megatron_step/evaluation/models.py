@@ -9,6 +9,7 @@ from torch import Tensor
 
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
+from megatron_step.engine.launcher import started_by_torchrun
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.export.hf_folder import open_folder
 from megatron_step.export.transformers_model import load_in_transformers
@@ -79,7 +80,7 @@ def _open_exported(path: Path, tokenizer: str | None, seq_length: int | None) ->
     assert config.vocab_size is not None
     own_tokenizer = fitting_tokenizer(tokenizer or str(path), config.vocab_size, None)
     try:
-        with parallel_layout(ParallelConfig(), seed=1) as parallel:
+        with parallel_layout(ParallelConfig(), seed=1, alone=not started_by_torchrun()) as parallel:
             model = load_in_transformers(path, "auto").to(parallel.device)
             yield LanguageModel(
                 path, lambda tokens: model(tokens, use_cache=False).logits, config.seq_length, own_tokenizer, parallel

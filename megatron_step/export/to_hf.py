@@ -75,7 +75,7 @@ def export_model(
     if options.check and options.adapter_only and find_spec("peft") is None:
         raise ValueError("the check of an adapter needs peft, which is not installed: pip install peft")
     try:
-        with keep_freed_memory(), parallel_layout(ParallelConfig(), seed=1) as parallel:
+        with keep_freed_memory(), parallel_layout(ParallelConfig(), seed=1, alone=True) as parallel:
             export = _prepare(find_at(checkpoint, parallel), options)
             with new_folder(out, export.num_bytes + _SPARE_BYTES) as folder:
                 export.write(folder, out, metrics, progress)

@@ -7,7 +7,7 @@ import torch
 
 from megatron_step.config.run import RunConfig, batch_size_at, consumed_samples
 from megatron_step.data.batches import BatchStream, batches
-from megatron_step.data.datasets import Datasets, build_datasets
+from megatron_step.data.datasets import Datasets, build_datasets, repeated_validation
 from megatron_step.data.tokenizer import Tokenizer
 from megatron_step.engine.parallel import Parallel
 from megatron_step.training.step import Microbatch
@@ -23,6 +23,12 @@ def run_datasets(config: RunConfig, num_steps: int, tokenizer: Tokenizer, parall
         num_validation_samples=config.evaluation.steps * config.training.global_batch_size,
         is_built_on_rank=parallel.reads_data,
     )
+
+
+def data_warnings(config: RunConfig) -> list[str]:
+    """What does not fit between a run's validation set and its corpora, in words; they have been checked."""
+    num_samples = config.evaluation.steps * config.training.global_batch_size
+    return repeated_validation(config.data, config.model.seq_length, num_samples)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from megatron_step.checkpoint.manifest import saved_config
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
+from megatron_step.engine.launcher import started_by_torchrun
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.growth.whole_model import whole_model
 from megatron_step.planner.stages import plan_from_dict
@@ -37,14 +38,14 @@ class Inspected:
 
 @contextmanager
 def open_checkpoint(path: Path, tokenizer: str | None = None) -> Iterator[Inspected]:
-    """Load the model of a checkpoint, or of the newest whole one of a run's folder, on every process of the world.
+    """Load the model of a checkpoint, or of the newest whole one of a run's folder, on every process of torchrun's.
 
     `tokenizer` is where its tokenizer lies, None for where the run had it.
 
     Raises ValueError if there is none, or it does not fit its tokenizer.
     """
     try:
-        with parallel_layout(ParallelConfig(), seed=1) as parallel:
+        with parallel_layout(ParallelConfig(), seed=1, alone=not started_by_torchrun()) as parallel:
             found = find_at(path, parallel)
             manifest = found.manifest
             config = replace(saved_config(manifest), parallel=ParallelConfig())

@@ -20,9 +20,10 @@ from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel, first_problem, parallel_layout, start_world, stop_world
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
+from megatron_step.planner.lengths import length_warnings
 from megatron_step.planner.stages import StagePlan, plan_from_dict
 from megatron_step.planner.table import stage_table
-from megatron_step.training.batches import run_datasets, training_batches, validation_reader
+from megatron_step.training.batches import data_warnings, run_datasets, training_batches, validation_reader
 from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.evaluation import evaluation_hook
 from megatron_step.training.gradients import gradient_check_hook
@@ -67,6 +68,9 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
             _announce(found, plan, parallel)
         elif parallel.is_main and len(plan.stages) > 1:
             say(stage_table(planned))
+        if parallel.is_main:
+            for warning in [*length_warnings(config, plan), *data_warnings(config)]:
+                say(f"warning: {warning}")
         state = first_state(config, plan, found, tokenizer, vocab_size, parallel)
         _write_config(config, planned, parallel)
         if found is not None and config.checkpoint.resume != "auto":

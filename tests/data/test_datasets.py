@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from megatron_step.config.data import DataConfig
-from megatron_step.data.datasets import build_datasets
+from megatron_step.data.datasets import build_datasets, repeated_validation
 from megatron_step.data.preprocess import preprocess
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -215,3 +215,13 @@ def _seconds_a_sample(dataset: torch.utils.data.Dataset) -> float:
     for index in range(200):
         dataset[index]
     return (time.perf_counter() - start) / 200
+
+
+def test_a_validation_set_that_reads_a_corpus_twice_is_named(config: DataConfig, folder: Path) -> None:
+    tokens = (folder / "b.bin").stat().st_size // 2
+    whole = (tokens - 1) // SEQ
+    assert repeated_validation(config, SEQ, whole) == repeated_validation(config, SEQ, 0) == []
+    (warning,) = repeated_validation(config, SEQ, whole + 1)
+    assert f"takes {whole + 1:,} samples of {folder / 'b'}, whose {tokens:,} tokens hold {whole:,} of" in warning
+    split = replace(config, train=[(1.0, str(folder / "a"))], validation=None, split=(90, 10))
+    assert len(repeated_validation(split, SEQ, whole * 3)) == 1

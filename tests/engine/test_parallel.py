@@ -25,6 +25,13 @@ def _place(config: ParallelConfig) -> tuple[int, ...]:
         return (parallel.global_rank, parallel.tp_rank, parallel.pp_rank, parallel.dp_rank, parallel.dp_size)
 
 
+def test_work_for_one_process_does_not_wait_for_the_ranks_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with parallel_layout(ParallelConfig(), seed=1, alone=True) as parallel:
+        assert (parallel.global_rank, parallel.world_size, parallel.is_main) == (0, 1, True)
+
+
 def test_only_the_ends_of_a_pipeline_read_data(worlds: Worlds) -> None:
     assert worlds(4).run(_reads_data, config=ParallelConfig(pipeline_parallel_size=4)) == [True, False, False, True]
 
