@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(config: RunConfig, stop: StopRequest) -> int:
     # Not at the top: --help and a bad config are answered before torch and megatron-core are imported.
     from megatron_step.checkpoint.save import SaveError
-    from megatron_step.training.gradients import NoGradientError
+    from megatron_step.training.hooks.gradients import NoGradientError
     from megatron_step.training.run import run
     from megatron_step.training.step import NonFiniteError
 

@@ -12,7 +12,7 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.evaluation import validation_loss
+from megatron_step.training.hooks.evaluation import validation_loss
 from megatron_step.training.state import TrainState, build_state
 from megatron_step.training.step import forward_backward, microbatch_seeds, train_step
 

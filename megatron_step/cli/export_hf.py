@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
     # Not at the top: --help is answered before torch and megatron-core are imported.
     from megatron_step.export.to_hf import DifferentModelError, ExportOptions, export_model
-    from megatron_step.training.report import read_run
+    from megatron_step.training.report import metrics_of_checkpoint
 
     options = ExportOptions(
         dtype=arguments.dtype,
@@ -25,9 +25,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         tokenizer=arguments.tokenizer,
     )
     path = arguments.checkpoint
-    run = path if (path / "checkpoints").is_dir() else path.absolute().parent.parent
     try:
-        metrics = read_run(run).lines if (run / "metrics.jsonl").is_file() else []
+        metrics = metrics_of_checkpoint(path)
         with tqdm(unit="B", unit_scale=True, disable=None) as bar:
 
             def show(done: int, total: int) -> None:

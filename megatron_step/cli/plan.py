@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_step.api import planned_vocab_size, planned_world_size
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster, load_config
 from megatron_step.config.paths import expand_path, path_argument
@@ -70,8 +71,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
-    world_size = _world_size(config, cluster, arguments.world_size)
-    vocab_size = _vocab_size(config)
+    world_size = planned_world_size(config, cluster, arguments.world_size)
+    vocab_size = planned_vocab_size(config)
     if arguments.paper:
         print(_paper_table(config, vocab_size))
         return 0
@@ -86,27 +87,6 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     else:
         _show(found, config, arguments)
     return 1 if found.status == "infeasible" else 0
-
-
-def _world_size(config: RunConfig, cluster: Cluster | None, given: int | None) -> int:
-    needed = config.parallel.model_parallel_size
-    if cluster is not None and cluster.num_gpus < needed:
-        raise ValueError(
-            f"the cluster has {cluster.num_gpus} GPUs, fewer than parallel.tensor_parallel_size "
-            f"{config.parallel.tensor_parallel_size} x parallel.pipeline_parallel_size "
-            f"{config.parallel.pipeline_parallel_size} = {needed}"
-        )
-    if given is not None and given < 1:
-        raise ValueError(f"--world-size must be at least 1, not {given}")
-    return given or (cluster.num_gpus if cluster else needed)
-
-
-def _vocab_size(config: RunConfig) -> int:
-    if config.model.vocab_size is not None:
-        return config.model.vocab_size
-    from megatron_step.data.tokenizer import load_tokenizer
-
-    return load_tokenizer(config.data.tokenizer).vocab_size
 
 
 def _paper_table(config: RunConfig, vocab_size: int) -> str:

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from megatron_step.config.cluster import Cluster, NodeGroup
 from megatron_step.config.command_line import USAGE, override, split_arguments
+from megatron_step.config.plugins import import_plugins
 from megatron_step.config.run import RunConfig
 from megatron_step.config.sections import check_complete, expectation, in_short, read_sections
 from megatron_step.config.yaml_json import parse_yaml, read_yaml
@@ -29,10 +30,28 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
         _parser(RunConfig).print_help()
         raise SystemExit(0)
     path, overrides = split_arguments(arguments, RunConfig)
-    values = read_sections(_read(path, "config", "model, data and training"), RunConfig)
+    values = read_config_file(path)
     for name, text in overrides:
         override(values, name, text, RunConfig)
-    return _instantiate(values, RunConfig)
+    return config_from_values(values)
+
+
+def config_from_values(values: dict[str, Any]) -> RunConfig:
+    """The config with these values by key; a section is a dict. Its plugins are imported.
+
+    Raises ValueError if a key is unknown, a value is not valid or a plugin cannot be imported.
+    """
+    config = _instantiate(read_sections(values, RunConfig), RunConfig)
+    import_plugins(config.plugins)
+    return config
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The values of a config file by key; a section is a dict.
+
+    Raises ValueError if the file cannot be read or has an unknown key.
+    """
+    return read_sections(_read(path, "config", "model, data and training"), RunConfig)
 
 
 def config_text(config: RunConfig) -> str:

@@ -1,5 +1,6 @@
 """All that defines a run: one frozen value, checked when it is made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -11,6 +12,7 @@ from megatron_step.config.numbers import check_seed, nearest, remedy
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.paths import expand_path
+from megatron_step.config.sections import as_section, section_keys
 from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, StagesConfig
 
 
@@ -128,7 +130,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run of megatron_step."""
+    """A run of megatron_step. A section may be given as a dict: `RunConfig(model={"num_layers": 4, ...}, ...)`."""
 
     output_dir: str
     """Folder of the run: its config, metrics, checkpoints and TensorBoard events."""
@@ -160,6 +162,8 @@ class RunConfig:
     """Saving and resuming."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """What the run shows."""
+    plugins: list[str] = field(default_factory=list)
+    """Modules outside the package that add hooks, trackers and growth operators, as in [my_plugin]."""
 
     @property
     def adapts(self) -> bool:
@@ -167,6 +171,9 @@ class RunConfig:
         return self.stages.count > 1 and self.freeze.layers and self.adapter.rank > 0
 
     def __post_init__(self) -> None:
+        for name, key in section_keys(RunConfig).items():
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, as_section(getattr(self, name), key.kind, f"{name}."))
         if not self.output_dir:
             raise ValueError("output_dir is empty: name the folder of the run")
         object.__setattr__(self, "output_dir", expand_path(self.output_dir))

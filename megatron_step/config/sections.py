@@ -6,7 +6,7 @@ A section is a dataclass of this package. Its values are a dict, in which sectio
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +70,23 @@ def read_sections(values: Any, cls: type, prefix: str = "") -> dict[str, Any]:
         else:
             read[name] = value
     return read
+
+
+def as_section(values: Mapping[str, Any], cls: type, prefix: str) -> Any:
+    """The section of some values by key, with each section inside it.
+
+    Raises ValueError for an unknown or missing key, and for a value of another type.
+    """
+    read = read_sections(dict(values), cls, prefix)
+    check_complete(read, cls, prefix)
+    keys = section_keys(cls)
+    for name, value in read.items():
+        if is_dataclass(keys[name].kind) and isinstance(value, dict):
+            read[name] = as_section(value, typing.cast(type, keys[name].kind), f"{prefix}{name}.")
+    try:
+        return cls(**read)
+    except TypeError as error:
+        raise ValueError(f"{prefix[:-1]} has a value of the wrong type: {error}") from None
 
 
 def check_complete(values: dict[str, Any], cls: type, prefix: str = "") -> None:

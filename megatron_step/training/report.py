@@ -93,6 +93,15 @@ def read_run(folder: Path) -> RunReport:
     return RunReport(folder.resolve().name, lines)
 
 
+def metrics_of_checkpoint(checkpoint: Path) -> list[dict[str, Any]]:
+    """The metrics of the run that a checkpoint, or the output folder `checkpoint`, belongs to; none if it has no file.
+
+    Raises ValueError if the file holds no finished step.
+    """
+    run = checkpoint if (checkpoint / "checkpoints").is_dir() else checkpoint.absolute().parent.parent
+    return read_run(run).lines if (run / "metrics.jsonl").is_file() else []
+
+
 def _metrics(text: str) -> dict[str, Any] | None:
     """A line's metrics; None for one that a run being stopped cut off."""
     try:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from itertools import islice
@@ -14,6 +14,7 @@ from megatron_step.checkpoint.directory import list_checkpoints, set_aside
 from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.load import config_text
+from megatron_step.config.plugins import import_plugins, plugin_list
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
@@ -25,30 +26,40 @@ from megatron_step.planner.stages import StagePlan, plan_from_dict
 from megatron_step.planner.table import stage_table
 from megatron_step.training.batches import data_warnings, run_datasets, training_batches, validation_reader
 from megatron_step.training.entry import first_state, next_stage
-from megatron_step.training.evaluation import evaluation_hook
-from megatron_step.training.gradients import gradient_check_hook
-from megatron_step.training.logging import logging_hook
+from megatron_step.training.hooks.evaluation import evaluation_hook
+from megatron_step.training.hooks.gradients import gradient_check_hook
+from megatron_step.training.hooks.logging import logging_hook
+from megatron_step.training.hooks.restart import restart_hook
+from megatron_step.training.hooks.saving import check_resumable, description, saving_hook
 from megatron_step.training.messages import say
-from megatron_step.training.restart import restart_hook
-from megatron_step.training.saving import check_resumable, description, saving_hook
 from megatron_step.training.signals import StopRequest, stop_requests
 from megatron_step.training.stage import Hook, train_stage
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch
 from megatron_step.training.summary import stage_summary
+from megatron_step.training.trackers.tracker import MakeTracker
 
 
-def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
+def run(
+    config: RunConfig,
+    stop: StopRequest | None = None,
+    hooks: Sequence[Hook] = (),
+    trackers: Sequence[MakeTracker] = (),
+) -> bool:
     """Train as `config` says; whether training got to its end, or was asked to stop before.
 
-    `stop` is the caller's watch for signals that ask for it; without one, the run has its own.
+    `stop` is the caller's watch for signals that ask for it; without one, the run has its own. `hooks` are called after
+    those of the config and before the trackers, so that they may add to the metrics; `trackers` get every step's.
 
     Raises ValueError, FileNotFoundError or OSError for input that cannot be used, before anything is written, and
     NonFiniteError or SaveError where training cannot go on.
     """
     if stop is None:
         with stop_requests() as own:
-            return run(config, own)
+            return run(config, own, hooks, trackers)
+    plugins = import_plugins(config.plugins)
+    hooks = [*hooks, *plugin_list(plugins, "hooks")]
+    trackers = [*trackers, *plugin_list(plugins, "trackers")]
     if config.logging.wandb is not None and find_spec("wandb") is None:
         raise ValueError("logging.wandb is set, but wandb is not installed: pip install wandb")
     start_world()
@@ -78,20 +89,21 @@ def run(config: RunConfig, stop: StopRequest | None = None) -> bool:
         describe = description(config, plan, vocab_size, fingerprint, parallel)
         saver = CheckpointSaver(Path(config.output_dir) / "checkpoints", config.checkpoint, parallel)
         with ExitStack() as stack:
-            log = stack.enter_context(logging_hook(config, plan, vocab_size, parallel, state.step))
+            log = stack.enter_context(logging_hook(config, plan, vocab_size, parallel, state.step, trackers))
             steps = range(state.step, plan.num_steps)
             batches = stack.enter_context(training_batches(datasets, config, parallel, steps))
-            hooks = [gradient_check_hook(parallel)]
+            called = [gradient_check_hook(parallel)]
             if config.data.has_validation and config.evaluation.steps:
                 read_batch = validation_reader(datasets, config, parallel)
-                hooks.append(evaluation_hook(read_batch, config, parallel))
-            hooks += [restart_hook(config, parallel), log, saving_hook(saver, config, describe, parallel)]
+                called.append(evaluation_hook(read_batch, config, parallel))
+            called += [restart_hook(config, parallel), *hooks, log]
+            called.append(saving_hook(saver, config, describe, parallel))
 
             def grow(state: TrainState) -> TrainState:
                 return next_stage(state, config, plan, vocab_size, parallel)
 
             stack.enter_context(keep_freed_memory())
-            finished = train_stages(state, plan, batches, config, parallel, hooks, stop, grow)
+            finished = train_stages(state, plan, batches, config, parallel, called, stop, grow)
     stop_world()
     return finished
 

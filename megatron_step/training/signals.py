@@ -1,6 +1,7 @@
 """Requests to stop: SIGTERM, which a cluster sends before it takes a machine back, and SIGUSR1, as SLURM can send."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,8 +22,11 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGUSR1 into a request that a step in progress outlives."""
+    """Turn SIGTERM and SIGUSR1 into a request that a step in progress outlives; outside the main thread, none comes."""
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal_name = signal.Signals(number).name

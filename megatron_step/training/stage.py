@@ -30,8 +30,13 @@ class StepContext:
     is_last: bool
     """Whether the stage, or the process's training, ends with this step."""
 
+    def is_due(self, interval: int) -> bool:
+        """Whether the step is a multiple of `interval` steps of the run; never if that is 0."""
+        return interval > 0 and self.state.step % interval == 0
+
 
 Hook = Callable[[StepContext], None]
+"""Called after each step, on every rank; what it raises ends the run."""
 
 
 def train_stage(

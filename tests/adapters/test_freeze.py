@@ -8,7 +8,7 @@ from serial_oracle import state_of
 from small_run import made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel
-from megatron_step.training.gradients import weights_without_gradient
+from megatron_step.training.hooks.gradients import weights_without_gradient
 from megatron_step.training.step import train_step
 
 STAGES: dict[str, Any] = {"count": 2, "layers": [3, 1]}

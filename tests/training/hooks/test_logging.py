@@ -14,7 +14,7 @@ from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.planner.flops import stage_flops_per_token
 from megatron_step.planner.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.logging import logging_hook
+from megatron_step.training.hooks.logging import logging_hook
 from megatron_step.training.stage import StepContext
 from megatron_step.training.state import TrainState
 from megatron_step.training.trackers.tracker import MakeTracker, Metrics, TrackedRun

@@ -22,11 +22,10 @@ def saving_hook(
 
     A save in between that fails is reported and training goes on; the last one raises SaveError.
     """
-    interval = config.checkpoint.interval
 
     def hook(context: StepContext) -> None:
         state = context.state
-        due = context.is_last or (interval and state.step % interval == 0)
+        due = context.is_last or context.is_due(config.checkpoint.interval)
         try:
             saver.finish() if due else saver.poll()
         except SaveError as error:

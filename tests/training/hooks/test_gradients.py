@@ -5,7 +5,7 @@ from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.gradients import (
+from megatron_step.training.hooks.gradients import (
     CHECKED_STEPS,
     NoGradientError,
     gradient_check_hook,

@@ -16,12 +16,10 @@ def evaluation_hook(read_batch: Callable[[int], list[Microbatch]], config: RunCo
 
     `read_batch(i)` gives this rank's micro-batches of the i-th global batch of the validation set.
     """
-    interval = config.evaluation.interval
 
     def hook(context: StepContext) -> None:
-        due = interval and context.state.step % interval == 0
         finished = context.state.step == context.state.stage.last_step
-        if due or finished:
+        if finished or context.is_due(config.evaluation.interval):
             loss = validation_loss(context.state.chunks, read_batch, config, parallel)
             context.metrics["validation_loss"] = loss
             context.metrics["validation_perplexity"] = math.exp(min(loss, 700.0))  # exp(710) is beyond a float

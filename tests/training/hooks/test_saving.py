@@ -11,7 +11,7 @@ from megatron_step.checkpoint.save import SaveError
 from megatron_step.config.run import RampUpConfig, RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.saving import check_resumable, description, saving_hook
+from megatron_step.training.hooks.saving import check_resumable, description, saving_hook
 from megatron_step.training.stage import StepContext
 from megatron_step.training.state import TrainState
 

@@ -12,7 +12,7 @@ from worlds import Worlds
 from megatron_step.checkpoint.sharding import own_states, sharded_weights
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.training.restart import restart, restart_hook
+from megatron_step.training.hooks.restart import restart, restart_hook
 from megatron_step.training.stage import StepContext
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import train_step

@@ -8,7 +8,7 @@ from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.evaluation import evaluation_hook, validation_loss
+from megatron_step.training.hooks.evaluation import evaluation_hook, validation_loss
 from megatron_step.training.stage import StepContext
 from megatron_step.training.state import initial_state
 from megatron_step.training.step import evaluate_batch
