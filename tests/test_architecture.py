@@ -17,6 +17,7 @@ PACKAGES = ("megatron_step", "benchmarks")
 # A file may import from its own package and from those before it.
 ORDER = [
     "config",
+    "plan",
     "planner",
     "engine",
     "ops",
@@ -103,11 +104,18 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(module, ())
 
 
-def test_config_and_planner_work_without_torch() -> None:
-    modules = [_module(path) for package in ("config", "planner") for path in _python_files(f"megatron_step/{package}")]
+@pytest.mark.parametrize(
+    ("packages", "heavy"),
+    [
+        (("config", "plan"), {"torch", "megatron.core", "transformers", "numpy", "mip"}),
+        (("planner",), {"torch", "megatron.core", "transformers"}),
+    ],
+)
+def test_plans_work_without_torch(packages: tuple[str, ...], heavy: set[str]) -> None:
+    modules = [_module(path) for path in _python_files(*(f"megatron_step/{package}" for package in packages))]
     program = (
         f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
-        "heavy = {'torch', 'megatron.core', 'transformers'} & set(sys.modules)\n"
+        f"heavy = {heavy!r} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     finished = subprocess.run(

@@ -229,11 +229,6 @@ def _check_stages(config: RunConfig) -> None:
         raise ValueError(
             f"stages.layers {stages.layers} add up to {sum(stages.layers)} layers, but model.num_layers is {num_layers}"
         )
-    if stages.layers == "auto" and stages.count > 1 and config.growth.operator == "stack":
-        raise ValueError(
-            "stages.layers must be a list with growth.operator stack, which adds whole repetitions of the model, "
-            "as in [6, 6, 12]"
-        )
     if stages.layers == "auto" and stages.count > num_layers:
         raise ValueError(f"stages.count {stages.count} is more than model.num_layers {num_layers}: each adds a layer")
     if config.planner.recipe is not None and config.training.precision != "bf16":

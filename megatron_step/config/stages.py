@@ -69,19 +69,15 @@ class StagesConfig:
 class GrowthConfig:
     """The growth operator: where new layers come, and what weights they begin with."""
 
-    operator: Literal["interpolate", "stack"] = "interpolate"
+    operator: str = "interpolate"
     """interpolate puts new layers between old ones (Chang et al., 2018); stack repeats the whole model on top of
-    itself (G_stack, Du et al., 2024)."""
+    itself (G_stack, Du et al., 2024); or the name of a registered operator (plan/operators.py)."""
     position: Literal["upper", "intermediate", "lower", "random"] = "upper"
     """Between which old layers interpolate puts new ones first: the upper ones, those in the middle, the lower ones,
     or any."""
     init: Literal["mean", "copy", "identity", "random"] = "mean"
     """Weights of a new layer: the mean of its two neighbours (STEP), a copy of the layer below it, that copy with its
     two output projections zero, which keeps the model's function (LLaMA Pro, Wu et al., 2024), or random ones."""
-
-    def __post_init__(self) -> None:
-        if self.operator == "stack" and self.init == "mean":
-            raise ValueError("growth.operator stack repeats layers: growth.init must be copy, identity or random")
 
 
 @dataclass(frozen=True)

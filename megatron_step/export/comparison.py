@@ -23,8 +23,8 @@ from megatron_step.export.architectures import model_config
 from megatron_step.export.reference import reference_logits
 from megatron_step.export.saved_weights import SavedWeights
 from megatron_step.export.transformers_model import load_in_transformers
-from megatron_step.growth.weights import factor_keys
 from megatron_step.growth.whole_model import whole_model
+from megatron_step.plan.names import factor_keys
 
 _SEQUENCES, _LONGEST = 2, 128
 _RATIO = 8.0  # K above: right models of 2 to 30 layers stay below 2

@@ -6,8 +6,9 @@ from typing import Any
 
 from megatron_step.checkpoint.manifest import Manifest, saved_config
 from megatron_step.config.run import RunConfig, consumed_samples
+from megatron_step.plan.operators import describe_growth
+from megatron_step.plan.stages import Stage, plan_from_dict
 from megatron_step.planner.memory import stage_memory
-from megatron_step.planner.stages import Stage, plan_from_dict
 from megatron_step.planner.table import format_bytes
 
 Metrics = Sequence[dict[str, Any]]
@@ -87,8 +88,8 @@ def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
     began = f" It began with the weights of `{config.stages.start_from}`." if config.stages.start_from else ""
     grown = ""
     if manifest.stage_index > 0:
-        growth, adapter = config.growth, config.adapter
-        grown = f" It grew by {growth.operator}, {growth.position}, with new layers as {growth.init}"
+        adapter = config.adapter
+        grown = f" It grew by {describe_growth(config.growth)}"
         grown += f"; adapters had rank {adapter.rank} and alpha {adapter.alpha:g}." if config.adapts else "."
     return [
         f"Pre-trained with megatron_step for {manifest.step:,} steps, "

@@ -15,8 +15,7 @@ from torch import Tensor
 from megatron_step.config.stages import AdapterConfig
 from megatron_step.export.hf_mapping import MappedWeight
 from megatron_step.export.safetensors_files import write_safetensors
-from megatron_step.growth.weights import factor_keys
-from megatron_step.planner.trainable import layer_of
+from megatron_step.plan.names import factor_keys, layer_of
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of an adapter."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_step.export.hf_mapping import MappedWeight
-from megatron_step.planner.trainable import layer_of
+from megatron_step.plan.names import layer_of
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -8,7 +8,8 @@ from torch import Tensor
 from megatron_step.adapters.merge import add_product
 from megatron_step.checkpoint.load import FoundCheckpoint
 from megatron_step.checkpoint.whole_tensors import WholeTensors
-from megatron_step.growth.weights import adapter_scaling, factor_keys
+from megatron_step.growth.weights import adapter_scaling
+from megatron_step.plan.names import factor_keys
 
 
 class SavedWeights:

@@ -18,7 +18,7 @@ from megatron_step.export.hf_mapping import MappedWeight
 from megatron_step.export.peft_adapter import ADAPTER_CONFIG, ADAPTER_FILE, factor_names
 from megatron_step.export.safetensors_files import HFTensors
 from megatron_step.export.saved_weights import SavedWeights
-from megatron_step.growth.weights import factor_keys
+from megatron_step.plan.names import factor_keys
 
 _BLOCK_ELEMENTS = 1 << 22  # of a weight that is compared at once in fp64
 

@@ -21,8 +21,8 @@ from megatron_step.checkpoint.sharding import (
 )
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
-from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import in_layer, layer_of
+from megatron_step.plan.names import in_layer, layer_of
+from megatron_step.plan.stages import Stage
 
 
 def grow_moments(

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from megatron_step.checkpoint.sharding import Sharded
 from megatron_step.engine.parallel import Parallel
-from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import layer_of
+from megatron_step.plan.names import layer_of
+from megatron_step.plan.stages import Stage
 
 
 def turns(

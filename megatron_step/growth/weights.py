@@ -25,11 +25,9 @@ from megatron_step.checkpoint.sharding import Sharded, sharded_weights
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
-from megatron_step.planner.operators import first_layers
-from megatron_step.planner.stages import Stage, even_layout, plan_from_dict
-from megatron_step.planner.trainable import in_layer, is_adapter
-
-_OUTPUT_PROJECTIONS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+from megatron_step.plan.names import factor_keys, in_layer, is_adapter, writes_residual
+from megatron_step.plan.operators import INITS, first_layers
+from megatron_step.plan.stages import Stage, even_layout, plan_from_dict
 
 
 @dataclass(frozen=True)
@@ -140,19 +138,13 @@ def _grow_layer(
         origins = [in_layer(shard.key, origin) for origin in sources]
         parts = [_merged(shard, loaded, key, source.scaling) if merges else loaded[key] for key in origins]
         shard.data.data.copy_(torch.stack(parts).mean(0) if len(parts) > 1 else parts[0])
-        if is_new and growth.init == "identity" and shard.key.endswith(_OUTPUT_PROJECTIONS):
+        if is_new and INITS[growth.init].zero_outputs and writes_residual(shard.key):
             shard.data.data.zero_()
 
 
 def _kept(shard: Sharded, sources: Sequence[int], source: GrowthSource, merges: bool) -> bool:
     """Whether an adapter goes on from the checkpoint, rather than begin afresh."""
     return not merges and in_layer(shard.key, sources[0]) in source.tensors
-
-
-def factor_keys(weight_key: str) -> tuple[str, str]:
-    """Keys of A and B of the adapter on a linear's weight."""
-    linear = weight_key.removesuffix(".weight")
-    return f"{linear}.adapter.linear_in.weight", f"{linear}.adapter.linear_out.weight"
 
 
 def _factor_requests(weight_key: str, source: GrowthSource, shard: Sharded) -> Iterator[tuple[str, ShardedTensor]]:

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from megatron_step import ops
 from megatron_step.layers.adapter import Split, adapter_linear
 from megatron_step.layers.communication import all_gather, reduce_scatter
+from megatron_step.plan.names import ADAPTER_A, ADAPTER_B
 
 
 class _ParallelLinear(torch.autograd.Function):
@@ -102,7 +103,7 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Weight, bias, A and B, all split by rows."""
-        axes = {"weight": 0, "bias": 0, **dict.fromkeys(_FACTORS, 0)}
+        axes = {"weight": 0, "bias": 0, ADAPTER_A: 0, ADAPTER_B: 0}
         return _sharded_state_dict(self, axes, prefix, sharded_offsets, metadata)
 
 
@@ -122,11 +123,8 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """Weight, A and B, all split by columns."""
-        axes = {"weight": 1, **dict.fromkeys(_FACTORS, 1)}
+        axes = {"weight": 1, ADAPTER_A: 1, ADAPTER_B: 1}
         return _sharded_state_dict(self, axes, prefix, sharded_offsets, metadata)
-
-
-_FACTORS = ("adapter.linear_in.weight", "adapter.linear_out.weight")
 
 
 def _sharded_state_dict(

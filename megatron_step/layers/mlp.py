@@ -9,6 +9,7 @@ from torch import Tensor
 
 from megatron_step import ops
 from megatron_step.layers.linear import ColumnParallelLinear, RowParallelLinear
+from megatron_step.plan.names import ADAPTER_B
 
 
 class MLP(megatron_mlp.MLP):
@@ -28,7 +29,7 @@ class MLP(megatron_mlp.MLP):
     ) -> dict[str, Any]:
         """megatron-core's, with an adapter's B cut into gate and up as its base weight is."""
         shards = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        key = f"{prefix}linear_fc1.adapter.linear_out.weight"
+        key = f"{prefix}linear_fc1.{ADAPTER_B}"
         if self.config.gated_linear_unit and key in shards:
             shards[key] = megatron_mlp.apply_swiglu_sharded_factory(shards[key], sharded_offsets)
         return shards

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_step import ops
 from megatron_step.layers.adapter import AdaptableLinear, Adapter, Split
+from megatron_step.plan.names import ADAPTER_A, ADAPTER_B
 
 
 def make_adaptable(linear: Any, sequence_parallel: bool) -> AdaptableLinear:
@@ -64,7 +65,7 @@ class _AdaptedLinear:
         shards = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
         if self.adapter is None:
             return shards
-        factors = {f"adapter.{name}.weight": getattr(self.adapter, name).weight for name in ("linear_in", "linear_out")}
+        factors = {ADAPTER_A: self.adapter.linear_in.weight, ADAPTER_B: self.adapter.linear_out.weight}
         axis = 0 if self.split == "column" else 1
         return shards | make_sharded_tensors_for_checkpoint(
             factors,

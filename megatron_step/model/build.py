@@ -13,7 +13,7 @@ from megatron_step.layers.spec import block_spec
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
 from megatron_step.model.transformer_config import transformer_config
-from megatron_step.planner.stages import even_layout
+from megatron_step.plan.stages import even_layout
 
 
 def build_model(

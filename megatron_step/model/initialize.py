@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
+from megatron_step.plan.names import is_adapter_a, is_adapter_b, is_bias, writes_residual
 
 _ROWS = 1024  # rows of a full weight drawn at a time: bounds the memory
 
@@ -35,15 +36,14 @@ def initialize(shards: dict[str, object], model: ModelConfig, seed: int) -> None
 @torch.no_grad()
 def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
     name = shard.key
-    if name.endswith((".bias", ".adapter.linear_out.weight")):
+    if is_bias(name) or is_adapter_b(name):
         shard.data.zero_()
     elif shard.data.dim() == 1:
         shard.data.fill_(1.0)
-    elif name.endswith(".adapter.linear_in.weight"):
+    elif is_adapter_a(name):
         _fill_normal(shard, 1 / math.sqrt(3 * shard.global_shape[1]), seed)
     else:
-        writes_residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-        std = model.init_std / math.sqrt(2 * model.num_layers) if writes_residual else model.init_std
+        std = model.init_std / math.sqrt(2 * model.num_layers) if writes_residual(name) else model.init_std
         _fill_normal(shard, std, seed)
 
 

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import Target
+from megatron_step.plan.names import layer_key
+from megatron_step.plan.stages import Stage
+from megatron_step.plan.trainable import has_adapters, treatment
 from megatron_step.planner.core_attention import attention_buffer, core_attention
 from megatron_step.planner.parameters import layer_linears, layer_parameters
 from megatron_step.planner.pipeline_schedule import held_messages, passes
 from megatron_step.planner.recipes import recipe_of
-from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import has_adapters, layer_key, treatment
 
 
 def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> int:

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.operators import operator_of
+from megatron_step.plan.stages import Solution
 from megatron_step.planner.chunk_costs import Split
-from megatron_step.planner.depths import EXACT, Depths, cheapest_depths, growths
+from megatron_step.planner.depths import EXACT, Depths, best_depths, cheapest_depths, growths
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.stage_layouts import StageLayouts
-from megatron_step.planner.stages import Solution
 
 Array = npt.NDArray[np.float64]
 
@@ -58,14 +59,14 @@ def choose(
     deadline = monotonic() + planner.time_limit * 3 / 4
     if depths is None:
         _check_saves(config, layouts)
-    stages = _Stages(layouts, steps, [_possible(stage, config.model.num_layers, depths) for stage in range(count)])
+    stages = _Stages(layouts, steps, [_possible(stage, config, depths) for stage in range(count)])
     if planner.objective == "time":
         best = _fastest(stages, 1.0, (), deadline)
-        _check_found(best, config)
+        _check_found(best, stages, config)
         found = stages.of(best.depths, layouts.least_share)
         return _choice(stages, best.depths, found, 1.0, Solution(_status(best), "time", best.cost, best.bound))
     least = _least_share(stages, deadline)
-    _check_found(least, config)
+    _check_found(least, stages, config)
     if planner.objective == "memory":
         best = _deepest(stages, least.cost, least.depths, deadline)
     else:
@@ -127,14 +128,17 @@ def _least_share(stages: _Stages, deadline: float) -> Depths:
     return cheapest_depths(bounds, evaluate, largest=True, deadline=deadline, rising=layouts.bounds_rise)
 
 
-def _possible(stage: int, num_layers: int, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:
+def _possible(stage: int, config: RunConfig, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:
     """[before, after]: whether the stage may grow the model so."""
+    num_layers, operator = config.model.num_layers, operator_of(config.growth)
     allowed = np.zeros((num_layers + 1, num_layers + 1), dtype=bool)
     if depths is not None:
         allowed[growths(depths)[stage]] = True
         return allowed
-    allowed[0 if stage == 0 else slice(1, None)] = True
-    return np.triu(allowed, k=1)  # each stage adds a layer
+    for before in [0] if stage == 0 else range(1, num_layers + 1):
+        for after in range(before + 1, num_layers + 1):
+            allowed[before, after] = before == 0 or operator.can_add(before, after - before)
+    return allowed
 
 
 def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
@@ -179,7 +183,7 @@ def _check_saves(config: RunConfig, layouts: StageLayouts) -> None:
         )
 
 
-def _check_found(found: Depths, config: RunConfig) -> None:
+def _check_found(found: Depths, stages: _Stages, config: RunConfig) -> None:
     if found.depths:
         return
     chunks = config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size
@@ -188,6 +192,13 @@ def _check_found(found: Depths, config: RunConfig) -> None:
         raise ValueError(
             f"{num_layers} layers are too few for {count} stages on {chunks} parts of a pipeline: the first stage "
             "needs one for each part, each other stage adds at least one"
+        )
+    _, path = best_depths([np.where(possible, 0.0, np.inf) for possible in stages.possible], largest=True)
+    if not path:
+        operator = operator_of(config.growth)
+        raise ValueError(
+            f"growth.operator {operator.name} adds {operator.adds}: it cannot grow a model to {num_layers} layers in "
+            f"{count} stages. Change stages.count or model.num_layers"
         )
     raise ValueError(
         "no plan fits the memory of the cluster, or none was found within planner.time_limit "

@@ -6,8 +6,8 @@ from itertools import combinations
 
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, check_world
+from megatron_step.plan.stages import Stage
 from megatron_step.planner.forecast import Forecast, forecast
-from megatron_step.planner.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from math import lcm
 
 from megatron_step.config.run import RunConfig, batch_size_at, consumed_samples
-from megatron_step.planner.stages import Stage, StagePlan
+from megatron_step.plan.stages import Stage, StagePlan
 
 
 def length_warnings(config: RunConfig, plan: StagePlan) -> list[str]:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from math import lcm
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.names import is_adapter, layer_of
+from megatron_step.plan.stages import Stage
 from megatron_step.planner.activations import activation_bytes
 from megatron_step.planner.parameters import Parameter, chunk_parameters
 from megatron_step.planner.recipes import Recipe, recipe_of
-from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import is_adapter, layer_of
 
 WEIGHT_ALIGNMENT = 64
 """Elements at a multiple of which each trained weight begins, with the distributed optimizer."""

@@ -16,8 +16,8 @@ from math import prod
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import Target
-from megatron_step.planner.stages import Stage
-from megatron_step.planner.trainable import Treatment, has_adapters, treatment
+from megatron_step.plan.stages import Stage
+from megatron_step.plan.trainable import Treatment, has_adapters, treatment
 
 
 @dataclass(frozen=True)

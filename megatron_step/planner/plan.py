@@ -6,10 +6,10 @@ from itertools import accumulate
 
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, batch_size_at
+from megatron_step.plan.operators import GrownLayer, first_layers, grow, operator_of
+from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps
 from megatron_step.planner.choose import choose
 from megatron_step.planner.machines import pipeline_machines
-from megatron_step.planner.operators import GrownLayer, first_layers, grow
-from megatron_step.planner.stages import Stage, StagePlan, even_layout, first_steps
 
 
 def make_plan(
@@ -25,9 +25,10 @@ def make_plan(
     `vocab_size` is the tokenizer's. `chosen` are the layers that each stage adds where a plan made before has chosen
     them.
 
-    Raises ValueError if the growth operator cannot add the layers asked for, a layout does not hold a stage, or the
-    plan does not fit the machines.
+    Raises ValueError if there is no such growth operator or it cannot add the layers asked for, if a layout does not
+    hold a stage, or if the plan does not fit the machines.
     """
+    operator_of(config.growth)
     budgets = _step_budgets(config)
     spans = first_steps(budgets, config.stages.grow_at)
     depths = _given_depths(config, chosen)

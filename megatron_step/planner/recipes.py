@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.names import layer_of
 from megatron_step.planner.parameters import Parameter
-from megatron_step.planner.trainable import layer_of
 
 _SCALE_BYTES = 4
 

@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.operators import GrownLayer
+from megatron_step.plan.stages import Stage
 from megatron_step.planner.activations import (
     ChunkEnds,
     Use,
@@ -38,10 +40,8 @@ from megatron_step.planner.activations import (
 from megatron_step.planner.flops import forward_flops_per_token, layer_flops_per_token, output_flops_per_token
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.memory import WEIGHT_ALIGNMENT, growth_bytes
-from megatron_step.planner.operators import GrownLayer
 from megatron_step.planner.parameters import Parameter, layer_parameters, outer_parameters
 from megatron_step.planner.recipes import recipe_of
-from megatron_step.planner.stages import Stage
 
 Array = npt.NDArray[np.float64]
 

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.operators import first_layers, grow, operator_of
+from megatron_step.plan.stages import even_layout
 from megatron_step.planner.chunk_costs import ChunkCosts, Split
 from megatron_step.planner.interleaved import interleaved_split, near_split
 from megatron_step.planner.layout import best_split
 from megatron_step.planner.machines import Machine
-from megatron_step.planner.operators import first_layers, grow
 from megatron_step.planner.pipeline_schedule import most_in_flight
 from megatron_step.planner.stage_costs import (
     RankCost,
@@ -28,7 +29,6 @@ from megatron_step.planner.stage_costs import (
     stage_costs,
     sums,
 )
-from megatron_step.planner.stages import even_layout
 
 Array = npt.NDArray[np.float64]
 
@@ -61,9 +61,11 @@ class StageLayouts:
 
     @property
     def bounds_rise(self) -> bool:
-        """Whether what `least_share` proves for a stage also bounds those that add more layers to as many: the growth
-        operator then only puts in others (planner/two_chunks.py)."""
-        return self._config.parallel.virtual_pipeline_size > 1 and self._config.stages.layouts == "auto"
+        """Whether what `least_share` proves for a stage also bounds those that add more layers to as many, as where the
+        growth operator only puts in others (planner/two_chunks.py)."""
+        config = self._config
+        searched = config.parallel.virtual_pipeline_size > 1 and config.stages.layouts == "auto"
+        return searched and operator_of(config.growth).only_inserts
 
     def _least_share(self, before: int, after: int, thorough: bool = False) -> Split:
         """The layout whose largest share of a rank's memory is least; of an interleaved pipeline, if `thorough`, the

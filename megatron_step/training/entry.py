@@ -11,7 +11,7 @@ from megatron_step.data.tokenizer import Tokenizer
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.moments import grow_moments
 from megatron_step.growth.weights import grow_weights, growth_source, saved_stage
-from megatron_step.planner.stages import Stage, StagePlan
+from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.training.memory import measure_peak
 from megatron_step.training.state import TrainState, build_state
 

@@ -15,7 +15,7 @@ from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.launcher import started_by_torchrun
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.growth.whole_model import whole_model
-from megatron_step.planner.stages import plan_from_dict
+from megatron_step.plan.stages import plan_from_dict
 from megatron_step.training.batches import run_datasets, validation_reader
 from megatron_step.training.hooks.evaluation import validation_loss
 

@@ -20,9 +20,9 @@ from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel, first_problem, parallel_layout, start_world, stop_world
+from megatron_step.plan.stages import StagePlan, plan_from_dict
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.lengths import length_warnings
-from megatron_step.planner.stages import StagePlan, plan_from_dict
 from megatron_step.planner.table import stage_table
 from megatron_step.training.batches import data_warnings, run_datasets, training_batches, validation_reader
 from megatron_step.training.entry import first_state, next_stage

@@ -14,9 +14,9 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import build_model
 from megatron_step.optim.optimizer import build_optimizer, set_update_counts, wrap_data_parallel
+from megatron_step.plan.stages import Stage, StagePlan
+from megatron_step.plan.trainable import has_adapters, treatment
 from megatron_step.planner.plan import make_plan
-from megatron_step.planner.stages import Stage, StagePlan
-from megatron_step.planner.trainable import has_adapters, treatment
 
 
 @dataclass

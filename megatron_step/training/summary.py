@@ -12,9 +12,9 @@ from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.device import current_device
 from megatron_step.engine.parallel import Parallel
-from megatron_step.planner.operators import preserves_function
+from megatron_step.plan.operators import operator_of
+from megatron_step.plan.stages import StagePlan
 from megatron_step.planner.recipes import recipe_of
-from megatron_step.planner.stages import StagePlan
 from megatron_step.training.state import TrainState
 
 _NAMES = {"embedding": "embedding, output layer", "new_layer": "new layers", "adapter": "adapters", "base": "other"}
@@ -44,9 +44,9 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
 
 def _growth(growth: GrowthConfig) -> str:
     """How the model was grown."""
-    place = f"{growth.operator}, {growth.position}" if growth.operator == "interpolate" else growth.operator
-    keeps = "keeps" if preserves_function(growth) else "does not keep"
-    return f"  grown by {place}, {growth.init}, which {keeps} the model's function"
+    operator = operator_of(growth)
+    keeps = "keeps" if operator.preserves_function(growth) else "does not keep"
+    return f"  grown by {operator.describe(growth)}, which {keeps} the model's function"
 
 
 def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[int, bool, str]]:

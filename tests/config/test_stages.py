@@ -8,7 +8,7 @@ import yaml
 
 from megatron_step.config.load import config_from_text, config_text, load_config
 from megatron_step.config.run import RunConfig
-from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, StagesConfig
+from megatron_step.config.stages import AdapterConfig, FreezeConfig, StagesConfig
 
 _VALUES: dict[str, Any] = {
     "output_dir": "runs/x",
@@ -85,7 +85,6 @@ def test_unknown_keys_are_refused_with_the_nearest(tmp_path: Path, option: str, 
         (lambda: StagesConfig(steps=5, learning_rates=[1.0, 2.0]), "stages.learning_rates has 2 entries"),
         (lambda: StagesConfig(steps=5, learning_rates=[0.0]), "must be positive"),
         (lambda: StagesConfig(steps=5, layouts=[[1], [2]]), "stages.layouts has 2 entries"),
-        (lambda: GrowthConfig(operator="stack"), "growth.init must be copy, identity or random"),
         (lambda: AdapterConfig(rank=-1), "adapter.rank must not be negative"),
         (lambda: AdapterConfig(alpha=0.0), "adapter.alpha must be positive"),
         (lambda: AdapterConfig(targets=[]), "must name linears, each once"),
@@ -109,7 +108,6 @@ def test_a_first_stage_of_no_steps_needs_a_start_checkpoint() -> None:
     [
         ({"stages": {"count": 2, "layers": [5, 4], "steps": 1}}, r"\[5, 4\] add up to 9 layers, but .* is 12"),
         ({"stages": {"count": 13, "steps": 1}}, "stages.count 13 is more than model.num_layers 12"),
-        ({"growth": {"operator": "stack", "init": "copy"}}, "stages.layers must be a list with growth.operator stack"),
         ({"adapter": {"rank": 3}, "parallel": {"tensor_parallel_size": 2}}, "adapter.rank 3 is not divisible"),
         ({"growth": {"position": "top"}}, "growth"),
         ({"adapter": {"targets": ["mlp"]}}, "adapter"),

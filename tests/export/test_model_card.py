@@ -30,7 +30,7 @@ def test_every_stage_has_a_line() -> None:
     assert "1,234,567 weights (LlamaForCausalLM, bfloat16): layers 4, width 96" in text
     assert "for 14 steps, 3,584 tokens, in fp32" in text
     assert "began with the weights of `imported/llama`" in text
-    assert "grew by interpolate, upper, with new layers as mean; adapters had rank 4 and alpha 8." in text
+    assert "grew by interpolate, upper, mean; adapters had rank 4 and alpha 8." in text
     assert "| 1 | 2 | 6 | 1,536 | 4.0000 | - |" in text
     assert "| 2 | 2 + 2 new | 8 | 2,048 | 3.0000 | - |" in text
     assert "6.0 MiB |" in text

@@ -23,8 +23,8 @@ from megatron_step.engine.parallel import parallel_layout
 from megatron_step.growth import weights
 from megatron_step.growth.weights import load_merged
 from megatron_step.model.build import build_model
+from megatron_step.plan.stages import Stage
 from megatron_step.planner.plan import make_plan
-from megatron_step.planner.stages import Stage
 from megatron_step.training.entry import first_state
 from megatron_step.training.state import build_state
 from megatron_step.training.step import evaluate_batch, train_step

@@ -5,7 +5,7 @@ import torch
 from small_run import TIED, small_config
 
 from megatron_step.model.transformer_config import transformer_config
-from megatron_step.planner.stages import even_layout
+from megatron_step.plan.stages import even_layout
 
 
 def _config(model: dict | None = None, precision: str = "fp32", **parallel: object) -> object:

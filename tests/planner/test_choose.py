@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -179,6 +179,23 @@ def test_a_stage_of_no_steps_costs_nothing(objective: str, pipeline: int) -> Non
         assert solution.objective == pytest.approx(found.seconds)
     else:
         assert solution.objective == pytest.approx(min(stage.peak_bytes for stage in given) / 2**30, rel=4e-3)
+
+
+def test_stack_is_planned_in_whole_repetitions() -> None:
+    config = small_config(model={"num_layers": 12}, stages={"count": 3}, growth={"operator": "stack", "init": "copy"})
+    depths = [stage.num_layers for stage in make_plan(config, VOCAB_SIZE).stages]
+    assert depths[-1] == 12
+    assert all(after % before == 0 for before, after in pairwise(depths))
+    possible = ([1, 1, 10], [2, 2, 8], [3, 3, 6], [1, 2, 9], [1, 3, 8], [1, 5, 6], [2, 4, 6])
+    given = [replace(config, stages=replace(config.stages, layers=layers)) for layers in possible]
+    least = min(forecast(plan, VOCAB_SIZE, 1).peak_bytes for plan in given)
+    assert forecast(config, VOCAB_SIZE, 1).peak_bytes == least
+
+
+def test_a_depth_that_an_operator_cannot_reach() -> None:
+    config = small_config(model={"num_layers": 7}, stages={"count": 3}, growth={"operator": "stack", "init": "copy"})
+    with pytest.raises(ValueError, match="stack adds whole repetitions .*cannot grow a model to 7 layers in 3 stages"):
+        make_plan(config, VOCAB_SIZE)
 
 
 def test_layers_that_save_nothing_are_refused() -> None:

@@ -8,10 +8,10 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.cluster import Cluster, NodeGroup
+from megatron_step.plan.stages import plan_from_dict
 from megatron_step.planner.forecast import check_fits, forecast, plan_and_forecast, vanilla_config, with_plan
 from megatron_step.planner.memory import stage_memory
 from megatron_step.planner.plan import make_plan
-from megatron_step.planner.stages import plan_from_dict
 
 STAGED = small_config(
     model={"num_layers": 6}, stages={"count": 2, "layers": [4, 2]}, parallel={"pipeline_parallel_size": 2}

@@ -3,9 +3,9 @@
 import pytest
 from small_run import small_config
 
+from megatron_step.plan.trainable import Treatment
 from megatron_step.planner.parameters import Parameter
 from megatron_step.planner.recipes import RECIPES, recipe_of
-from megatron_step.planner.trainable import Treatment
 
 FROZEN, TRAINED = Treatment(False, "base", 0), Treatment(True, "base", 0)
 

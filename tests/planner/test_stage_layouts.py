@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_run import VOCAB_SIZE, small_config
 
+from megatron_step.plan.operators import Interpolate, register
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.stage_layouts import StageLayouts
 
@@ -40,6 +41,25 @@ def test_stages_that_cannot_be_have_no_bound() -> None:
     assert np.isfinite(bounds[1, 5])  # a model of fewer layers than ranks may be one that was trained before
     assert np.isinf(bounds[5, 4])
     assert np.isfinite(bounds[5, 5])  # a stage may add no layers
+
+
+def test_bounds_rise_only_where_the_operator_only_inserts() -> None:
+    class Spread(Interpolate):
+        """As interpolate, but not known to only insert."""
+
+        name = "spread"
+        only_inserts = False
+
+    register(Spread())
+    rise = {}
+    for operator in ("interpolate", "spread"):
+        config = small_config(
+            model={"num_layers": 8},
+            growth={"operator": operator},
+            parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
+        )
+        rise[operator] = StageLayouts(config, VOCAB_SIZE, 1, UNEQUAL, seconds=5).bounds_rise
+    assert rise == {"interpolate": True, "spread": False}
 
 
 def test_within_the_limit_or_not_at_all() -> None:

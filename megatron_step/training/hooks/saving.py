@@ -9,7 +9,7 @@ from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.data.fingerprint import check_fingerprint
 from megatron_step.engine.parallel import Parallel
-from megatron_step.planner.stages import StagePlan, plan_from_dict
+from megatron_step.plan.stages import StagePlan, plan_from_dict
 from megatron_step.training.messages import warn
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState

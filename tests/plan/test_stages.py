@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.parallel import ParallelConfig
+from megatron_step.plan.stages import even_layout, first_steps, plan_from_dict
 from megatron_step.planner.plan import make_plan
-from megatron_step.planner.stages import even_layout, first_steps, plan_from_dict
 
 _PLAN = make_plan(
     small_config(

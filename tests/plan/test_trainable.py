@@ -6,8 +6,9 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.names import in_layer, is_adapter, layer_of
+from megatron_step.plan.trainable import has_adapters, treatment
 from megatron_step.planner.plan import make_plan
-from megatron_step.planner.trainable import has_adapters, in_layer, is_adapter, layer_of, treatment
 
 STAGES = {"count": 3, "layers": [2, 1, 1]}  # layers by the stage that added them: 0 2 1 0
 EMBEDDING, OUTPUT, NORM = "embedding.word_embeddings.weight", "output_layer.weight", "decoder.final_layernorm.weight"

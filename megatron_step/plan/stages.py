@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from megatron_step.config.parallel import ParallelConfig
-from megatron_step.planner.operators import GrownLayer
+from megatron_step.plan.operators import GrownLayer
 
 
 @dataclass(frozen=True)

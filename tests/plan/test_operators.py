@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_step.config.stages import GrowthConfig
-from megatron_step.planner.operators import GrownLayer, first_layers, grow, preserves_function
+from megatron_step.plan.operators import (
+    GrownLayer,
+    New,
+    Old,
+    Operator,
+    describe_growth,
+    first_layers,
+    grow,
+    operator_of,
+    register,
+)
 
 POSITIONS = ["upper", "intermediate", "lower", "random"]
 INITS = ["mean", "copy", "identity", "random"]
@@ -91,10 +101,91 @@ def test_stack_repeats_the_whole_model(init: str) -> None:
 
 
 def test_stack_refuses_a_part_of_the_model() -> None:
-    with pytest.raises(ValueError, match="cannot add 2 layers to 3; let that stage add 3 in stages.layers"):
+    with pytest.raises(ValueError, match="model: it cannot add 2 layers to 3; let that stage add 3 in stages.layers"):
         _grown(3, 2, operator="stack", init="copy")
 
 
 def test_only_identity_keeps_the_function() -> None:
-    kept = {init: preserves_function(GrowthConfig(init=init)) for init in INITS}  # type: ignore[arg-type]
+    growths = {init: GrowthConfig(init=init) for init in INITS}  # type: ignore[arg-type]
+    kept = {init: operator_of(growth).preserves_function(growth) for init, growth in growths.items()}
     assert kept == {"mean": False, "copy": False, "identity": True, "random": False}
+
+
+@pytest.mark.parametrize(
+    ("growth", "text"),
+    [
+        (GrowthConfig(position="lower"), "interpolate, lower, mean"),
+        (GrowthConfig(operator="stack", init="copy"), "stack, copy"),
+        (GrowthConfig(operator="unknown here", init="copy"), "unknown here, copy"),
+    ],
+)
+def test_growth_is_described_by_the_settings_that_it_uses(growth: GrowthConfig, text: str) -> None:
+    assert describe_growth(growth) == text
+
+
+def test_settings_that_no_operator_takes_are_refused() -> None:
+    with pytest.raises(ValueError, match="stack does not take growth.init mean: choose copy, identity or random"):
+        operator_of(GrowthConfig(operator="stack"))
+    with pytest.raises(ValueError, match="growth.operator spread is not registered: choose .*interpolate.* or "):
+        operator_of(GrowthConfig(operator="spread"))
+
+
+class Repeat(Operator):
+    """Every layer again in its place: a b c -> a a b b c c."""
+
+    name = "repeat in place"
+    inits = ("copy", "identity")
+    adds = "as many layers as there are, or a multiple"
+
+    def places(self, num_layers: int, num_new: int, growth: GrowthConfig, seed: int) -> list[Old | New]:
+        times = num_new // num_layers
+        return [place for layer in range(num_layers) for place in (Old(layer), *[New(layer)] * times)]
+
+    def can_add(self, num_layers: int, num_new: int) -> bool:
+        return num_new % num_layers == 0
+
+
+class Careless(Repeat):
+    name = "careless"
+    placed: tuple[Old | New, ...] = ()
+
+    def places(self, num_layers: int, num_new: int, growth: GrowthConfig, seed: int) -> list[Old | New]:
+        return list(self.placed)
+
+
+@pytest.fixture
+def repeat() -> str:
+    register(Repeat())
+    return Repeat.name
+
+
+def test_an_operator_of_a_users_own_grows(repeat: str) -> None:
+    layers = _grown(3, 3, operator=repeat, init="copy")
+    assert _pattern(layers) == "ononon"
+    assert [layer.sources for layer in layers] == [(0,), (0,), (1,), (1,), (2,), (2,)]
+    with pytest.raises(
+        ValueError,
+        match="or a multiple: it cannot add 2 layers to 3; let that stage add 3",
+    ):
+        _grown(3, 2, operator=repeat, init="copy")
+
+
+def test_a_name_belongs_to_one_operator(repeat: str) -> None:
+    register(Repeat())  # as where its module is imported again
+    other = Careless()
+    other.name = repeat
+    with pytest.raises(ValueError, match="a growth operator called repeat in place is there already"):
+        register(other)
+    other.inits = ("zeros",)
+    with pytest.raises(ValueError, match=r"takes the inits \['zeros'\]"):
+        register(other)
+
+
+@pytest.mark.parametrize("placed", [(Old(0), New(0)), (Old(0), Old(0), New(1)), (Old(0), Old(1), New(0), New(1))])
+def test_an_operator_that_loses_a_layer_is_refused(placed: tuple[Old | New, ...]) -> None:
+    operator = Careless()
+    operator.can_add = lambda num_layers, num_new: True  # type: ignore[method-assign]
+    operator.name, operator.placed = f"careless {len(placed)} {placed[1]}", placed
+    register(operator)
+    with pytest.raises(ValueError, match="must place each of 2 old layers once, and 1 new ones"):
+        _grown(2, 1, operator=operator.name, init="copy")
