@@ -14,7 +14,7 @@ from megatron_step.model.build import sharded_state
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
 from megatron_step.plan.names import is_adapter
-from megatron_step.planner.parameters import layer_linears
+from megatron_step.plan.parameters import layer_linears
 
 
 def attach_adapters(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_state
+from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES
 
 Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
 
@@ -36,9 +37,9 @@ def sharded_weights(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> di
     }
 
 
-def state_names(precision: str) -> list[str]:
+def state_names(precision: str) -> tuple[str, ...]:
     """Names of the optimizer states that a checkpoint holds for each trainable weight."""
-    return ["exp_avg", "exp_avg_sq"] + (["param"] if precision == "bf16" else [])
+    return RECIPES[precision].optimizer_states
 
 
 def sharded_optimizer_states(
@@ -105,7 +106,7 @@ def own_states(optimizer: MegatronOptimizer, param: Tensor) -> dict[str, Tensor]
         if part.is_stub_optimizer:
             continue
         if not isinstance(part, DistributedOptimizer):
-            return dict(_states(part, param, ["exp_avg", "exp_avg_sq"]))
+            return dict(_states(part, param, MOMENTS))
         if param in part.model_param_group_index_map:
             return part._get_main_param_and_optimizer_states(param)
     return {}
@@ -115,8 +116,8 @@ def _trainable(weights: dict[str, Sharded]) -> Iterator[tuple[Sharded, Tensor]]:
     return ((shard, shard.data) for shard in weights.values() if shard.data.requires_grad)
 
 
-def _states(part: MegatronOptimizer, param: Tensor, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _states(part: MegatronOptimizer, param: Tensor, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     """The named states of one parameter of an optimizer that is not distributed."""
     main = getattr(param, "main_param", param)
     for name in names:
-        yield name, main if name == "param" else part.optimizer.state[main][name]
+        yield name, main if name == MAIN_WEIGHT else part.optimizer.state[main][name]

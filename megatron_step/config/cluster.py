@@ -71,7 +71,7 @@ class PlannerConfig:
     """Core attention that is counted: scaled_dot_product_attention, which training always uses, or for a plan alone the
     one of other engines that keeps every score, as megatron-core's local one."""
     recipe: Literal["paper", "adam8bit", "int8_base", "adam8bit_int8_base"] | None = None
-    """Bytes that weights, gradients and optimizer states are counted by (planner/recipes.py): null for those of
+    """Bytes that weights, gradients and optimizer states are counted by (plan/states.py): null for those of
     training.precision, which training always has; for a plan alone the paper's, 8-bit moments, an 8-bit frozen base."""
     time_limit: float = 60.0
     """Seconds after which the planner takes the best plan that it has, and says how far from the optimum it may be."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
 from megatron_step.plan.names import layer_key
-from megatron_step.planner.parameters import layer_linears
+from megatron_step.plan.parameters import layer_linears
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from megatron_step.plan.states import FIRST_MOMENT, MOMENTS, SECOND_MOMENT
+
 
 class FusedAdam(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter, 2019):
@@ -45,8 +47,8 @@ class FusedAdam(torch.optim.Optimizer):
             torch._fused_adamw_(
                 params,
                 [p.grad for p in params],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                [state[FIRST_MOMENT] for state in states],
+                [state[SECOND_MOMENT] for state in states],
                 [],
                 [count] * len(params),
                 lr=group["lr"],
@@ -61,6 +63,5 @@ class FusedAdam(torch.optim.Optimizer):
     def _moments(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[param]
         if not state:
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
+            state.update({name: torch.zeros_like(param) for name in MOMENTS})
         return state

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import Target
 from megatron_step.plan.names import layer_key
+from megatron_step.plan.parameters import layer_linears, layer_parameters
 from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import RECIPES, recipe_of
 from megatron_step.plan.trainable import has_adapters, treatment
 from megatron_step.planner.core_attention import attention_buffer, core_attention
-from megatron_step.planner.parameters import layer_linears, layer_parameters
 from megatron_step.planner.pipeline_schedule import held_messages, passes
-from megatron_step.planner.recipes import recipe_of
 
 
 def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> int:
@@ -130,7 +130,7 @@ def _sizes(config: RunConfig) -> _Sizes:
 
 def element_bytes(config: RunConfig) -> int:
     """Bytes of an element of what flows through the layers."""
-    return 2 if config.training.precision == "bf16" else 4
+    return RECIPES[config.training.precision].weight.element_bytes
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _linear(config: RunConfig, sizes: _Sizes, target: Target, trained: bool, ada
     kept = temporary = 0
     if trained:
         temporary = _weight_gradient(rows, columns, sizes.element)
-    elif recipe_of(config).int8_base:
+    elif recipe_of(config).frozen_matrix:
         temporary = rows * columns * sizes.element  # the matrix, for the product
     if adapted:
         kept = 4 * sizes.tokens * rank // (1 if linear.column_parallel else tensor)

@@ -16,6 +16,7 @@ in 16 bits: 2 for the softmax, 2 and 1 for dropout's output and mask. With apex'
 from dataclasses import dataclass
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.states import RECIPES
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def core_attention(config: RunConfig, queries: int, keys: int) -> CoreAttention:
 
 def attention_buffer(config: RunConfig) -> int:
     """Bytes that all layers share for as long as the process lives: megatron-core's buffer under the scores."""
-    element = 2 if config.training.precision == "bf16" else 4
+    element = RECIPES[config.training.precision].weight.element_bytes
     return element * _scores(config) if config.planner.attention == "unfused" else 0
 
 

@@ -9,9 +9,9 @@ adapters (6 r (k + n)), of attention over the causal half of the scores, and of 
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import layer_key
+from megatron_step.plan.parameters import layer_linears
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.trainable import has_adapters, treatment
-from megatron_step.planner.parameters import layer_linears
 
 
 def stage_flops_per_token(config: RunConfig, stage: Stage, vocab_size: int) -> int:

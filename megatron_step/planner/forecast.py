@@ -9,10 +9,10 @@ from typing import Any
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
 from megatron_step.planner.machines import Machine, pipeline_machines
 from megatron_step.planner.memory import RankMemory, checkpoint_host_bytes, growth_bytes, stage_memory
-from megatron_step.planner.parameters import chunk_parameters
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stage_costs import layer_seconds, rank_seconds, stage_costs
 

@@ -5,7 +5,7 @@ ones, the model states take
 
     w F  +  w T'  +  g T'  +  o T / d        bytes,  d = 1 without the distributed optimizer
 
-with w, g and o of the recipe (planner/recipes.py). T' is T with the padding that megatron-core puts between weights
+with w, g and o of the recipe (plan/states.py). T' is T with the padding that megatron-core puts between weights
 for the distributed optimizer (megatron_core/distributed/param_and_grad_buffer.py, 0.16.1):
 
     a weight begins at a multiple of 64 elements; a bucket ends at a multiple of lcm(d, 128) elements
@@ -21,10 +21,10 @@ from math import lcm
 
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import is_adapter, layer_of
+from megatron_step.plan.parameters import Parameter, chunk_parameters
 from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import Recipe, copied_in_growth, recipe_of
 from megatron_step.planner.activations import activation_bytes
-from megatron_step.planner.parameters import Parameter, chunk_parameters
-from megatron_step.planner.recipes import Recipe, recipe_of
 
 WEIGHT_ALIGNMENT = 64
 """Elements at a multiple of which each trained weight begins, with the distributed optimizer."""
@@ -73,9 +73,7 @@ def stage_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int)
 def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
     """The most that a rank needs beside its model states while the model grows into `stage`; 0 for the first stage.
 
-    A layer at a time is read from the checkpoint, and what is outside the layers: its weights, and for means and merged
-    adapters their fp32 sums, with up to 6 bytes of an element; where optimizer states follow, those and their copies
-    in other parts, with 12. Measured with and without frozen layers.
+    A layer at a time is read from the checkpoint, and what is outside the layers.
     """
     if stage.index == 0:
         return 0
@@ -86,23 +84,17 @@ def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
         read[layer] += parameter.numel
         if parameter.treatment.trained and parameter.treatment.since < stage.index:
             followed[layer] += parameter.numel
-    return max(6 * max(read.values(), default=0), 12 * max(followed.values(), default=0))
+    return copied_in_growth(max(read.values(), default=0), max(followed.values(), default=0))
 
 
 def checkpoint_host_bytes(config: RunConfig, parameters: Sequence[Parameter], dp_size: int) -> int:
     """The most that a save needs in the host's memory, on the first of a pipeline rank's data-parallel ranks.
 
-    On the device it needs nothing: weights and states are copied to the host, at once or for a writer that goes on. The
-    distributed optimizer gathers main weights and moments there, in fp32 whoever owned them
-    (megatron/core/optimizer/distrib_optimizer.py, get_parameter_state_dp_zero, 0.16.1): with T trained elements 12 T
-    whole and 12 T / d of the rank's own, with what was received last, put together, and is received now, 4 T each;
-    later 12 T whole, 12 T in pieces, and the weights. On the CPU weights need no copy, and a save is below this.
+    On the device it needs nothing: weights and states are copied to the host, at once or for a writer that goes on. On
+    the CPU weights need no copy, and a save is below this.
     """
-    recipe, trained = recipe_of(config), sum(p.numel for p in parameters if p.treatment.trained)
-    weights = recipe.weight_bytes * sum(p.numel for p in parameters)
-    if not config.parallel.distributed_optimizer:
-        return weights + (recipe.main_weight_bytes + 8) * trained
-    return 24 * trained + max(-(-12 * trained // dp_size), weights)
+    numel, trained = sum(p.numel for p in parameters), sum(p.numel for p in parameters if p.treatment.trained)
+    return recipe_of(config).save_bytes(numel, trained, dp_size, config.parallel.distributed_optimizer)
 
 
 def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> RankMemory:
@@ -121,9 +113,9 @@ def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int,
             _add_owned(owned, bucket, recipe, config.parallel.distributed_optimizer)
     return RankMemory(
         frozen_weight_bytes=frozen_bytes,
-        trained_weight_bytes=(trained - adapters) * recipe.weight_bytes,
-        adapter_weight_bytes=adapters * recipe.weight_bytes,
-        gradient_bytes=gradients * recipe.gradient_bytes,
+        trained_weight_bytes=recipe.weight.bytes(trained - adapters),
+        adapter_weight_bytes=recipe.weight.bytes(adapters),
+        gradient_bytes=recipe.gradient.bytes(gradients),
         optimizer_bytes=max(owned),
         activation_bytes=activation_bytes(config, stage, vocab_size, dp_size, pp_rank),
     )

@@ -28,7 +28,9 @@ import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.operators import GrownLayer
+from megatron_step.plan.parameters import Parameter, layer_parameters, outer_parameters
 from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import recipe_of
 from megatron_step.planner.activations import (
     ChunkEnds,
     Use,
@@ -40,8 +42,6 @@ from megatron_step.planner.activations import (
 from megatron_step.planner.flops import forward_flops_per_token, layer_flops_per_token, output_flops_per_token
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.memory import WEIGHT_ALIGNMENT, growth_bytes
-from megatron_step.planner.parameters import Parameter, layer_parameters, outer_parameters
-from megatron_step.planner.recipes import recipe_of
 
 Array = npt.NDArray[np.float64]
 
@@ -231,14 +231,15 @@ def _state_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: in
     trained = [parameter.numel for parameter in parameters if parameter.treatment.trained]
     padded = sum(-(-numel // align) * align for numel in trained)
     states = Fraction(sum(map(recipe.optimizer_bytes, trained)), dp_size if distributed else 1)
-    return ceil(frozen_bytes + padded * (recipe.weight_bytes + recipe.gradient_bytes) + states)
+    return ceil(frozen_bytes + recipe.trained_bytes(padded) + states)
 
 
 def _reduced_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: int) -> int:
     """A ring sends (d - 1) / d of the gradients to sum them, and as much again to hand out sums or updated weights."""
     recipe = recipe_of(config)
-    handed_out = recipe.weight_bytes if config.parallel.distributed_optimizer else recipe.gradient_bytes
-    return _trained(parameters) * (recipe.gradient_bytes + handed_out) * (dp_size - 1) // dp_size
+    handed_out = recipe.weight if config.parallel.distributed_optimizer else recipe.gradient
+    trained = _trained(parameters)
+    return (recipe.gradient.bytes(trained) + handed_out.bytes(trained)) * (dp_size - 1) // dp_size
 
 
 def _trained(parameters: Sequence[Parameter]) -> int:

@@ -14,7 +14,7 @@ from megatron_step.engine.device import current_device
 from megatron_step.engine.parallel import Parallel
 from megatron_step.plan.operators import operator_of
 from megatron_step.plan.stages import StagePlan
-from megatron_step.planner.recipes import recipe_of
+from megatron_step.plan.states import recipe_of
 from megatron_step.training.state import TrainState
 
 _NAMES = {"embedding": "embedding, output layer", "new_layer": "new layers", "adapter": "adapters", "base": "other"}
@@ -36,7 +36,7 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     ]
     for (status, name), elements in sorted(groups.items(), reverse=True):
         trained = status == "trained"
-        weights, gradients = recipe.weight_bytes * elements, trained * recipe.gradient_bytes * elements
+        weights, gradients = recipe.weight.bytes(elements), trained * recipe.gradient.bytes(elements)
         sizes = (weights, gradients, trained * recipe.optimizer_bytes(elements))
         lines.append(f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{size / _MIB:>10,.1f} MiB" for size in sizes))
     return "\n".join(lines)

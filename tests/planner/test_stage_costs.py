@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from small_run import VOCAB_SIZE, small_config
 
+from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.planner.flops import stage_flops_per_token
 from megatron_step.planner.machines import Machine
 from megatron_step.planner.memory import growth_bytes, stage_memory
-from megatron_step.planner.parameters import chunk_parameters
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.stage_costs import range_bytes, range_seconds, stage_costs
 

@@ -7,6 +7,7 @@ from megatron_step.checkpoint.sharding import own_states, set_optimizer_state, s
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.prune import prune_moments
+from megatron_step.plan.states import FIRST_MOMENT, MAIN_WEIGHT, RECIPES, SECOND_MOMENT
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
@@ -34,11 +35,11 @@ def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
     weights = {
         name: shard for name, shard in sharded_weights(state.chunks, parallel).items() if shard.data.role == "adapter"
     }
-    if config.training.precision == "bf16":
+    if RECIPES[config.training.precision].main:
         fresh = {name: shard.data.detach().float() for name, shard in weights.items()}
-        set_optimizer_state(state.optimizer, weights, "param", fresh)
+        set_optimizer_state(state.optimizer, weights, MAIN_WEIGHT, fresh)
     nothing = torch.empty(0, device=parallel.device)
     states = [own_states(state.optimizer, shard.data) for shard in weights.values()]
-    moments = [(own.get("exp_avg", nothing), own.get("exp_avg_sq", nothing)) for own in states]
+    moments = [(own.get(FIRST_MOMENT, nothing), own.get(SECOND_MOMENT, nothing)) for own in states]
     groups = [parallel.groups.tp, *([parallel.groups.dp_cp] if config.parallel.distributed_optimizer else [])]
     return prune_moments(moments, config.adapter.restart_prune, groups)

@@ -3,9 +3,9 @@
 import pytest
 from small_run import small_config
 
+from megatron_step.plan.parameters import Parameter
+from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES, copied_in_growth, recipe_of
 from megatron_step.plan.trainable import Treatment
-from megatron_step.planner.parameters import Parameter
-from megatron_step.planner.recipes import RECIPES, recipe_of
 
 FROZEN, TRAINED = Treatment(False, "base", 0), Treatment(True, "base", 0)
 
@@ -14,6 +14,24 @@ FROZEN, TRAINED = Treatment(False, "base", 0), Treatment(True, "base", 0)
 def test_ten_trained_elements_and_three_frozen_ones(name: str, expected: int) -> None:
     parameters = [Parameter("a", (2, 5), TRAINED), Parameter("b", (3,), FROZEN)]
     assert RECIPES[name].state_bytes(parameters) == expected
+
+
+@pytest.mark.parametrize(("name", "states"), [("fp32", MOMENTS), ("bf16", (*MOMENTS, MAIN_WEIGHT))])
+def test_a_checkpoint_has_a_main_weight_where_the_weight_is_narrower(name: str, states: tuple[str, ...]) -> None:
+    assert RECIPES[name].optimizer_states == states
+
+
+def test_bytes_of_a_save_are_those_counted_by_hand() -> None:
+    """Ten elements, six of them trained: weights, and what is gathered of the trained ones, whole and in pieces."""
+    assert RECIPES["bf16"].save_bytes(10, 6, 1, distributed=False) == 2 * 10 + (4 + 4 + 4) * 6
+    assert RECIPES["fp32"].save_bytes(10, 6, 1, distributed=False) == 4 * 10 + (4 + 4) * 6
+    assert RECIPES["bf16"].save_bytes(10, 6, 4, distributed=True) == 24 * 6 + 2 * 10
+    assert RECIPES["bf16"].save_bytes(6, 6, 2, distributed=True) == 24 * 6 + 12 * 3
+
+
+def test_growth_holds_sums_or_states() -> None:
+    assert copied_in_growth(10, 0) == 60
+    assert copied_in_growth(10, 10) == 120
 
 
 def test_a_moment_has_a_scale_for_each_block() -> None:

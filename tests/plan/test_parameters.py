@@ -8,8 +8,8 @@ from worlds import Worlds
 
 from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.parameters import Parameter, chunk_parameters, layer_linears, outer_parameters
 from megatron_step.plan.trainable import Treatment
-from megatron_step.planner.parameters import Parameter, chunk_parameters, layer_linears, outer_parameters
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
 
