@@ -161,9 +161,9 @@ def _stock_optimizer(chunk: DistributedDataParallel, config: RunConfig) -> Any:
 
 def transformers_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
     """transformers' Llama with SDPA and torch's fused AdamW; in bf16 all of it is bf16, moments and updates too."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM._from_config(_llama_config(config), dtype=DTYPES[config.training.precision])
+    model = AutoModelForCausalLM.from_config(_llama_config(config), dtype=DTYPES[config.training.precision])
     model.load_state_dict(llama_weights(weights, config.model))
     model.train()
     settings = config.optimizer

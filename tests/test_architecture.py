@@ -1,6 +1,7 @@
 """Rules about the source tree: which file may import which, what has a test, how long things are, which words stand."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "megatron_step"
 PACKAGES = ("megatron_step", "benchmarks")
+COMPAT = PACKAGE / "engine/compat"
 
 # A file may import from its own package and from those before it.
 ORDER = [
@@ -86,6 +88,62 @@ def test_a_file_imports_only_from_packages_above_its_own(path: Path) -> None:
         allowed += ["train", "api"]  # what torchrun starts, and what Python gets
     below = [name for name in _imports(path) if [*name.split("."), ""][1] not in allowed]
     assert not below, f"{_name(path)} imports {below}"
+
+
+@pytest.mark.parametrize("path", _python_files("megatron_step", "benchmarks", "tools"), ids=_name)
+def test_private_names_of_others_are_touched_in_compat_alone(path: Path) -> None:
+    if path.is_relative_to(COMPAT):
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = set(_defined_names(tree))
+    touched = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        for name in _names_of_others(node)
+        if any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+        and not (isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "cls") and name in own)
+    ]
+    assert not touched, f"{_name(path)} touches private names, which is for engine/compat alone: {touched}"
+
+
+def _names_of_others(node: ast.AST) -> list[str]:
+    """What a node takes from another object or module, by its name or by a string."""
+    if isinstance(node, ast.Attribute):
+        return [node.attr]
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or "", *(alias.name for alias in node.names)]
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+        ("getattr", "hasattr", "setattr", "patch.object")
+    ):
+        return [name.value for name in node.args[1:2] if isinstance(name, ast.Constant) and isinstance(name.value, str)]
+    return []
+
+
+def _defined_names(tree: ast.AST) -> Iterator[str]:
+    """Functions, variables and attributes that a file defines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+@pytest.mark.parametrize("path", _python_files("megatron_step"), ids=_name)
+def test_no_class_overrides_a_private_name_of_a_library(path: Path) -> None:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ClassDef) or not node.bases:
+            continue
+        private = {name for name in _defined_names(node) if name.startswith("_") and not name.startswith("__")}
+        if not private:
+            continue
+        made = getattr(importlib.import_module(_module(path)), node.name)
+        libraries = [base for base in made.__mro__ if base.__module__.split(".")[0] not in PACKAGES]
+        overridden = [f"{base.__name__}.{name}" for base in libraries for name in private if name in vars(base)]
+        assert not overridden, f"{_name(path)}: {node.name} overrides {overridden}; engine/compat is the place for it"
 
 
 def test_no_module_imports_itself_through_others() -> None:

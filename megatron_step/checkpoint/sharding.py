@@ -19,6 +19,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from megatron_step.engine.compat.optimizers import owned_slice, owned_states
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_state
 from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES
@@ -96,8 +97,7 @@ def _set_slice(part: DistributedOptimizer, param: Tensor, name: str, tensor: Ten
     """Copy the slice of a state that this data-parallel rank owns, if it owns one."""
     if param not in part.model_param_group_index_map:
         return
-    owned = part._get_model_param_range_map(param)["param"]
-    part._get_main_param_and_optimizer_states(param)[name].copy_(tensor.flatten()[owned.start : owned.end])
+    owned_states(part, param)[name].copy_(tensor.flatten()[owned_slice(part, param)])
 
 
 def own_states(optimizer: MegatronOptimizer, param: Tensor) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def own_states(optimizer: MegatronOptimizer, param: Tensor) -> dict[str, Tensor]
         if not isinstance(part, DistributedOptimizer):
             return dict(_states(part, param, MOMENTS))
         if param in part.model_param_group_index_map:
-            return part._get_main_param_and_optimizer_states(param)
+            return owned_states(part, param)
     return {}
 
 

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from megatron_step.checkpoint.load import is_finite
-from megatron_step.engine.compat import file_view
+from megatron_step.engine.compat.checkpoints import file_view
 
 
 class WholeTensors:

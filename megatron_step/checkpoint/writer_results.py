@@ -9,7 +9,7 @@ import queue
 import tempfile
 from typing import Any
 
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron_step.engine.compat.checkpoints import set_results_queue
 
 
 class ResultsFile:
@@ -44,4 +44,4 @@ class ResultsFile:
 
 def prepare_results_queue() -> None:
     """Give megatron-core what its writers need, before the first save of this process."""
-    filesystem_async._results_queue = ResultsFile()
+    set_results_queue(ResultsFile())

@@ -22,6 +22,7 @@ from megatron_step.data.check import Corpus, check_corpora
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.indexed_format import HEADER, corpus_paths
 from megatron_step.data.tokenizer import Tokenizer
+from megatron_step.engine.compat.datasets import sample_ids
 
 
 class Datasets(NamedTuple):
@@ -36,8 +37,7 @@ class TokenDataset(GPTDataset):
 
     def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
         """`tokens` and `labels`, both [s] int64, views of the same s + 1 ids."""
-        text, _ = self._query_document_sample_shuffle_indices(0 if idx is None else idx)
-        ids = torch.from_numpy(text)
+        ids = torch.from_numpy(sample_ids(self, 0 if idx is None else idx))
         return {"tokens": ids[:-1], "labels": ids[1:]}
 
 

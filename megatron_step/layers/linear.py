@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_step import ops
+from megatron_step.engine.compat.models import multiplies
 from megatron_step.layers.adapter import Split, adapter_linear
 from megatron_step.layers.communication import all_gather, reduce_scatter
 from megatron_step.plan.names import ADAPTER_A, ADAPTER_B
@@ -71,6 +72,7 @@ class _ParallelLinear(torch.autograd.Function):
         return dx, dweight, dbias, None, None, None
 
 
+@multiplies
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
     """megatron-core's ColumnParallelLinear with `_ParallelLinear` as its arithmetic, and room for an adapter."""
 
@@ -80,7 +82,7 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         super().__init__(*arguments, **named)
         self.register_module("adapter", None)
 
-    def _forward_impl(
+    def multiply(
         self,
         input: Tensor,
         weight: Tensor,
@@ -90,6 +92,7 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         tp_group: torch.distributed.ProcessGroup,
         **unused: Any,
     ) -> Tensor:
+        """X W_i^T (+ b): [s, b, i], or [s / t, b, i] where it is gathered -> [s, b, o / t]."""
         if self.adapter is not None:
             return adapter_linear(
                 input,
@@ -107,6 +110,7 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         return _sharded_state_dict(self, axes, prefix, sharded_offsets, metadata)
 
 
+@multiplies
 class RowParallelLinear(tensor_parallel.RowParallelLinear):
     """megatron-core's RowParallelLinear in the same way; the caller reduces the output."""
 
@@ -116,7 +120,8 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
         super().__init__(*arguments, **named)
         self.register_module("adapter", None)
 
-    def _forward_impl(self, input: Tensor, weight: Tensor, bias: Tensor | None, **unused: Any) -> Tensor:
+    def multiply(self, input: Tensor, weight: Tensor, bias: Tensor | None, **unused: Any) -> Tensor:
+        """X_i W_i^T, this rank's summand: [s, b, i / t] -> [s, b, o]."""
         if self.adapter is not None:
             return adapter_linear(input, weight, bias, self.adapter)
         return _ParallelLinear.apply(input, weight, bias, False, False, self.tp_group)

@@ -7,6 +7,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
+from megatron_step.engine.compat.models import scaled_frequencies
 
 
 class ScaledRotaryEmbedding(MegatronRotaryEmbedding):
@@ -24,12 +25,8 @@ class ScaledRotaryEmbedding(MegatronRotaryEmbedding):
         )
         scaling = config.rope_scaling
         if scaling.factor > 1.0:
-            self.inv_freq = self._apply_scaling(
-                self.inv_freq,
-                factor=scaling.factor,
-                low_freq_factor=scaling.low_freq_factor,
-                high_freq_factor=scaling.high_freq_factor,
-                original_max_position_embeddings=scaling.original_max_position,
+            self.inv_freq = scaled_frequencies(
+                self, scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position
             )
         self.inv_freq = self.inv_freq.to(device)
 

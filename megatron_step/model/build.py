@@ -7,8 +7,8 @@ from megatron.core import parallel_state
 from megatron.core.transformer.module import Float16Module
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.engine.compat import has_transformer_engine
 from megatron_step.engine.parallel import Parallel
+from megatron_step.engine.transformer_engine import has_transformer_engine
 from megatron_step.layers.spec import block_spec
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from megatron_step import ops
 from megatron_step.config.model import ModelConfig
+from megatron_step.engine.compat.models import computes_outputs
 from megatron_step.engine.device import current_device
 from megatron_step.layers.rotary import RotaryEmbedding, ScaledRotaryEmbedding
 
 
+@computes_outputs
 class GPTModel(gpt_model.GPTModel):
     """A pipeline rank's part of the model, from token ids or hidden states to hidden states, logits or losses."""
 
@@ -48,7 +50,7 @@ class GPTModel(gpt_model.GPTModel):
         self.rotary_pos_emb = rotary(model, current_device(), groups.cp)
         self.true_vocab_size = vocab_size
 
-    def _postprocess(self, hidden_states: Tensor, labels: Tensor | None, **unused: Any) -> Tensor:
+    def outputs(self, hidden_states: Tensor, labels: Tensor | None, **unused: Any) -> Tensor:
         """hidden_states [s, b, h], labels [b, s] -> losses [b, s]; without labels logits [b, s, v / t]."""
         if not self.post_process:
             return hidden_states

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from megatron_step.engine.compat.operations import has_kernel, has_onednn_linear
 from megatron_step.ops.fakes import register_fakes
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
@@ -47,7 +48,6 @@ def _load_extension() -> bool:
 @torch.compiler.assume_constant_result
 def cuda_extension_available() -> bool:
     """Whether the C++ extension is built with the CUDA kernels."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return extension_available() and has_kernel("megatron_step::adapter_shrink", "CUDA")
 
 
@@ -71,4 +71,4 @@ def use_onednn(*tensors: torch.Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_onednn_linear()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_step.engine.compat.operations import onednn_linear
 from megatron_step.ops.dispatch import use_kernel, use_onednn
 
 
@@ -42,14 +43,14 @@ def linear_reference(x: Tensor, weight: Tensor) -> Tensor:
 def linear_output(x: Tensor, weight: Tensor) -> Tensor:
     """y = x Wᵀ without autograd: x [..., i], weight [o, i] -> [..., o]."""
     if x.numel() > 0 and use_onednn(x, weight):
-        return _onednn_linear(x, weight)
+        return onednn_linear(x, weight)
     return F.linear(x, weight)
 
 
 def linear_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
     """dx = dy W: grad_output [..., o], weight [o, i] -> [..., i]."""
     if grad_output.numel() > 0 and use_onednn(grad_output, weight):
-        return _onednn_linear(grad_output, weight.t())
+        return onednn_linear(grad_output, weight.t())
     return grad_output.matmul(weight)
 
 
@@ -60,14 +61,9 @@ def linear_weight_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
         return dy.t().mm(x)
     if dy.shape[1] > x.shape[1]:
         # oneDNN copies its second operand into its own layout with ease, the first one not: the first is the smaller.
-        transposed = _onednn_linear(x.t(), dy.t())
+        transposed = onednn_linear(x.t(), dy.t())
         return torch.ops.megatron_step.transpose(transposed) if use_kernel(transposed) else transposed.t().contiguous()
-    return _onednn_linear(dy.t(), x.t())
-
-
-def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x Wᵀ by oneDNN; x [..., i] and weight [o, i] may be transposed views."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return onednn_linear(dy.t(), x.t())
 
 
 class _Linear(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_step.engine.compat.operations import assert_async
 from megatron_step.ops.dispatch import use_kernel
 from megatron_step.ops.linear import linear_input_gradient, linear_output, linear_weight_gradient
 
@@ -84,7 +85,7 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> N
         )
     message = f"linear_cross_entropy: a label is not below vocab_size = {vocab_size}"
     if labels.device.type != "cpu":
-        torch._assert_async((labels < vocab_size).all(), message)  # without waiting for the device
+        assert_async((labels < vocab_size).all(), message)  # without waiting for the device
     elif labels.numel() > 0 and int(labels.max()) >= vocab_size:
         raise ValueError(f"{message}: {int(labels.max())}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_step.engine.compat.operations import fused_adamw_
 from megatron_step.plan.states import FIRST_MOMENT, MOMENTS, SECOND_MOMENT
 
 
@@ -44,7 +45,7 @@ class FusedAdam(torch.optim.Optimizer):
             states = [self._moments(p) for p in params]
             # A tensor on the parameters' device, as the fused kernel wants it; one serves all parameters.
             count = torch.tensor(float(group["step"]), device=params[0].device)
-            torch._fused_adamw_(
+            fused_adamw_(
                 params,
                 [p.grad for p in params],
                 [state[FIRST_MOMENT] for state in states],

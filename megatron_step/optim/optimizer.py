@@ -1,20 +1,20 @@
 """megatron-core's data parallelism and optimizer over the trainable weights of a model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from megatron.core.optimizer import MegatronOptimizer, distrib_optimizer
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_step.config.optimization import OptimizerConfig
+from megatron_step.engine.compat.operations import foreach_mul_
+from megatron_step.engine.compat.optimizers import adam_class
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.adam import FusedAdam
 
@@ -68,7 +68,7 @@ def build_optimizer(
     the first step.
     """
     ddp_config = chunks[0].ddp_config
-    with _fused_adam():
+    with adam_class(FusedAdam):
         optimizer = megatron_optimizer.get_megatron_optimizer(
             MegatronOptimizerConfig(
                 optimizer="adam",
@@ -145,17 +145,4 @@ def clip_gradients(params: Iterable[torch.Tensor], max_norm: float, norm: float)
     scale = max_norm / (norm + 1.0e-6)
     grads = [param.grad for param in params if param.grad is not None]
     if scale < 1.0 and grads:
-        torch._foreach_mul_(grads, scale)
-
-
-@contextmanager
-def _fused_adam() -> Iterator[None]:
-    """Have megatron-core build its optimizers on `FusedAdam` where neither TransformerEngine nor Apex is installed."""
-    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
-        yield
-        return
-    with (
-        patch.multiple(megatron_optimizer, Adam=FusedAdam, USING_PYTORCH_OPTIMIZER=False),
-        patch.multiple(distrib_optimizer, Adam=FusedAdam),
-    ):
-        yield
+        foreach_mul_(grads, scale)

@@ -6,9 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from megatron_step.engine.compat.operations import TorchDispatchMode, tree_leaves
 from megatron_step.planner.memory import RankMemory
 from megatron_step.training.state import TrainState
 

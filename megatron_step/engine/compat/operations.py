@@ -1,0 +1,38 @@
+"""Operations of torch that have no public name, and how to follow the operations that run."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Follow every operation of a block, to measure its memory; torch documents both under these paths (torch 2.13.0).
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
+
+# torch.optim.AdamW calls it too, but keeps a step count for each parameter (torch 2.13.0).
+fused_adamw_ = torch._fused_adamw_
+"""fused_adamw_(params, grads, first moments, second moments, [], step counts, lr=..., ...): an update, in place."""
+
+# One call for all gradients; torch.nn.utils.clip_grad_norm_ uses it, but computes its own norm (torch 2.13.0).
+foreach_mul_ = torch._foreach_mul_
+"""foreach_mul_(tensors, factor): multiply each, in place."""
+
+# A check on the device that does not wait for the device (torch 2.13.0).
+assert_async = torch._assert_async
+"""assert_async(condition, message): stop the device's work where the condition, a tensor, is false."""
+
+
+def has_kernel(operation: str, dispatch_key: str) -> bool:
+    """Whether an operation, such as "aten::mm", has a kernel for a device, such as "CPU"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operation, dispatch_key)  # nothing public says it (2.13.0)
+
+
+def has_onednn_linear() -> bool:
+    """Whether `onednn_linear` works in this build of torch."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor) -> Any:
+    """x Wᵀ by oneDNN on the CPU; x [..., i] and weight [o, i] may be transposed views -> [..., o]."""
+    # F.linear would go to the BLAS, which is slower here for some shapes (torch 2.13.0).
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
