@@ -4,7 +4,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Manifest:
     """The parallel layout that wrote it, for the reader's interest: any other may load it."""
     files: dict[str, tuple[int, int]]
     """Bytes and CRC-32 of every other file of the checkpoint."""
+    kept_settings: dict[str, Any] = field(default_factory=dict)
+    """What the Hugging Face model that the weights began as says beside its shape; `export.kept_settings` has it."""
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a checkpoint's folder and wait until it is on disk."""

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         check=arguments.check,
         tokenizer=arguments.tokenizer,
     )
-    path = arguments.checkpoint
+    path, changes = arguments.checkpoint, list[str]()
     try:
         metrics = metrics_of_checkpoint(path)
         with tqdm(unit="B", unit_scale=True, disable=None) as bar:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            comparison = export_model(path, arguments.out, options, metrics, show)
+            comparison = export_model(path, arguments.out, options, metrics, show, changes.append)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {arguments.out}")
+    for change in changes:
+        print(f"changed since its import: {change}")
     if comparison is not None:
         print(f"checked: every tensor is the trained one; {comparison}")
     return 0

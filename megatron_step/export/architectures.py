@@ -1,11 +1,11 @@
 """Our ModelConfig as the config.json of a Hugging Face model, and back: Llama, Mistral, Qwen2 and Qwen3, dense.
 
     qkv_bias    qk_norm    written as
-    no          no         LlamaForCausalLM
+    no          no         LlamaForCausalLM, or MistralForCausalLM, if hidden_size / heads is no whole number
     yes         no         Qwen2ForCausalLM
     no          yes        Qwen3ForCausalLM
 
-Mistral differs from Llama by its sliding window alone, so it comes back as Llama.
+Mistral differs from Llama by its sliding window alone, and by the widths that transformers accepts.
 """
 
 from pathlib import Path
@@ -34,6 +34,7 @@ def hf_config(
     Raises ValueError if no supported architecture computes what the model does.
     """
     kind = _model_type(model)
+    own: dict[str, dict[str, Any]] = {"llama": {"mlp_bias": False}, "mistral": {"sliding_window": None}}
     return {
         "architectures": [_CLASSES[kind]],
         "model_type": kind,
@@ -53,7 +54,7 @@ def hf_config(
         "initializer_range": model.init_std,
         "attention_dropout": 0.0,
         **({"attention_bias": False} if kind != "qwen2" else {}),
-        **({"mlp_bias": False} if kind == "llama" else {"use_sliding_window": False}),
+        **own.get(kind, {"use_sliding_window": False}),
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
         "torch_dtype": dtype,
@@ -66,13 +67,9 @@ def _model_type(model: ModelConfig) -> str:
         raise ValueError(f"no Hugging Face architecture here has an MLP like model.mlp {model.mlp}: only swiglu does")
     if model.qkv_bias and model.qk_norm:
         raise ValueError("no Hugging Face architecture here has both model.qkv_bias (Qwen2) and model.qk_norm (Qwen3)")
-    kind = "qwen2" if model.qkv_bias else "qwen3" if model.qk_norm else "llama"
-    if kind == "llama" and model.hidden_size % model.num_attention_heads:
-        raise ValueError(
-            f"transformers' Llama needs a hidden_size, here {model.hidden_size}, that is divisible by the number of "
-            f"heads, here {model.num_attention_heads}"
-        )
-    return kind
+    if model.qkv_bias or model.qk_norm:
+        return "qwen2" if model.qkv_bias else "qwen3"
+    return "mistral" if model.hidden_size % model.num_attention_heads else "llama"
 
 
 def _hf_rope_scaling(scaling: RopeScalingConfig) -> dict[str, Any] | None:

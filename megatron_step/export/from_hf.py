@@ -23,6 +23,7 @@ from megatron_step.config.run import EvaluationConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import StagesConfig
 from megatron_step.data.tokenizer import fitting_tokenizer, load_tokenizer
 from megatron_step.export.hf_folder import HFFolder, open_folder
+from megatron_step.export.kept_settings import kept_settings
 from megatron_step.export.new_folder import check_new, new_folder
 from megatron_step.export.safetensors_files import weight_bytes
 from megatron_step.export.tokenizer_files import copy_tokenizer
@@ -84,6 +85,7 @@ def import_model(
     imported = Imported(model, opened.dtypes, opened.notes)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[imported.precision]
     found_tokenizer = fitting_tokenizer(tokenizer or str(source), model.vocab_size, None)
+    kept = kept_settings(source)
     num_bytes = sum(weight_bytes(weight, dtype.itemsize) for weight in weights)
     with new_folder(out, num_bytes + _SPARE_BYTES) as folder:
         copy_tokenizer(found_tokenizer, folder / "tokenizer")
@@ -92,7 +94,7 @@ def import_model(
             folder / "checkpoints",
             {weight.key: (weight.shape, dtype) for weight in weights},
             _reader(opened, dtype, progress),
-            _description(imported, out, fingerprint),
+            {**_description(imported, out, fingerprint), "kept_settings": kept},
         )
     return imported
 

@@ -1,8 +1,11 @@
 """README.md of an exported model: what it is, how it was trained, how it is loaded."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
+
+import yaml
 
 from megatron_step.checkpoint.manifest import Manifest, saved_config
 from megatron_step.config.run import RunConfig, consumed_samples
@@ -13,6 +16,23 @@ from megatron_step.planner.table import format_bytes
 
 Metrics = Sequence[dict[str, Any]]
 """Lines of a run's metrics.jsonl, one a step."""
+
+
+@dataclass(frozen=True)
+class DescribedModel:
+    """What a model card says of the model itself."""
+
+    name: str
+    """The name of its folder."""
+    architecture: dict[str, Any]
+    """Its config.json."""
+    num_weights: int
+    """How many numbers it has."""
+    eod_id: int
+    """The token that ended documents in training."""
+    changes: Sequence[str] = ()
+    """What training changed of the Hugging Face model that its weights began as."""
+
 
 _LAST_STEPS = 10  # whose mean is a stage's training loss: a single step's depends on its batch
 
@@ -32,13 +52,10 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}/base")
 """
 
 
-def model_card(
-    name: str, manifest: Manifest, architecture: dict[str, Any], num_weights: int, metrics: Metrics, has_adapter: bool
-) -> str:
-    """The card of a model in a folder called `name`; `architecture` is its config.json.
-
-    `metrics` are those of its run, none where they are not at hand.
-    """
+def model_card(model: DescribedModel, manifest: Manifest, metrics: Metrics, has_adapter: bool) -> str:
+    """The card of a model; `metrics` are those of its run, none where they are not at hand."""
+    name, architecture = model.name, model.architecture
+    front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["megatron_step"]}
     code = (_LOADED_ADAPTER if has_adapter else _LOADED).format(folder=name)
     sizes = ", ".join(
         f"{label} {architecture[key]:,}"
@@ -55,25 +72,23 @@ def model_card(
     return "\n".join(
         [
             "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "tags: [megatron_step]",
+            yaml.safe_dump({**front, **manifest.kept_settings.get("card", {})}, sort_keys=False).rstrip(),
             "---",
             "",
             f"# {name}",
             "",
-            f"A language model of {num_weights:,} weights ({architecture['architectures'][0]}, "
+            f"A language model of {model.num_weights:,} weights ({architecture['architectures'][0]}, "
             f"{architecture['torch_dtype']}): {sizes}.",
             "",
             "```python",
             f"{code}```",
             "",
-            "Training put no token before a document and "
-            f"token {architecture['eos_token_id']} at its end; the tokenizer adds neither.",
+            f"Training put no token before a document and token {model.eod_id} at its end; the tokenizer adds neither.",
             "",
             "## How it was trained",
             "",
             *_training(manifest, metrics),
+            *(["", "Changed since its import: " + "; ".join(model.changes) + "."] if model.changes else []),
             "",
         ]
     )

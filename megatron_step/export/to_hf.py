@@ -25,7 +25,8 @@ from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.export.architectures import hf_config
 from megatron_step.export.comparison import Comparison, compare, wrong_setting
 from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
-from megatron_step.export.model_card import Metrics, model_card
+from megatron_step.export.kept_settings import GENERATION_FILE, generation_config, kept_context, with_kept_config
+from megatron_step.export.model_card import DescribedModel, Metrics, model_card
 from megatron_step.export.new_folder import check_new, new_folder
 from megatron_step.export.peft_adapter import write_adapter
 from megatron_step.export.safetensors_files import plan_shards, weight_bytes, write_shards
@@ -63,10 +64,12 @@ def export_model(
     options: ExportOptions,
     metrics: Metrics = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Comparison | None:
     """Write the model of a checkpoint, or of the newest one of a run's folder, into the new folder `out`.
 
-    `metrics` are those of the run, for the model card; `progress` gets the bytes written and those to write.
+    `metrics` are those of the run, for the model card; `progress` gets the bytes written and those to write, and `say`
+    what training changed of the Hugging Face model that the weights began as.
 
     Returns the comparison of logits that was asked for. Raises ValueError, FileNotFoundError or FileExistsError for
     input that cannot be used, and DifferentModelError where the comparison fails; nothing is left at `out` then.
@@ -77,6 +80,8 @@ def export_model(
     try:
         with keep_freed_memory(), parallel_layout(ParallelConfig(), seed=1, alone=True) as parallel:
             export = _prepare(find_at(checkpoint, parallel), options)
+            for change in export.changes:
+                say(change)
             with new_folder(out, export.num_bytes + _SPARE_BYTES) as folder:
                 export.write(folder, out, metrics, progress)
                 if not options.check:
@@ -97,6 +102,7 @@ class _Export:
     weights: list[MappedWeight]
     saved: SavedWeights
     architecture: dict[str, Any]
+    changes: list[str]
     options: ExportOptions
 
     @property
@@ -126,18 +132,19 @@ class _Export:
         shards = plan_shards(self.weights, self.torch_dtype.itemsize, self.options.max_shard_bytes)
         write_shards(model, shards, self.torch_dtype, read)
         _write_json(model / "config.json", self.architecture)
-        ids = {name: self.architecture[name] for name in ("bos_token_id", "eos_token_id")}
-        _write_json(model / "generation_config.json", {**ids, "max_length": self.config.model.seq_length})
-        write_tokenizer(self.tokenizer, self.config.model.seq_length, model)
+        kept = self.found.manifest.kept_settings
+        _write_json(model / GENERATION_FILE, generation_config(self.architecture, kept))
+        for name, text in kept.get("files", {}).items():
+            (model / Path(name).name).write_text(text, encoding="utf-8")
+        write_tokenizer(self.tokenizer, self.model.context_length, model)
         if self.options.adapter_only:
             (folder / "adapter").mkdir()
             adapted = [weight for weight in self.weights if weight.key in self.saved.adapted]
             base = str(out / "base")
             write_adapter(folder / "adapter", adapted, self.config.adapter, base, self.torch_dtype, self.saved.read)
         num_weights = self.num_bytes // self.torch_dtype.itemsize
-        card = model_card(
-            out.name, self.found.manifest, self.architecture, num_weights, metrics, self.options.adapter_only
-        )
+        described = DescribedModel(out.name, self.architecture, num_weights, self.tokenizer.eod_id, self.changes)
+        card = model_card(described, self.found.manifest, metrics, self.options.adapter_only)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def check(self, folder: Path, parallel: Parallel) -> Comparison:
@@ -174,6 +181,9 @@ def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:
     """Raises ValueError or FileNotFoundError if the checkpoint cannot be exported as asked for."""
     manifest, config = found.manifest, saved_config(found.manifest)
     model = replace(config.model, num_layers=saved_stage(manifest).num_layers)
+    if model.max_position_embeddings is None:
+        context = max(model.seq_length, kept_context(manifest.kept_settings))
+        model = replace(model, max_position_embeddings=context)
     tokenizer = fitting_tokenizer(
         options.tokenizer or config.data.tokenizer, manifest.vocab_size, manifest.data_fingerprint.get("tokenizer")
     )
@@ -181,10 +191,10 @@ def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:
     if options.adapter_only and not saved.adapted:
         raise ValueError(f"{found.path} has no adapters: export it without --adapter-only")
     dtype = options.dtype or {"bf16": "bfloat16", "fp32": "float32"}[config.training.precision]
-    architecture = hf_config(model, manifest.vocab_size, dtype, tokenizer.bos_id, tokenizer.eod_id)
-    return _Export(
-        found, config, model, tokenizer, hf_mapping(model, manifest.vocab_size), saved, architecture, options
-    )
+    computed = hf_config(model, manifest.vocab_size, dtype, tokenizer.bos_id, tokenizer.eod_id)
+    architecture, changes = with_kept_config(computed, manifest.kept_settings)
+    weights = hf_mapping(model, manifest.vocab_size)
+    return _Export(found, config, model, tokenizer, weights, saved, architecture, changes, options)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

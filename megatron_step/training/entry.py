@@ -41,7 +41,7 @@ def first_state(
         return _grow(config, plan, stage, step, found, vocab_size, parallel)
     state = build_state(config, plan, stage, step, vocab_size, parallel)
     load_checkpoint(found, state.chunks, state.optimizer, config.training.precision, parallel)
-    return state
+    return replace(state, kept_settings=found.manifest.kept_settings)
 
 
 def next_stage(
@@ -84,7 +84,7 @@ def _grow(
         return state
 
     state, peak_bytes = measure_peak(grow)
-    return replace(state, growth_peak_bytes=peak_bytes)
+    return replace(state, growth_peak_bytes=peak_bytes, kept_settings=found.manifest.kept_settings)
 
 
 def _start_checkpoint(

@@ -2,7 +2,8 @@
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -31,6 +32,8 @@ class TrainState:
     """This rank's model chunks, one for each virtual pipeline rank."""
     optimizer: MegatronOptimizer | None
     """AdamW over their trainable weights; None once the state is released."""
+    kept_settings: dict[str, Any] = field(default_factory=dict)
+    """What the checkpoint that the weights came from keeps of a Hugging Face model; see `Manifest`."""
     growth_peak_bytes: int | None = None
     """Where this process grew the model: the most bytes that this rank had in use at once while it did."""
 

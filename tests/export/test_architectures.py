@@ -99,6 +99,13 @@ def test_samples_may_be_shorter_than_the_context(tmp_path: Path) -> None:
     assert hf_config(model, 250, "float32", None, 1)["max_position_embeddings"] == 32
 
 
+def test_a_width_that_llama_does_not_take_is_a_mistral(tmp_path: Path) -> None:
+    model = replace(LLAMA, head_size=16, num_attention_heads=3)
+    values = hf_config(model, 250, "float32", None, 1)
+    assert (values["architectures"], values["sliding_window"]) == (["MistralForCausalLM"], None)
+    assert model_config(written(tmp_path, values), None).attention_head_size == 16
+
+
 def test_files_that_are_no_config(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a Hugging Face model"):
         model_config(tmp_path, None)
@@ -114,7 +121,6 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
     [
         ({"mlp": "gelu"}, "model.mlp gelu"),
         ({"qk_norm": True, "qkv_bias": True}, "both model.qkv_bias"),
-        ({"head_size": 16, "num_attention_heads": 3}, "divisible by the number of heads, here 3"),
     ],
 )
 def test_a_model_that_no_architecture_computes(change: dict[str, Any], message: str) -> None:

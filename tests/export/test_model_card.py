@@ -1,11 +1,15 @@
 """A model card says what was trained, for how long, and how the model is loaded."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
 from hf_checkpoints import MODELS
 from small_run import manifest_facts, small_config
 
 from megatron_step.checkpoint.manifest import Manifest
 from megatron_step.export.architectures import hf_config
-from megatron_step.export.model_card import model_card
+from megatron_step.export.model_card import DescribedModel, model_card
 
 CONFIG = small_config(
     model=MODELS["llama"], stages={"count": 2, "layers": [2, 2], "start_from": "imported/llama"}, steps=8
@@ -15,14 +19,21 @@ METRICS = [
 ]
 
 
-def manifest(step: int, stage_index: int) -> Manifest:
+def manifest(step: int, stage_index: int, kept: dict[str, Any] | None) -> Manifest:
     facts = {**manifest_facts(CONFIG, stage_index), "consumed_samples": 8 * step, "layout": {"data_parallel_size": 1}}
-    return Manifest(step=step, files={}, **facts)
+    return Manifest(step=step, files={}, kept_settings=kept or {}, **facts)
 
 
-def card(step: int, stage_index: int, has_adapter: bool = False) -> str:
+def card(
+    step: int,
+    stage_index: int,
+    has_adapter: bool = False,
+    changes: Sequence[str] = (),
+    kept: dict[str, Any] | None = None,
+) -> str:
     architecture = hf_config(CONFIG.model, 250, "bfloat16", None, 1)
-    return model_card("mine", manifest(step, stage_index), architecture, 1234567, METRICS[:step], has_adapter)
+    model = DescribedModel("mine", {**architecture, "eos_token_id": [1, 5]}, 1234567, 1, changes)
+    return model_card(model, manifest(step, stage_index, kept), METRICS[:step], has_adapter)
 
 
 def test_every_stage_has_a_line() -> None:
@@ -48,3 +59,11 @@ def test_an_imported_model_was_not_trained_and_an_adapter_is_loaded_with_peft() 
     assert "imported by megatron_step, and not trained since" in card(0, 0)
     assert 'PeftModel.from_pretrained(base, "mine/adapter")' in card(14, 1, has_adapter=True)
     assert "PeftModel" not in card(14, 1)
+
+
+def test_what_was_kept_of_the_model_and_what_changed_since_stand_in_it() -> None:
+    text = card(14, 1, changes=["num_hidden_layers 2 -> 4"], kept={"card": {"license": "mit", "base_model": "a/b"}})
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["license"], front["base_model"], front["library_name"]) == ("mit", "a/b", "transformers")
+    assert "Changed since its import: num_hidden_layers 2 -> 4." in text
+    assert "token 1 at its end" in text

@@ -67,6 +67,7 @@ def description(
         "plan": plan.to_dict(),
         "data_fingerprint": fingerprint,
         "layout": layout,
+        "kept_settings": state.kept_settings,
     }
 
 
