@@ -24,7 +24,8 @@ def write_streamed(
 ) -> Path:
     """Write a checkpoint of step 0 into `folder`, and give its path.
 
-    `tensors` are lengths and number format by key; `read` is called once for each key, when the tensor is written.
+    `tensors` are lengths and number format by key; `read` is called once for each key, when the tensor is written. Two
+    tensors are in memory at most: the one that is written and the one before it.
     `description` completes the manifest. What `read` raises ends the writing.
     """
     partial = make_partial(folder, 0)
@@ -32,7 +33,9 @@ def write_streamed(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which `no_dist` asks for
         try:
-            save(placeholders, storage_writer=FileSystemWriter(partial), planner=_ReadWhenWritten(read), no_dist=True)
+            # A file for each tensor: torch's writer lets go of the tensors of a file when the file is complete.
+            writer = FileSystemWriter(partial, single_file_per_rank=False)
+            save(placeholders, storage_writer=writer, planner=_ReadWhenWritten(read), no_dist=True)
         except CheckpointException as error:  # torch's cover of what `read` or the disk raised
             raise next(cause for cause, _ in error.failures.values()) from None
     # What megatron-core expects beside the tensors: its name for their format, and what is not a tensor, here nothing.

@@ -1,5 +1,6 @@
 """A checkpoint that is written a tensor at a time loads as any other."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,23 @@ def test_it_is_whole_and_loads_in_parts(tmp_path: Path, alone: Parallel) -> None
     assert all(torch.equal(loaded[key], tensor) for key, tensor in TENSORS.items())
     part = ShardedTensor.from_rank_offsets("a.weight", torch.empty(3, 4), (0, 1, 2))
     assert torch.equal(load_tensors(path, {"part": part}, shared=True)["part"], TENSORS["a.weight"][3:])
+
+
+def test_two_tensors_are_alive_at_most(tmp_path: Path) -> None:
+    alive: set[int] = set()
+    most = 0
+
+    def tensor(key: str) -> torch.Tensor:
+        nonlocal most
+        made = torch.zeros(100)
+        alive.add(id(made.untyped_storage()))
+        most = max(most, len(alive))
+        weakref.finalize(made.untyped_storage(), alive.discard, id(made.untyped_storage()))
+        return made
+
+    shapes = {f"{index}.weight": ((100,), torch.float32) for index in range(12)}
+    write_streamed(tmp_path, shapes, tensor, manifest_facts(small_config()))
+    assert most == 2
 
 
 def test_what_the_reader_raises_ends_it(tmp_path: Path) -> None:
