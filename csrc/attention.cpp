@@ -18,6 +18,7 @@ namespace {
 
 constexpr int64_t kTileRows = 4, kVectors = kRegisters / 2 / kTileRows;  // a tile of sums takes half the registers
 constexpr int64_t kQueries = 32, kKeys = 128;                            // one block; scores of a block are 16 KiB
+constexpr int64_t kDepth = 64;                                           // terms of a product that are summed on their own
 
 typedef int32_t IntegerVector __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef float Quad __attribute__((vector_size(4 * sizeof(float))));
@@ -90,9 +91,12 @@ int64_t multiply_columns(const float* a, int64_t a_row, int64_t a_column, const 
 // c[rows, columns] (+)= a[rows, depth] b[depth, columns]; rows a multiple of 4, columns of the lanes.
 void multiply(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c, int64_t c_row,
               int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
-  int64_t j = multiply_columns<kVectors>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, accumulate, 0);
-  j = multiply_columns<2>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, accumulate, j);
-  multiply_columns<1>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, depth, accumulate, j);
+  for (int64_t p = 0; p < depth; p += kDepth, a += kDepth * a_column, b += kDepth * b_row, accumulate = true) {
+    const int64_t d = std::min(kDepth, depth - p);
+    int64_t j = multiply_columns<kVectors>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, d, accumulate, 0);
+    j = multiply_columns<2>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, d, accumulate, j);
+    multiply_columns<1>(a, a_row, a_column, b, b_row, c, c_row, rows, columns, d, accumulate, j);
+  }
 }
 
 // One head [s, d] of a tensor [s, b, n, d] whose last dimension is contiguous.
@@ -146,11 +150,16 @@ void store_rows(const float* source, int64_t rows, int64_t d, int64_t width, flo
   }
 }
 
+// The sum of x_i y_i in the order in which `multiply` adds. Where one key has nearly all the weight, out is nearly its value,
+// and delta nearly its dout v^T: the errors of both are then nearly equal, too, and cancel.
 float dot(const float* x, const float* y, int64_t size) {
   float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < size; ++i) {
-    sum += x[i] * y[i];
+  for (int64_t begin = 0; begin < size; begin += kDepth) {
+    float part = 0.0f;
+    for (int64_t i = begin; i < std::min(begin + kDepth, size); ++i) {
+      part += x[i] * y[i];
+    }
+    sum += part;
   }
   return sum;
 }

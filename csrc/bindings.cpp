@@ -21,7 +21,8 @@ TORCH_LIBRARY(megatron_step, m) {
       "(Tensor, Tensor, Tensor)");
   m.def("cross_entropy_forward(Tensor logits, Tensor labels, int columns) -> Tensor");
   m.def(
-      "cross_entropy_backward_(Tensor(a!) logits, Tensor labels, Tensor logsumexp, Tensor gradient, int columns) -> ()");
+      "cross_entropy_backward_(Tensor(a!) logits, Tensor labels, Tensor maximum, Tensor total, Tensor gradient, int columns) "
+      "-> ()");
   m.def("narrow_products(Tensor x, Tensor left, Tensor right, float scaling) -> (Tensor, Tensor)");
   m.def("rank_update_(Tensor(a!) target, Tensor u, Tensor factor, float scaling) -> ()");
   m.def("rms_norm_forward(Tensor x, Tensor weight, float epsilon) -> (Tensor, Tensor)");

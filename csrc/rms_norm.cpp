@@ -12,17 +12,12 @@ constexpr int64_t kRowsPerChunk = 64;
 
 template <typename scalar_t, typename weight_t>
 void forward_rows(const scalar_t* x, const weight_t* weight, scalar_t* y, float* rstd, int64_t begin, int64_t end,
-                  int64_t h, float epsilon) {
+                  int64_t h, double epsilon) {
   for (int64_t row = begin; row < end; ++row) {
     const scalar_t* x_row = x + row * h;
     scalar_t* y_row = y + row * h;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < h; ++i) {
-      const float value = to_float(x_row[i]);
-      sum += value * value;
-    }
-    const float scale = 1.0f / std::sqrt(sum / static_cast<float>(h) + epsilon);
+    const double sum = sum_of(h, [&](int64_t i) { return to_float(x_row[i]) * to_float(x_row[i]); });
+    const float scale = static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(h) + epsilon));
     rstd[row] = scale;
 #pragma omp simd
     for (int64_t i = 0; i < h; ++i) {
@@ -34,12 +29,8 @@ void forward_rows(const scalar_t* x, const weight_t* weight, scalar_t* y, float*
 template <typename scalar_t, typename weight_t>
 void backward_row(const scalar_t* dy, const scalar_t* x, const weight_t* weight, float rstd, scalar_t* dx, float* dweight,
                   int64_t h) {
-  float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-  for (int64_t i = 0; i < h; ++i) {
-    dot += to_float(dy[i]) * to_float(weight[i]) * to_float(x[i]);
-  }
-  const float mean = dot * rstd / static_cast<float>(h);
+  const double dot = sum_of(h, [&](int64_t i) { return to_float(dy[i]) * to_float(weight[i]) * to_float(x[i]); });
+  const float mean = static_cast<float>(dot * rstd / static_cast<double>(h));
   if (dx != nullptr) {
 #pragma omp simd
     for (int64_t i = 0; i < h; ++i) {
@@ -66,7 +57,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_forward(const at::Tensor& x, const a
     MEGATRON_STEP_DISPATCH(scale, "rms_norm", [&] {
       at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
         forward_rows(input.const_data_ptr<input_t>(), scale.const_data_ptr<scalar_t>(), y.mutable_data_ptr<input_t>(),
-                     rstd.mutable_data_ptr<float>(), begin, end, h, static_cast<float>(epsilon));
+                     rstd.mutable_data_ptr<float>(), begin, end, h, epsilon);
       });
     });
   });

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from megatron_step.engine.compat.operations import has_kernel, has_onednn_linear
-from megatron_step.ops.fakes import register_fakes
+from megatron_step.ops.fakes import register_fakes, unknown_kernels
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 """What the CPU's kernels read and write; all kernels compute in float32."""
@@ -38,6 +38,13 @@ def _load_extension() -> bool:
         warnings.warn(
             f"the C++ extension megatron_step._C is not built ({error}): operations run as plain torch, slower on the "
             "CPU. Build it with: pip install -e . --no-build-isolation",
+            stacklevel=4,
+        )
+        return False
+    if unknown := unknown_kernels():
+        warnings.warn(
+            f"the C++ extension megatron_step._C was built from other sources ({', '.join(unknown)} differ): "
+            "operations run as plain torch, slower on the CPU. Build it again: pip install -e . --no-build-isolation",
             stacklevel=4,
         )
         return False

@@ -1,10 +1,13 @@
 """Shapes and types that the C++ kernels return, for torch.compile and FakeTensor: nothing here computes."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from megatron_step.engine.compat.operations import argument_names
 
 
 def adapter_dropout(x: Tensor, probability: float, seed: int, first_index: int, row_stride: int) -> Tensor:
@@ -23,10 +26,12 @@ def attention_backward(
 
 
 def cross_entropy_forward(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
-    return logits.new_empty((3, logits.shape[0]), dtype=torch.float32)
+    return logits.new_empty((3, logits.shape[0]), dtype=torch.float64)
 
 
-def cross_entropy_backward_(logits: Tensor, labels: Tensor, logsumexp: Tensor, gradient: Tensor, columns: int) -> None:
+def cross_entropy_backward_(
+    logits: Tensor, labels: Tensor, maximum: Tensor, total: Tensor, gradient: Tensor, columns: int
+) -> None:
     return None
 
 
@@ -128,6 +133,15 @@ CUDA_FAKES: tuple[Callable[..., Any], ...] = (
     adapter_output_gradients,
     adapter_shrink_gradient,
 )
+
+
+def unknown_kernels() -> list[str]:
+    """Kernels of the loaded extension that are missing or take other arguments: it was built from other sources."""
+    return [
+        fake.__name__
+        for fake in FAKES
+        if argument_names(f"megatron_step::{fake.__name__}") != list(inspect.signature(fake).parameters)
+    ]
 
 
 def register_fakes() -> None:

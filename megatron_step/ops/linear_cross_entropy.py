@@ -2,8 +2,16 @@
 
 The logits are kept once, in the type of ``hidden``; their softmax and gradient are computed in float32 row by row and
 written over them, so that the float32 logits and probabilities of the usual implementation never exist.
+
+With m the largest logit of a token and total = sum of exp(logit - m), both over all ranks:
+
+    loss        = log total + (m - target logit)        the difference first: both are large, and the loss is small
+    probability = exp(logit - m) / total
+
+m, total and the loss are float64 until the loss is returned, so that every split of the vocabulary gives the same loss.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,8 +23,8 @@ from megatron_step.engine.compat.operations import assert_async
 from megatron_step.ops.dispatch import use_kernel
 from megatron_step.ops.linear import linear_input_gradient, linear_output, linear_weight_gradient
 
-_ROWS_PER_CHUNK = 1024
-"""Rows of logits that the plain-torch path widens to float32 at a time."""
+_CHUNK_ELEMENTS = 2**24
+"""Logits that the plain-torch path widens to float32 at a time."""
 
 
 def linear_cross_entropy(
@@ -104,27 +112,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> Tensor:
         logits = linear_output(hidden, weight)
-        logsumexp, target = _combine(_statistics(logits, local_labels, columns), group)
-        ctx.save_for_backward(hidden, weight, local_labels, logsumexp, labels >= 0)
+        maximum, total, target = _combine(_statistics(logits, local_labels, columns), group)
+        ctx.save_for_backward(hidden, weight, local_labels, maximum, total, labels >= 0)
         ctx.columns = columns
         # Not among the saved tensors: backward overwrites the logits with their gradient.
         ctx.logits = logits if any(ctx.needs_input_grad) else None
-        return (logsumexp - target).masked_fill_(labels < 0, 0.0)
+        return (total.log() + (maximum - target)).float().masked_fill_(labels < 0, 0.0)
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.logits is None:
             raise RuntimeError("linear_cross_entropy: backward ran before; its logits are used up (no retain_graph)")
-        hidden, weight, local_labels, logsumexp, counted = ctx.saved_tensors
+        hidden, weight, local_labels, maximum, total, counted = ctx.saved_tensors
         gradient, ctx.logits = ctx.logits, None
-        _softmax_gradient_(gradient, local_labels, logsumexp, grad_losses.float() * counted, ctx.columns)
+        _softmax_gradient_(gradient, local_labels, maximum, total, grad_losses.float() * counted, ctx.columns)
         dhidden = linear_input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None
         dweight = linear_weight_gradient(gradient, hidden) if ctx.needs_input_grad[1] else None
         return dhidden, dweight, None, None, None, None
 
 
-def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """logsumexp [t] and target logit [t] over all ranks, from each rank's maximum, sum and target [3, t]."""
+def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Each token's maximum, total and target logit [t] over all ranks, from those of each rank [3, t]."""
     maximum, total, target = statistics.unbind()
     if group is not None:
         highest = maximum.clone()
@@ -132,41 +140,53 @@ def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tenso
         sums = torch.stack((total * torch.exp(maximum - highest), target))
         dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=group)
         maximum, (total, target) = highest, sums.unbind()
-    return maximum + total.log(), target
+    return maximum, total, target
 
 
 def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
-    """Every row's maximum, its sum of exp(logit - maximum), and its target logit, 0 if elsewhere: [3, t] float32."""
+    """Every row's maximum, its sum of exp(logit - maximum), and its target logit, 0 if elsewhere: [3, t] float64."""
     if use_kernel(logits):
         return torch.ops.megatron_step.cross_entropy_forward(logits, labels, columns)
-    rows = logits.shape[0]
-    result = logits.new_zeros((3, rows), dtype=torch.float32)
+    result = logits.new_zeros((3, logits.shape[0]), dtype=torch.float64)
     result[0] = float("-inf")
     if columns == 0:
         return result
     here = (labels >= 0) & (labels < columns)
     index = labels.clamp(0, columns - 1).unsqueeze(1)
-    for begin in range(0, rows, _ROWS_PER_CHUNK):
-        part = slice(begin, begin + _ROWS_PER_CHUNK)
-        wide = logits[part, :columns].float()
-        result[0, part] = wide.amax(1)
-        result[1, part] = (wide - result[0, part, None]).exp_().sum(1)
-        result[2, part] = wide.gather(1, index[part]).squeeze(1) * here[part]
+    for rows in _chunks(logits):
+        wide = logits[rows, :columns].float()
+        highest = wide.amax(1, keepdim=True)
+        result[0, rows] = highest.squeeze(1).double()
+        # torch adds in pairs of partial sums: float32 is enough.
+        result[1, rows] = (wide - highest).exp_().sum(1).double()
+        result[2, rows] = wide.gather(1, index[rows]).squeeze(1).double() * here[rows]
     return result
 
 
-def _softmax_gradient_(logits: Tensor, labels: Tensor, logsumexp: Tensor, scale: Tensor, columns: int) -> None:
-    """logits[i, j] <- scale[i] * (exp(logits[i, j] - logsumexp[i]) - [j = label i]); 0 from column ``columns`` on."""
+def _softmax_gradient_(
+    logits: Tensor, labels: Tensor, maximum: Tensor, total: Tensor, scale: Tensor, columns: int
+) -> None:
+    """logits[i, j] <- scale[i] * (exp(logits[i, j] - maximum[i]) / total[i] - [j = label i]); 0 from ``columns`` on.
+
+    A label's gradient, a difference of nearly equal numbers, is computed in float64.
+    """
     if use_kernel(logits):
-        torch.ops.megatron_step.cross_entropy_backward_(logits, labels, logsumexp, scale.contiguous(), columns)
+        torch.ops.megatron_step.cross_entropy_backward_(logits, labels, maximum, total, scale.contiguous(), columns)
         return
     logits[:, columns:] = 0
     if columns == 0:
         return
-    here = ((labels >= 0) & (labels < columns)).float()
+    here = ((labels >= 0) & (labels < columns)).unsqueeze(1)
     index = labels.clamp(0, columns - 1).unsqueeze(1)
-    for begin in range(0, logits.shape[0], _ROWS_PER_CHUNK):
-        part = slice(begin, begin + _ROWS_PER_CHUNK)
-        wide = logits[part, :columns].float().sub_(logsumexp[part, None]).exp_()
-        wide.scatter_add_(1, index[part], -here[part, None])
-        logits[part, :columns] = wide.mul_(scale[part, None])
+    maximum, total, scale = maximum.unsqueeze(1), total.unsqueeze(1), scale.unsqueeze(1)
+    for rows in _chunks(logits):
+        wide = logits[rows, :columns].float()
+        target = (wide.gather(1, index[rows]) - maximum[rows]).exp_() / total[rows] - here[rows].double()
+        wide.sub_(maximum[rows].float()).exp_().mul_((scale[rows] / total[rows]).float())
+        logits[rows, :columns] = wide.scatter_(1, index[rows], (scale[rows] * target).float())
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    """Slices of as many rows as ``_CHUNK_ELEMENTS`` allows, at least one."""
+    size = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[1]))
+    return (slice(begin, begin + size) for begin in range(0, logits.shape[0], size))

@@ -261,8 +261,8 @@ def _head(config: RunConfig, sizes: _Sizes, vocab_size: int, trained: bool) -> U
     """The final norm, the output layer and the loss (ops/linear_cross_entropy.py)."""
     rows = config.model.padded_vocab_size(vocab_size) // config.parallel.tensor_parallel_size
     logits = sizes.element * sizes.tokens * rows
-    # For a token: its logsumexp, its label, whether it counts.
-    kept = sizes.residual + sizes.scale + sizes.hidden + logits + sizes.tokens * (4 + 8 + 1)
+    # For a token: its largest logit, its total and its label's logit in fp64, its label, whether it counts.
+    kept = sizes.residual + sizes.scale + sizes.hidden + logits + sizes.tokens * (3 * 8 + 8 + 1)
     weight = _weight_gradient(rows, config.model.hidden_size, sizes.element) if trained else 0
     losses = 3 * 4 * sizes.tokens  # losses, their gradients, these times counted
     return Use(kept, kept + losses + sizes.hidden + weight)

@@ -67,6 +67,35 @@ def assert_as_exact_as_torch() -> Callable[[Operation, Operation, Sequence[Tenso
 
 
 @pytest.fixture
+def assert_exact_and_unbiased() -> Callable[[Operation, Operation, Sequence[Tensor]], None]:
+    """As `assert_as_exact_as_torch`; the largest error and the bias are at most twice torch's, too.
+
+    The bias of x is the share of the exact z by which x is too large on average, <x - z, z> / <z, z>. What every sum
+    leaves out shows in the bias, however small it is beside errors of either sign.
+    """
+
+    def bias(x: Tensor, z: Tensor) -> float:
+        return float(((x.double() - z) * z).sum() / z.square().sum())
+
+    def check(operation: Operation, reference: Operation, inputs: Sequence[Tensor]) -> None:
+        exact = outputs_and_gradients(reference, [x.double() for x in inputs])
+        of_torch = outputs_and_gradients(reference, inputs)
+        ours = outputs_and_gradients(operation, inputs)
+        for index, (x, y, z) in enumerate(zip(ours, of_torch, exact)):
+            epsilon, limit = torch.finfo(x.dtype).eps, torch.finfo(torch.float32).eps
+            error, bound = (x.double() - z).norm(), 2 * (y.double() - z).norm()
+            assert error <= max(bound, epsilon * z.norm()), f"tensor {index}: error {error} > {bound}"
+            largest, bound = (x.double() - z).abs().max(), 2 * (y.double() - z).abs().max()
+            assert largest <= max(bound, epsilon * z.abs().max()), f"tensor {index}: largest error {largest} > {bound}"
+            # Errors of either sign leave this much in the mean.
+            noise = 4 * float((y.double() - z).norm() / z.norm()) / z.numel() ** 0.5
+            ours_bias, bound = abs(bias(x, z)), 2 * abs(bias(y, z))
+            assert ours_bias <= max(bound, noise, limit), f"tensor {index}: bias {ours_bias} > {bound}"
+
+    return check
+
+
+@pytest.fixture
 def assert_same_on_any_number_of_threads(
     set_threads: Callable[[int], None],
 ) -> Callable[[Operation, Sequence[Tensor]], None]:

@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 
-from megatron_step.ops import dispatch
+from megatron_step.ops import dispatch, fakes
 
 
 def test_missing_extension_warns_once_and_runs_as_torch(monkeypatch):
@@ -22,6 +22,20 @@ def test_missing_extension_warns_once_and_runs_as_torch(monkeypatch):
             assert not dispatch.use_kernel(torch.ones(2))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            assert not dispatch.use_kernel(torch.ones(2))
+    finally:
+        monkeypatch.undo()
+        dispatch._load_extension.cache_clear()
+
+
+def test_an_extension_of_other_sources_warns_and_runs_as_torch(kernel, monkeypatch):
+    def swiglu_forward(x: torch.Tensor, limit: float) -> torch.Tensor:
+        return x
+
+    monkeypatch.setattr(fakes, "FAKES", (swiglu_forward,))
+    dispatch._load_extension.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"other sources \(swiglu_forward differ\).*Build it again: pip"):
             assert not dispatch.use_kernel(torch.ones(2))
     finally:
         monkeypatch.undo()

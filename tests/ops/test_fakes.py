@@ -18,7 +18,7 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple]:
         "attention_forward": (q, k, v, 0.5),
         "attention_backward": (out, q, k, v, out, logsumexp, 0.5),
         "cross_entropy_forward": (logits, labels, 9),
-        "cross_entropy_backward_": (logits, labels, torch.ones(6), torch.ones(6), 9),
+        "cross_entropy_backward_": (logits, labels, torch.ones(6).double(), torch.ones(6).double(), torch.ones(6), 9),
         "narrow_products": (torch.randn(6, 8), torch.randn(6, 3), torch.randn(8, 3), 0.5),
         "rank_update_": (torch.randn(6, 8), torch.randn(6, 3), torch.randn(3, 8), 0.5),
         "rms_norm_forward": (x, weight, 1e-5),

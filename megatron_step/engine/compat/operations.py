@@ -27,6 +27,15 @@ def has_kernel(operation: str, dispatch_key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(operation, dispatch_key)  # nothing public says it (2.13.0)
 
 
+def argument_names(name: str) -> list[str] | None:
+    """Names of the arguments of an operation, such as "aten::mm"; None where it does not exist."""
+    namespace, operation = name.split("::")
+    if not hasattr(getattr(torch.ops, namespace), operation):
+        return None
+    schema = getattr(getattr(torch.ops, namespace), operation).default._schema  # nothing public says it (torch 2.13.0)
+    return [argument.name for argument in schema.arguments]
+
+
 def has_onednn_linear() -> bool:
     """Whether `onednn_linear` works in this build of torch."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -79,3 +79,8 @@ def test_a_dispatch_mode_sees_every_operation_of_its_block() -> None:
 
 def test_tree_leaves_are_those_of_nested_containers() -> None:
     assert operations.tree_leaves(([1, (2, {"a": 3})], {"b": [4]}, None)) == [1, 2, 3, 4, None]
+
+
+def test_argument_names_are_those_of_the_operation() -> None:
+    assert operations.argument_names("aten::mm") == ["self", "mat2"]
+    assert operations.argument_names("aten::no_such_operation") is None
