@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,32 @@ def _in_a_thread(work: Any) -> Any:
     return results[0]
 
 
-def test_runs_one_after_the_other_in_one_process(tmp_path: Path, small_data: DataConfig) -> None:
+_PLUGIN = """
+losses = []
+
+class Kept:
+    def __init__(self, run): ...
+    def write(self, metrics, shown): losses.append(metrics["halved"] * 2)
+    def close(self): ...
+
+hooks = [lambda context: context.metrics.update(halved=context.metrics["loss"] / 2)]
+trackers = [Kept]
+"""
+
+
+def test_runs_one_after_the_other_in_one_process(
+    tmp_path: Path, small_data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = small_config(str(tmp_path / "a"), data=small_data, steps=2)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     assert megatron_step.run(config, hooks=[doubled], trackers=[Collected])
     first = Collected.losses
     assert len(first) == 2
-    other = small_config(str(tmp_path / "b"), data=small_data, steps=2)
-    assert _in_a_thread(lambda: megatron_step.run(other, hooks=[doubled], trackers=[Collected]))
-    assert Collected.losses == first
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "plugin_of_a_run.py").write_text(_PLUGIN)
+    other = replace(small_config(str(tmp_path / "b"), data=small_data, steps=2), plugins=["plugin_of_a_run"])
+    assert _in_a_thread(lambda: megatron_step.run(other))
+    assert sys.modules["plugin_of_a_run"].losses == first
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
     assert not torch.distributed.is_initialized()
 

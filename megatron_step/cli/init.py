@@ -68,6 +68,7 @@ def _init(folder: Path, size_name: str, machine: str, steps: int | None) -> str:
             f"  megatron-step preprocess --input TEXT --tokenizer {config.data.tokenizer} "
             f"--output {config.data.train[0][1]}",
             f"  {_start(cluster, on_cpu)} --config config.yaml",
+            "A .txt file is one document; preprocess --document-separator '\\n\\n' splits it at blank lines.",
         ]
     )
 
