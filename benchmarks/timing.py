@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from megatron_step.engine.files import atomic_write
+
 Row = dict[str, Any]
 """One line of a table: `benchmark` names the table, the other keys its columns."""
 
@@ -118,7 +120,4 @@ def _processor() -> str:
 
 def write_json(path: str | Path, rows: Sequence[Row]) -> None:
     """Write the machine and all rows to `path`, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps({"machine": machine(), "rows": list(rows)}, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    atomic_write(Path(path), json.dumps({"machine": machine(), "rows": list(rows)}, indent=2) + "\n")

@@ -1,7 +1,6 @@
 """Train a SentencePiece tokenizer whose decoding gives back exactly the text that was encoded."""
 
 import io
-import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Literal
 from megatron_step.data.documents import DocumentReader
 from megatron_step.data.pieces import Piece
 from megatron_step.data.text_files import find_text_files
+from megatron_step.engine.files import atomic_write
 
 _LONGEST_SENTENCE_CHARACTERS = 1024
 _SENTENCE = re.compile(
@@ -73,7 +73,8 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise ValueError(_explain(str(error), vocab_size)) from error
-    _write_atomically(output, model.getvalue())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(output, model.getvalue())
 
 
 def split_sentences(pieces: Iterable[Piece]) -> Iterator[str]:
@@ -116,16 +117,3 @@ def _explain(message: str, vocab_size: int) -> str:
             f"a vocabulary of {vocab_size} tokens (--vocab-size) is too small for this text: it needs over {least[1]}"
         )
     return f"SentencePiece cannot train on this text: {message}"
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

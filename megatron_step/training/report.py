@@ -1,12 +1,12 @@
 """What runs have come to, side by side: tables and a plot of the lines in their metrics.jsonl."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from megatron_step.engine.files import whole_file
 from megatron_step.planner.table import aligned, format_bytes
 
 _LAST_STEPS = 10
@@ -175,9 +175,8 @@ def plot(runs: list[RunReport], path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
 
 
 def _plot_losses(axes: Any, run: RunReport, color: str) -> None:

@@ -1,7 +1,6 @@
 """A run from its config to its last checkpoint."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from megatron_step.config.plugins import import_plugins, plugin_list
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_step.engine.files import atomic_write
 from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel, first_problem, parallel_layout, start_world, stop_world
 from megatron_step.plan.stages import StagePlan, plan_from_dict
@@ -200,12 +200,6 @@ def _write_config(config: RunConfig, planned: Forecast, parallel: Parallel) -> N
     if parallel.is_main:
         folder = Path(config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.yaml", config_text(config))
-        _write(folder / "plan.json", json.dumps(planned.to_dict(), indent=1))
+        atomic_write(folder / "config.yaml", config_text(config))
+        atomic_write(folder / "plan.json", json.dumps(planned.to_dict(), indent=1))
     torch.distributed.barrier()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

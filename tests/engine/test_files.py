@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from file_size_limit import file_size_limit
 
-from megatron_step.engine.files import atomic_write
+from megatron_step.engine.files import atomic_write, whole_file
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    for text in ("old", "new ø"):
-        atomic_write(path, text)
-        assert path.read_text(encoding="utf-8") == text
+    for content in ("old", "new ø", b"\x00\xff"):
+        atomic_write(path, content)
+        assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -23,3 +23,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         atomic_write(path, "new, and longer")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    atomic_write(path, "old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as partial:
+        partial.write_text("half of the new")
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        atomic_write(tmp_path / "nowhere/file", "text")
