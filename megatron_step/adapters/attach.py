@@ -13,8 +13,8 @@ from megatron_step.layers.te_adapter import make_adaptable
 from megatron_step.model.build import sharded_state
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
+from megatron_step.plan.blocks.layer import layer_linears
 from megatron_step.plan.names import is_adapter
-from megatron_step.plan.parameters import layer_linears
 
 
 def attach_adapters(

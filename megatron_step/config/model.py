@@ -122,6 +122,11 @@ class ModelConfig:
         return self.seq_length if self.max_position_embeddings is None else self.max_position_embeddings
 
     @property
+    def gated_mlp(self) -> bool:
+        """Whether the MLP has a gate beside the up projection."""
+        return self.mlp == "swiglu"
+
+    @property
     def query_groups(self) -> int:
         """Key and value heads of a layer."""
         return self.num_attention_heads if self.num_query_groups is None else self.num_query_groups

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
+from megatron_step.plan.blocks.layer import layer_linears
 from megatron_step.plan.names import layer_key
-from megatron_step.plan.parameters import layer_linears
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def transformer_config(
         # Architecture
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=model.mlp == "swiglu",
+        gated_linear_unit=model.gated_mlp,
         activation_func=F.silu if model.mlp == "swiglu" else F.gelu,
         add_bias_linear=False,
         add_qkv_bias=model.qkv_bias,

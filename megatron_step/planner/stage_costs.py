@@ -27,17 +27,17 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.blocks.tape import Use
 from megatron_step.plan.operators import GrownLayer
 from megatron_step.plan.parameters import Parameter, layer_parameters, outer_parameters
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.states import recipe_of
 from megatron_step.planner.activations import (
     ChunkEnds,
-    Use,
     between_passes,
     chunk_ends,
-    element_bytes,
     layer_use,
+    microbatch_of,
 )
 from megatron_step.planner.flops import forward_flops_per_token, layer_flops_per_token, output_flops_per_token
 from megatron_step.planner.machines import Machine
@@ -118,7 +118,7 @@ def _layer_cost(config: RunConfig, stage: Stage, layer: int, dp_size: int) -> La
     flops += forward_flops_per_token(config) if recomputes else 0
     # Two sums over ranks forward and two backward, each of which sends 2 (t - 1) / t of its tensor.
     exchanges = (6 if recomputes else 4) * 2 * (tensor - 1)
-    element = element_bytes(config)
+    element = microbatch_of(config).element_bytes
     parameters = layer_parameters(config, stage, layer)
     return LayerCost(
         state_bytes=_state_bytes(parameters, config, dp_size),

@@ -8,7 +8,7 @@ from worlds import Worlds
 
 from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.engine.parallel import parallel_layout
-from megatron_step.plan.parameters import Parameter, chunk_parameters, layer_linears, outer_parameters
+from megatron_step.plan.parameters import Parameter, chunk_parameters, outer_parameters
 from megatron_step.plan.trainable import Treatment
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
@@ -85,11 +85,6 @@ def test_a_model_in_one_piece_has_one_embedding_and_head() -> None:
         assert len(outer) == expected
         layers_too = chunk_parameters(config, stage, VOCAB_SIZE, pp_rank=0, vp_stage=0)
         assert [parameter for parameter in layers_too if "layers" not in parameter.key] == outer
-
-
-def test_a_gated_mlp_has_gate_and_up_in_one_matrix() -> None:
-    gated, plain = (layer_linears(small_config(model={"mlp": mlp}).model)["fc1"].outputs for mlp in ("swiglu", "gelu"))
-    assert gated == 2 * plain
 
 
 def test_elements_are_the_product_of_the_lengths() -> None:

@@ -1,5 +1,6 @@
 """What an attention that keeps every score is said to need is what megatron-core's stock one was seen to need."""
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -12,8 +13,9 @@ from worlds import Worlds
 
 from megatron_step.engine.parallel import parallel_layout
 from megatron_step.layers import spec
+from megatron_step.plan.blocks.core_attention import Core
+from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.planner.activations import activation_bytes
-from megatron_step.planner.core_attention import attention_buffer, core_attention
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_peak
 from megatron_step.training.state import build_state
@@ -78,28 +80,28 @@ def test_a_step_with_the_stock_attention_needs_what_was_planned(worlds: Worlds, 
             assert measured <= planned <= 1.1 * measured, case
 
 
-def core(recompute: str = "none", attention: str = "unfused", **model: Any) -> int:
-    config = small_config(
-        model={**SIZES, **model},
-        training=BF16,
-        parallel={"recompute": recompute},
-        planner={"attention": attention},
-    )
-    return core_attention(config, queries=1000, keys=1000).kept
+BATCH = Microbatch(tokens=2 * 128, element_bytes=2, tensor=1, sequence_parallel=False)
+
+
+def core(groups: int = 8, normed: bool = False) -> Core:
+    return Core(heads=8, groups=groups, head_size=8, seq_length=128, normed=normed)
 
 
 def test_kept_bytes_by_hand() -> None:
     """Two samples of 128 tokens, 8 heads."""
     scores = 2 * 8 * 128 * 128
-    assert core(attention="sdpa") == 4 * 2 * 128 * 8
-    assert core() == 6 * scores + 128 * 128
-    assert core(num_query_groups=2) == core() + 2 * 1000 - 2 * 1000  # keys and values of all heads for those of groups
-    assert core(num_query_groups=2, qk_norm=True) == core() + 2 * 1000 - 1000
+    queries, keys = 2 * 256 * 64, 2 * 256 * 16
+    assert core().linear(BATCH).kept == 4 * 2 * 128 * 8
+    every = 6 * scores + 128 * 128
+    assert core().unfused(BATCH, recomputed=False).kept == every
+    # Keys and values of all heads for those of groups, of which the norms keep the keys anyway.
+    assert core(2).unfused(BATCH, recomputed=False).kept == every + 2 * queries - 2 * keys
+    assert core(2, normed=True).unfused(BATCH, recomputed=False).kept == every + 2 * queries - keys
+    assert core(2).unfused(BATCH, recomputed=True).kept == every + 2 * queries
 
 
 def test_the_scores_share_one_buffer_in_the_process() -> None:
-    for attention, expected in (("sdpa", 0), ("unfused", 4 * 2 * 8 * 128 * 128)):
-        assert attention_buffer(small_config(model=SIZES, planner={"attention": attention})) == expected
+    assert core().shared_buffer(replace(BATCH, element_bytes=4)) == 4 * 2 * 8 * 128 * 128
 
 
 def planned(seq_length: int, recompute: str = "none") -> int:

@@ -1,0 +1,33 @@
+"""An attention's weights and bytes follow its switches."""
+
+from dataclasses import replace
+
+from small_run import PLAIN, TIED, small_config
+
+from megatron_step.config.stages import Target
+from megatron_step.plan.blocks.attention import attention_of
+from megatron_step.plan.blocks.linear import Handling
+from megatron_step.plan.blocks.microbatch import Microbatch
+
+BATCH = Microbatch(tokens=10, element_bytes=4, tensor=1, sequence_parallel=False)
+FROZEN: dict[Target, Handling] = {"qkv": Handling(trained=False), "proj": Handling(trained=False)}
+
+
+def test_weights_follow_the_switches() -> None:
+    names = [
+        [name for name, _ in attention_of(small_config(model=model).model).weights(1, {"qkv": 0, "proj": 0})]
+        for model in (PLAIN, TIED)
+    ]
+    assert set(names[1]) - set(names[0]) == {
+        "self_attention.linear_qkv.bias",
+        "self_attention.q_layernorm.weight",
+        "self_attention.k_layernorm.weight",
+    }
+
+
+def test_norms_of_queries_and_keys_keep_both_before_them() -> None:
+    attention = replace(attention_of(small_config(model=PLAIN).model), groups=4)
+    core = attention.core.linear(BATCH)
+    normed, plain = (replace(attention, qk_norm=flag).kept(BATCH, FROZEN, core, False) for flag in (True, False))
+    scales = 4 * 10 * (4 + 4)
+    assert normed - plain == attention.core.queries(BATCH) + attention.core.keys(BATCH) + scales

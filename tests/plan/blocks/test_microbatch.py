@@ -1,0 +1,10 @@
+"""Bytes of a micro-batch's tensors are those counted by hand."""
+
+from megatron_step.plan.blocks.microbatch import Microbatch
+
+
+def test_what_is_whole_split_and_in_the_stream() -> None:
+    batch = Microbatch(tokens=10, element_bytes=2, tensor=4, sequence_parallel=False)
+    assert (batch.whole(8), batch.split(8), batch.stream(8), batch.norm_scale) == (160, 40, 160, 40)
+    over_sequence = Microbatch(tokens=10, element_bytes=2, tensor=2, sequence_parallel=True)
+    assert (over_sequence.stream(8), over_sequence.norm_scale) == (80, 20)
