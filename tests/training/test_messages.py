@@ -1,5 +1,6 @@
 """A stream that takes nothing does not end training, nor change its exit status."""
 
+import os
 import subprocess
 import sys
 
@@ -38,6 +39,21 @@ def test_a_full_disk_behind_the_output_is_said_once() -> None:
 def test_both_streams_may_be_full() -> None:
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-c", PROGRAM], stdout=full, stderr=full).returncode == 75
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_a_stream_may_be_closed_from_the_start(closed: str) -> None:
+    command = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, PROGRAM]
+    ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert ended.returncode == 75
+
+
+def test_letters_that_the_encoding_lacks_do_not_end_training() -> None:
+    program = PROGRAM.replace('say(f"line {number}")', "say('runs/\u00f8')")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 75
+    assert ended.stderr.count("cannot write to standard output: 'ascii' codec") == 1
 
 
 def test_a_closed_pipe_does_not_end_training() -> None:

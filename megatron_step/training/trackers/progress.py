@@ -45,7 +45,8 @@ class ProgressBar:
 
 def progress(run: TrackedRun) -> ProgressLines | ProgressBar:
     """A bar where standard error is a terminal, else lines."""
-    return ProgressBar(run) if sys.stderr.isatty() else ProgressLines(run)
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return ProgressBar(run) if is_terminal else ProgressLines(run)
 
 
 def progress_line(metrics: Metrics, num_steps: int) -> str:
