@@ -6,44 +6,52 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from megatron_step.config.load import load_config
-from megatron_step.config.run import RunConfig
+from megatron_step.engine.signals import EXIT_STOPPED, Stopped, StopRequest, stop_requests
 from megatron_step.training.messages import discard_unwritten
-from megatron_step.training.signals import EXIT_STOPPED, StopRequest, stop_requests
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 trained to the end, 75 saved and stopped on a signal, 2 bad input, 1 another failure."""
+    with stop_requests() as stop:  # before the imports, which take seconds: a signal must not end the process there
+        try:
+            return _train(sys.argv[1:] if arguments is None else arguments, stop)
+        except Stopped as stopped:
+            _say(f"{stopped}: nothing was changed")
+            return EXIT_STOPPED
+        finally:
+            discard_unwritten()
+
+
+def _train(arguments: Sequence[str], stop: StopRequest) -> int:
+    config, problem = None, None
     try:
-        config = load_config(sys.argv[1:] if arguments is None else arguments)
-        with stop_requests() as stop:  # before the imports, which take seconds: a signal must not end the process there
-            return _train(config, stop)
+        config = load_config(arguments)
     except ValueError as error:
-        return _fail(error, 2)
-    finally:
-        discard_unwritten()
-
-
-def _train(config: RunConfig, stop: StopRequest) -> int:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            _say(f"error: {error}")
+            return 2
+        problem = error  # the other ranks must hear of it
     # Not at the top: --help and a bad config are answered before torch and megatron-core are imported.
-    from megatron_step.checkpoint.save import SaveError
-    from megatron_step.training.hooks.gradients import NoGradientError
+    from megatron_step.engine.agreement import exit_status, is_expected
+    from megatron_step.engine.world import open_world
     from megatron_step.training.run import run
-    from megatron_step.training.step import NonFiniteError
 
     try:
+        if config is None:
+            with open_world(problem):
+                raise AssertionError("the world opened in spite of the problem")
         return 0 if run(config, stop) else EXIT_STOPPED
-    except (ValueError, FileNotFoundError) as error:
-        return _fail(error, 2)
-    except (OSError, SaveError, NonFiniteError, NoGradientError) as error:
-        return _fail(error, 1)
+    except Exception as error:
+        if not is_expected(type(error)):
+            raise
+        if not getattr(error, "is_told", False):
+            _say(f"error: {error}")
+        return exit_status(type(error))
 
 
-def _fail(error: Exception, status: int) -> int:
-    """Say what is wrong, once on each machine: it may be wrong on one of them only."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        with suppress(OSError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-    return status
+def _say(line: str) -> None:
+    with suppress(OSError):  # a full disk behind the log
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

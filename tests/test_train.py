@@ -1,5 +1,8 @@
 """The command's exit status and its one line for bad input."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +11,7 @@ from small_run import small_config
 
 from megatron_step import train
 from megatron_step.checkpoint.save import SaveError
+from megatron_step.config.data import DataConfig
 from megatron_step.config.load import config_text
 from megatron_step.engine.parallel import stop_world
 from megatron_step.training import run as run_module
@@ -69,10 +73,27 @@ def test_the_status_says_how_the_run_ended(
     assert train.main() == status
 
 
-def test_one_rank_of_a_machine_speaks(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_bad_config_is_answered_before_torch_is_imported(command: list[str]) -> None:
+    program = (
+        "import sys; from megatron_step import train; status = train.main(); assert 'torch' not in sys.modules; "
+        "sys.exit(status)"
+    )
+    arguments = [sys.executable, "-c", program, *command[1:], "--model.num_layers", "0"]
+    finished = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: model.num_layers must be at least 1, not 0\n"
+
+
+def test_a_signal_before_training_is_status_75(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_data: DataConfig
 ) -> None:
-    command += ["--model.num_layers", "0"]
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert train.main() == 2
-    assert capsys.readouterr().err == ""
+    def plan(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(run_module, "plan_and_forecast", plan)
+    config = Path(command[2])
+    config.write_text(config_text(small_config(str(config.parent / "run"), data=small_data)))
+    assert train.main() == 75
+    assert "asked to stop by SIGINT before training began: nothing was changed" in capsys.readouterr().err
+    assert not (config.parent / "run").exists()
+    stop_world()

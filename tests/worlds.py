@@ -13,10 +13,12 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,6 +29,9 @@ from typing import Any
 _PRELOAD = ["megatron_step.training.run", "pytest"]
 _PR_SET_PDEATHSIG = 1  # prctl: the signal that a process gets when its parent ends
 _GRACE_SECONDS = 10.0  # for the other ranks, once one has failed
+
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class WorldError(Exception):
@@ -150,6 +155,32 @@ class Worlds:
         """End all worlds."""
         for world in self._worlds.values():
             world.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def launched(port: int) -> Iterator[int]:
+    """In a case: this rank as a launcher starts it, in no process group, with the environment set; gives its rank."""
+    import torch
+
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    torch.distributed.barrier()  # all ranks are there: none may leave while others still connect
+    torch.distributed.destroy_process_group()
+    before = {name: os.environ.get(name) for name in LAUNCHER_VARIABLES}
+    os.environ.update(zip(LAUNCHER_VARIABLES, (str(rank), str(size), str(rank), "localhost", str(port))))
+    try:
+        yield rank
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _kill_group(pid: int) -> None:

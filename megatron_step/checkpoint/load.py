@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -23,6 +22,7 @@ from megatron_step.checkpoint.sharding import (
     sharded_weights,
     state_names,
 )
+from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.parallel import Parallel, first_problem
 
 
@@ -49,14 +49,16 @@ def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheck
     if resume == "none":
         return None
     if resume != "auto":
-        if not Path(resume).is_dir():
-            raise FileNotFoundError(f"there is no checkpoint {resume}")
+        with current_ranks().together():
+            if not Path(resume).is_dir():
+                raise FileNotFoundError(f"there is no checkpoint {resume}")
         manifest, problem = _verify(Path(resume), parallel)
         if manifest is None:
             raise DamagedCheckpointError(problem)
         return FoundCheckpoint(Path(resume), manifest, [])
     passed_over: list[str] = []
-    for path in _broadcast([path for _, path in reversed(list_checkpoints(folder))]):
+    saved = current_ranks().from_main(lambda: list_checkpoints(folder))  # a folder may change while it is listed
+    for _, path in reversed(saved):
         manifest, problem = _verify(path, parallel)
         if manifest is not None:
             return FoundCheckpoint(path, manifest, passed_over)
@@ -73,8 +75,9 @@ def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
 
     Raises ValueError if the run has none yet, and as `find_checkpoint` does.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+    with current_ranks().together():
+        if not path.is_dir():
+            raise FileNotFoundError(f"there is no checkpoint {path}")
     of_run = path / "checkpoints"
     # Made absolute, a folder called auto or none is a path like any other.
     found = find_checkpoint(of_run, "auto" if of_run.is_dir() else os.path.abspath(path), parallel)
@@ -92,13 +95,6 @@ def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:
         problem = str(error)
     first = first_problem(problem)
     return (manifest, "") if first is None else (None, first)
-
-
-def _broadcast(value: Any) -> Any:
-    """Rank 0's value on every rank: a folder may change while it is listed."""
-    values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
-    return values[0]
 
 
 def load_checkpoint(

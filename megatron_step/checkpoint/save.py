@@ -19,6 +19,7 @@ from megatron_step.checkpoint.manifest import Manifest, content_files, file_tabl
 from megatron_step.checkpoint.sharding import Sharded, sharded_optimizer_states, sharded_weights
 from megatron_step.checkpoint.writer_results import prepare_results_queue
 from megatron_step.config.run import CheckpointConfig
+from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.parallel import Parallel, first_problem
 
 _SPARE_BYTES = 16 << 20  # room for the small files of a checkpoint
@@ -107,20 +108,18 @@ class CheckpointSaver:
         own = torch.tensor(sum(map(_own_bytes, shards)), dtype=torch.int64, device=self._parallel.device)
         torch.distributed.all_reduce(own)
         needed = int(own) + _SPARE_BYTES
-        answer: list[str | None] = [None, None]
-        if self._parallel.is_main:
+
+        def make() -> Path:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 free = shutil.disk_usage(self._folder).free
                 if free < needed:
                     raise OSError(f"it needs {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free")
-                answer[0] = str(directory.make_partial(self._folder, step))
+                return directory.make_partial(self._folder, step)
             except OSError as error:
-                answer[1] = f"cannot save the checkpoint of step {step} in {self._folder}: {error}"
-        torch.distributed.broadcast_object_list(answer, src=0)
-        if answer[1] is not None:
-            raise SaveError(answer[1])
-        return Path(str(answer[0]))
+                raise SaveError(f"cannot save the checkpoint of step {step} in {self._folder}: {error}") from error
+
+        return current_ranks().from_main(make)
 
     def _guard(self, write: Callable[[], Any], step: int) -> Any:
         """Run a write that reports failures on every rank, as a SaveError."""

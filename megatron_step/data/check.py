@@ -41,7 +41,7 @@ def check_corpus(prefix: str, tokenizer: Tokenizer) -> Corpus:
     vocabulary. All lengths and offsets in the index are read, the tokens are not.
     """
     paths = corpus_paths(prefix)
-    _check_files(paths)
+    check_files(paths)
     dtype, num_sequences, num_boundaries = _read_header(paths.idx)
     tokens = _check_index(paths.idx, dtype, num_sequences, num_boundaries)
     expected, actual = tokens * dtype.itemsize, paths.bin.stat().st_size
@@ -58,7 +58,8 @@ def check_corpus(prefix: str, tokenizer: Tokenizer) -> Corpus:
     return corpus
 
 
-def _check_files(paths: CorpusPaths) -> None:
+def check_files(paths: CorpusPaths) -> None:
+    """Raise FileNotFoundError or ValueError if a file of a corpus is missing or empty."""
     for path in (paths.bin, paths.idx):
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist: give the path prefix of a corpus, or {_REMAKE}")

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from megatron_step.data.check import Corpus, check_corpora
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.indexed_format import HEADER, corpus_paths
 from megatron_step.data.tokenizer import Tokenizer
+from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.compat.datasets import sample_ids
 
 
@@ -63,18 +65,20 @@ def build_datasets(
     parts = [_Part.of("train", config, num_train_samples)]
     if config.has_validation and num_validation_samples > 0:
         parts.append(_Part.of("validation", config, num_validation_samples))
-    corpora = {corpus.prefix: corpus for corpus in check_corpora(config, tokenizer)}
-    for part in parts:
-        _check_enough(part, corpora, seq_length)
+    with current_ranks().together():
+        corpora = {corpus.prefix: corpus for corpus in check_corpora(config, tokenizer)}
+        for part in parts:
+            _check_enough(part, corpora, seq_length)
     datasets: dict[str, Dataset[dict[str, torch.Tensor]] | None] = {}
     with _process_group():
         for part in parts:
             cache = _cache_folder(part, config, tokenizer, seq_length)
             _build_cache(part, config, tokenizer, seq_length, cache)
-            if is_built_on_rank and not cache.is_dir():
-                raise FileNotFoundError(
-                    f"{cache} is missing: data.cache_dir must be on a file system that all ranks see"
-                )
+            with current_ranks().together():
+                if is_built_on_rank and not cache.is_dir():
+                    raise FileNotFoundError(
+                        f"{cache} is missing: data.cache_dir must be on a file system that all ranks see"
+                    )
             datasets[part.name] = _build(part, config, tokenizer, seq_length, cache, is_built_on_rank)
     return Datasets(datasets["train"], datasets.get("validation"))
 
@@ -126,7 +130,7 @@ def _build_cache(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_leng
     elif cache.is_dir():
         _build(part, config, tokenizer, seq_length, cache, True)
     else:
-        being_built = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+        being_built = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}.tmp")
         try:
             being_built.mkdir(parents=True)
             _build(part, config, tokenizer, seq_length, being_built, True)

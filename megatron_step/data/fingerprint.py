@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_step.config.data import DataConfig
+from megatron_step.data.check import check_files
 from megatron_step.data.indexed_format import corpus_paths
 from megatron_step.data.tokenizer import Tokenizer
 
@@ -17,6 +18,8 @@ def data_fingerprint(config: DataConfig, tokenizer: Tokenizer, seq_length: int, 
 
     Independent of the folder that a corpus lies in. Contents are compared by size and by a hash of 64 blocks of 64 KiB
     spread from the first byte to the last (of all bytes in files of up to 4 MiB).
+
+    Raises FileNotFoundError or ValueError for a file that is missing or empty.
     """
     return {
         "train": _blend_fingerprint(config.train),
@@ -42,6 +45,8 @@ def check_fingerprint(saved: dict[str, Any], current: dict[str, Any]) -> None:
 
 def _blend_fingerprint(blend: list[tuple[float, str]]) -> list[dict[str, Any]]:
     total = sum(weight for weight, _ in blend)
+    for _, prefix in blend:
+        check_files(corpus_paths(prefix))
     return [
         {
             "name": Path(prefix).name,

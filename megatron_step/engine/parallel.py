@@ -12,9 +12,17 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch.distributed import Store
 
 from megatron_step.config.parallel import ParallelConfig
+from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.device import current_device
+
+_TIMEOUT = timedelta(minutes=30)  # of a collective: saves of large models take long
+
+
+Meeting = tuple[Store, int, int]
+"""Where ranks have met, this rank, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +59,11 @@ class Parallel:
         return self.pp_rank in (0, self.config.pipeline_parallel_size - 1)
 
 
-def start_world(alone: bool = False) -> None:
+def start_world(alone: bool = False, meeting: Meeting | None = None) -> None:
     """Join the world that the environment describes; without one, or with `alone`, make a world of this process.
 
     A launcher describes it (RANK, WORLD_SIZE, MASTER_ADDR, ...), but so does the environment of a shell in a job's pod,
-    where nobody else joins: work for one process is done `alone`.
+    where nobody else joins: work for one process is done `alone`. Ranks that have met in a store join at `meeting`.
     """
     if torch.distributed.is_initialized():
         return
@@ -70,8 +78,12 @@ def start_world(alone: bool = False) -> None:
     else:
         # On the CPU the "device's" random numbers are the CPU's: the warning that they move together is no news.
         logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
-    if "RANK" in os.environ and not alone:
-        torch.distributed.init_process_group(backend, timeout=timedelta(minutes=30))
+    if meeting is not None:
+        store, rank, size = meeting
+        store.set_timeout(_TIMEOUT)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    elif "RANK" in os.environ and not alone:
+        torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
     else:
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -114,9 +126,7 @@ def parallel_layout(config: ParallelConfig, seed: int, alone: bool = False) -> I
 
 def first_problem(problem: str | None) -> str | None:
     """The problem of the lowest rank that has one, alike on every rank; every rank must call it."""
-    problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, problem)
-    return next((text for text in problems if text is not None), None)
+    return next((text for text in current_ranks().gather(problem) if text is not None), None)
 
 
 def stop_world() -> None:

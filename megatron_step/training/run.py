@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from megatron_step.checkpoint.directory import list_checkpoints, set_aside
 from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint
 from megatron_step.checkpoint.save import CheckpointSaver
@@ -17,9 +15,12 @@ from megatron_step.config.plugins import import_plugins, plugin_list
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_step.engine.agreement import Ranks
 from megatron_step.engine.files import atomic_write
 from megatron_step.engine.host_memory import keep_freed_memory
-from megatron_step.engine.parallel import Parallel, first_problem, parallel_layout, start_world, stop_world
+from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+from megatron_step.engine.signals import Stopped, StopRequest, stop_requests
+from megatron_step.engine.world import open_world
 from megatron_step.plan.stages import StagePlan, plan_from_dict
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.lengths import length_warnings
@@ -31,8 +32,9 @@ from megatron_step.training.hooks.gradients import gradient_check_hook
 from megatron_step.training.hooks.logging import logging_hook
 from megatron_step.training.hooks.restart import restart_hook
 from megatron_step.training.hooks.saving import check_resumable, description, saving_hook
-from megatron_step.training.messages import say
-from megatron_step.training.signals import StopRequest, stop_requests
+from megatron_step.training.messages import say, warn
+from megatron_step.training.output_folder import output_folder
+from megatron_step.training.rank_facts import ADVICE, rank_facts
 from megatron_step.training.stage import Hook, train_stage
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch
@@ -57,18 +59,38 @@ def run(
     if stop is None:
         with stop_requests() as own:
             return run(config, own, hooks, trackers)
-    plugins = import_plugins(config.plugins)
-    hooks = [*hooks, *plugin_list(plugins, "hooks")]
-    trackers = [*trackers, *plugin_list(plugins, "trackers")]
-    if config.logging.wandb is not None and find_spec("wandb") is None:
-        raise ValueError("logging.wandb is set, but wandb is not installed: pip install wandb")
-    start_world()
-    check_world(config, torch.distributed.get_world_size())
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    vocab_size = run_vocab_size(config, tokenizer)
-    with parallel_layout(config.parallel, config.training.seed) as parallel:
-        found = _find(config, parallel)
-        planned = _plan(config, vocab_size, found, parallel)
+    try:
+        with open_world() as ranks:
+            finished = _run(config, stop, hooks, trackers, ranks)
+    except Stopped as stopped:
+        if not getattr(stopped, "is_told", False):
+            warn(f"{stopped}: nothing was changed")
+        return False
+    stop_world()
+    return finished
+
+
+def _run(
+    config: RunConfig, stop: StopRequest, hooks: Sequence[Hook], trackers: Sequence[MakeTracker], ranks: Ranks
+) -> bool:
+    """The run, as one of the ranks of its world."""
+    with ranks.together():
+        plugins = import_plugins(config.plugins)
+        hooks = [*hooks, *plugin_list(plugins, "hooks")]
+        trackers = [*trackers, *plugin_list(plugins, "trackers")]
+        if config.logging.wandb is not None and find_spec("wandb") is None:
+            raise ValueError("logging.wandb is set, but wandb is not installed: pip install wandb")
+        check_world(config, ranks.size)
+        tokenizer = load_tokenizer(config.data.tokenizer)
+        vocab_size = run_vocab_size(config, tokenizer)
+        facts = rank_facts(config, data_fingerprint(config.data, tokenizer, config.model.seq_length, 0))
+    ranks.agree(facts, ADVICE)
+    with (
+        output_folder(Path(config.output_dir), ranks, stop),
+        parallel_layout(config.parallel, config.training.seed) as parallel,
+    ):
+        found = _find(config, ranks, parallel)
+        planned = ranks.from_main(lambda: _plan(config, vocab_size, found, parallel))
         plan = planned.plan
         datasets = run_datasets(config, plan.num_steps, tokenizer, parallel)
         fingerprint = data_fingerprint(
@@ -83,9 +105,9 @@ def run(
             for warning in [*length_warnings(config, plan), *data_warnings(config)]:
                 say(f"warning: {warning}")
         state = first_state(config, plan, found, tokenizer, vocab_size, parallel)
-        _write_config(config, planned, parallel)
+        ranks.from_main(lambda: _write_config(config, planned))
         if found is not None and config.checkpoint.resume != "auto":
-            _set_aside_later(config, found, parallel)
+            ranks.from_main(lambda: _set_aside_later(config, found))
         describe = description(config, plan, vocab_size, fingerprint, parallel)
         saver = CheckpointSaver(Path(config.output_dir) / "checkpoints", config.checkpoint, parallel)
         with ExitStack() as stack:
@@ -103,9 +125,8 @@ def run(
                 return next_stage(state, config, plan, vocab_size, parallel)
 
             stack.enter_context(keep_freed_memory())
-            finished = train_stages(state, plan, batches, config, parallel, called, stop, grow)
-    stop_world()
-    return finished
+            stack.enter_context(stop.after_step())
+            return train_stages(state, plan, batches, config, parallel, called, stop, grow)
 
 
 def train_stages(
@@ -125,6 +146,8 @@ def train_stages(
             say(summary)
         of_stage = islice(batches, state.stage.last_step - state.step)
         if not train_stage(state, of_stage, config, parallel, hooks, stop):
+            if parallel.is_main:
+                say(f"stopped after step {state.step}, which is saved: start the same command again to go on")
             return False
         if state.stage.index == plan.stages[-1].index:
             return True
@@ -132,28 +155,19 @@ def train_stages(
 
 
 def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, parallel: Parallel) -> Forecast:
-    """The plan of the run, made by one rank for all; the layers that a planner chose when it began stay as they are.
+    """The plan of the run; the layers that a planner chose when it began stay as they are.
 
     Raises ValueError if there is none, or it does not fit the machines.
     """
-    planned: list[Forecast | None] = [None]
-    problem = None
-    if parallel.is_main:
-        try:
-            chosen = None
-            if found is not None:
-                chosen = [stage.num_new_layers for stage in plan_from_dict(found.manifest.plan).stages]
-                # Another number of stages is refused once both plans are there.
-                chosen = chosen if len(chosen) == config.stages.count else None
-            planned = [plan_and_forecast(config, vocab_size, parallel.dp_size, chosen)]
-        except (ValueError, RuntimeError) as error:
-            problem = str(error)
-    problem = first_problem(problem)
-    if problem is not None:
-        raise ValueError(problem)
-    torch.distributed.broadcast_object_list(planned)
-    assert planned[0] is not None
-    return planned[0]
+    chosen = None
+    if found is not None:
+        chosen = [stage.num_new_layers for stage in plan_from_dict(found.manifest.plan).stages]
+        # Another number of stages is refused once both plans are there.
+        chosen = chosen if len(chosen) == config.stages.count else None
+    try:
+        return plan_and_forecast(config, vocab_size, parallel.dp_size, chosen)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def run_vocab_size(config: RunConfig, tokenizer: Tokenizer) -> int:
@@ -167,16 +181,15 @@ def run_vocab_size(config: RunConfig, tokenizer: Tokenizer) -> int:
     return size
 
 
-def _find(config: RunConfig, parallel: Parallel) -> FoundCheckpoint | None:
+def _find(config: RunConfig, ranks: Ranks, parallel: Parallel) -> FoundCheckpoint | None:
     folder = Path(config.output_dir) / "checkpoints"
     found = find_checkpoint(folder, config.checkpoint.resume, parallel)
-    if found is None:
-        if first_problem(str(folder) if list_checkpoints(folder) else None):
+    with ranks.together():
+        if found is None and list_checkpoints(folder):
             raise ValueError(
                 f"{folder} holds the checkpoints of another run, which a fresh start would replace: "
                 "go on with --resume auto or choose another output_dir"
             )
-        return None
     return found
 
 
@@ -188,18 +201,13 @@ def _announce(found: FoundCheckpoint, plan: StagePlan, parallel: Parallel) -> No
         say(f"{found.path} is the end of the run" if finished else f"resuming from {found.path}")
 
 
-def _set_aside_later(config: RunConfig, found: FoundCheckpoint, parallel: Parallel) -> None:
+def _set_aside_later(config: RunConfig, found: FoundCheckpoint) -> None:
     """Where the user chose the checkpoint: keep later ones under names that `--resume auto` does not take."""
-    if parallel.is_main:
-        for path in set_aside(Path(config.output_dir) / "checkpoints", found.manifest.step):
-            say(f"kept a later checkpoint, which no longer counts, as {path}")
-    torch.distributed.barrier()
+    for path in set_aside(Path(config.output_dir) / "checkpoints", found.manifest.step):
+        say(f"kept a later checkpoint, which no longer counts, as {path}")
 
 
-def _write_config(config: RunConfig, planned: Forecast, parallel: Parallel) -> None:
-    if parallel.is_main:
-        folder = Path(config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / "config.yaml", config_text(config))
-        atomic_write(folder / "plan.json", json.dumps(planned.to_dict(), indent=1))
-    torch.distributed.barrier()
+def _write_config(config: RunConfig, planned: Forecast) -> None:
+    folder = Path(config.output_dir)
+    atomic_write(folder / "config.yaml", config_text(config))
+    atomic_write(folder / "plan.json", json.dumps(planned.to_dict(), indent=1))

@@ -7,11 +7,11 @@ from typing import Any
 
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.engine.parallel import Parallel
+from megatron_step.engine.signals import StopRequest
 from megatron_step.optim.schedule import learning_rate
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.memory import RankMemory
 from megatron_step.training.memory import measure_step
-from megatron_step.training.signals import StopRequest
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch, train_step
 from megatron_step.training.trackers.tracker import Metrics

@@ -19,8 +19,8 @@ from megatron_step.checkpoint.directory import list_checkpoints
 from megatron_step.config.data import DataConfig
 from megatron_step.config.load import config_text
 from megatron_step.config.run import RampUpConfig, RunConfig
+from megatron_step.engine.signals import EXIT_STOPPED
 from megatron_step.training.run import run
-from megatron_step.training.signals import EXIT_STOPPED
 
 TP2_PP2 = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
 STEPS = 30

@@ -7,8 +7,8 @@ from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.config.run import RampUpConfig, RunConfig, batch_size_at, consumed_samples
 from megatron_step.engine.parallel import Parallel
+from megatron_step.engine.signals import StopRequest
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.signals import StopRequest
 from megatron_step.training.stage import StepContext, step_learning_rate, train_stage
 from megatron_step.training.state import initial_state
 from megatron_step.training.step import Microbatch
