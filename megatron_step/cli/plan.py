@@ -13,7 +13,7 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster, load_config
 from megatron_step.config.paths import expand_path, path_argument
 from megatron_step.config.run import RunConfig, check_world
-from megatron_step.engine.files import atomic_write
+from megatron_step.engine.files import atomic_write, whole_file
 from megatron_step.planner.explain import changes_that_fit, least_memory, shortages
 from megatron_step.planner.forecast import Forecast, forecast, with_plan
 from megatron_step.planner.lengths import length_warnings
@@ -200,7 +200,8 @@ def _sweep(
         )
     front = pareto_front(candidates)
     print(front_table(front))
-    plot(candidates, front, arguments.sweep, _lines(mark, candidates))
+    with whole_file(arguments.sweep) as partial:
+        plot(candidates, front, partial, _lines(mark, candidates))
     print(f"\n{len(candidates)} plans, {len(front)} of them not beaten in both memory and time: {arguments.sweep}")
     return 0
 

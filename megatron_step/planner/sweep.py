@@ -123,9 +123,7 @@ def plot(candidates: list[Candidate], front: list[Candidate], path: Path, marks:
         axes.axhline(at_bytes / 2**30, linestyle="--", color="gray", label=name)
     axes.set(xscale="log", yscale="log")
     axes.legend()
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format="png", dpi=150)
-    partial.replace(path)
+    figure.savefig(path, format="png", dpi=150)
 
 
 def _points(items: list[Candidate]) -> tuple[list[float], list[float]]:
