@@ -16,7 +16,7 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig, TrainingConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, start_world, stop_world
 from megatron_step.plan.stages import Stage, StagePlan
-from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_step
 from megatron_step.training.state import build_state

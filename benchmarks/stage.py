@@ -16,7 +16,7 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.host_memory import keep_freed_memory
-from megatron_step.planner.flops import stage_flops_per_token
+from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
 

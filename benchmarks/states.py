@@ -11,7 +11,7 @@ from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.states import RECIPES, Recipe
-from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.paper import paper_plan
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_states

@@ -134,7 +134,7 @@ def export_model(checkpoint: str | Path, out: str | Path, **options: Any) -> "Co
     """
     from megatron_step.export.to_hf import ExportOptions
     from megatron_step.export.to_hf import export_model as export
-    from megatron_step.training.report import metrics_of_checkpoint
+    from megatron_step.report.run_report import metrics_of_checkpoint
 
     return export(Path(checkpoint), Path(out), ExportOptions(**options), metrics_of_checkpoint(Path(checkpoint)))
 

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
     # Not at the top: --help is answered before torch and megatron-core are imported.
     from megatron_step.export.to_hf import DifferentModelError, ExportOptions, export_model
-    from megatron_step.training.report import metrics_of_checkpoint
+    from megatron_step.report.run_report import metrics_of_checkpoint
 
     options = ExportOptions(
         dtype=arguments.dtype,

@@ -11,7 +11,7 @@ from megatron_step.cli.starting_config import starting_config, starting_text
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.paths import path_argument
 from megatron_step.engine.files import atomic_write
-from megatron_step.planner.table import format_bytes
+from megatron_step.report.text_table import format_bytes
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

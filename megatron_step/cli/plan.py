@@ -14,11 +14,12 @@ from megatron_step.config.load import load_cluster, load_config
 from megatron_step.config.paths import expand_path, path_argument
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.files import atomic_write, whole_file
-from megatron_step.planner.explain import changes_that_fit, least_memory, shortages
 from megatron_step.planner.forecast import Forecast, forecast, with_plan
 from megatron_step.planner.lengths import length_warnings
 from megatron_step.planner.paper import paper_plan
-from megatron_step.planner.table import aligned, format_bytes, rank_table, stage_table
+from megatron_step.report.explain import changes_that_fit, least_memory, shortages
+from megatron_step.report.plan_table import rank_table, stage_table
+from megatron_step.report.text_table import aligned, format_bytes
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -185,7 +186,7 @@ def _sweep(
 ) -> int:
     from tqdm import tqdm
 
-    from megatron_step.planner.sweep import candidate, front_table, pareto_front, plot, variants
+    from megatron_step.report.sweep import candidate, front_table, pareto_front, plot, variants
 
     if cluster is None:
         raise ValueError("--sweep needs --cluster: how fast the machines are, and how much memory they have")

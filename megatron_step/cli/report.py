@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_step.config.paths import path_argument
-from megatron_step.training.report import plot, read_run, stage_table, table
+from megatron_step.report.run_report import plot, read_run, stage_table, table
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:

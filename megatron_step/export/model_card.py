@@ -11,8 +11,8 @@ from megatron_step.checkpoint.manifest import Manifest, saved_config
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.plan.operators import describe_growth
 from megatron_step.plan.stages import Stage, plan_from_dict
-from megatron_step.planner.memory import stage_memory
-from megatron_step.planner.table import format_bytes
+from megatron_step.planner.costs.memory import stage_memory
+from megatron_step.report.text_table import format_bytes
 
 Metrics = Sequence[dict[str, Any]]
 """Lines of a run's metrics.jsonl, one a step."""

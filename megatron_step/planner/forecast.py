@@ -11,10 +11,10 @@ from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
-from megatron_step.planner.machines import Machine, pipeline_machines
-from megatron_step.planner.memory import RankMemory, checkpoint_host_bytes, growth_bytes, stage_memory
+from megatron_step.planner.costs.machines import Machine, pipeline_machines
+from megatron_step.planner.costs.memory import RankMemory, checkpoint_host_bytes, growth_bytes, stage_memory
+from megatron_step.planner.costs.stage_costs import layer_seconds, rank_seconds, stage_costs
 from megatron_step.planner.plan import make_plan
-from megatron_step.planner.stage_costs import layer_seconds, rank_seconds, stage_costs
 
 
 @dataclass(frozen=True)

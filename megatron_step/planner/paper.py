@@ -16,9 +16,9 @@ from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.parameters import layer_parameters, outer_parameters
 from megatron_step.plan.states import RECIPES
-from megatron_step.planner.depths import best_depths
-from megatron_step.planner.program import solve_program
-from megatron_step.planner.stage_costs import stage_of
+from megatron_step.planner.costs.stage_costs import stage_of
+from megatron_step.planner.search.depths import best_depths
+from megatron_step.planner.search.program import solve_program
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, batch_size_at
 from megatron_step.plan.operators import GrownLayer, first_layers, grow, operator_of
 from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps
-from megatron_step.planner.choose import choose
-from megatron_step.planner.machines import pipeline_machines
+from megatron_step.planner.costs.machines import pipeline_machines
+from megatron_step.planner.search.choose import choose
 
 
 def make_plan(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_step.engine.compat.operations import TorchDispatchMode, tree_leaves
-from megatron_step.planner.memory import RankMemory
+from megatron_step.planner.costs.memory import RankMemory
 from megatron_step.training.state import TrainState
 
 T = TypeVar("T")

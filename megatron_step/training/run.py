@@ -24,7 +24,7 @@ from megatron_step.engine.world import open_world
 from megatron_step.plan.stages import StagePlan, plan_from_dict
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.lengths import length_warnings
-from megatron_step.planner.table import stage_table
+from megatron_step.report.plan_table import stage_table
 from megatron_step.training.batches import data_warnings, run_datasets, training_batches, validation_reader
 from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.hooks.evaluation import evaluation_hook

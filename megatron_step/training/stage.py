@@ -10,7 +10,7 @@ from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.signals import StopRequest
 from megatron_step.optim.schedule import learning_rate
 from megatron_step.plan.stages import Stage
-from megatron_step.planner.memory import RankMemory
+from megatron_step.planner.costs.memory import RankMemory
 from megatron_step.training.memory import measure_step
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch, train_step

@@ -19,7 +19,7 @@ from megatron_step.config.data import DataConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.plan.parameters import chunk_parameters
-from megatron_step.planner.memory import checkpoint_host_bytes
+from megatron_step.planner.costs.memory import checkpoint_host_bytes
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_peak
 from megatron_step.training.run import run

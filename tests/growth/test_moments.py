@@ -22,7 +22,7 @@ from megatron_step.growth import moments
 from megatron_step.plan.names import in_layer, layer_of
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage
-from megatron_step.planner.memory import growth_bytes, stage_memory
+from megatron_step.planner.costs.memory import growth_bytes, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training import entry
 from megatron_step.training.entry import first_state, next_stage

@@ -9,8 +9,8 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.cluster import Cluster, NodeGroup
 from megatron_step.plan.stages import plan_from_dict
+from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.forecast import check_fits, forecast, plan_and_forecast, vanilla_config, with_plan
-from megatron_step.planner.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 
 STAGED = small_config(

@@ -7,7 +7,7 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RampUpConfig, batch_size_at
 from megatron_step.plan.stages import StagePlan
-from megatron_step.planner.memory import stage_memory
+from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 
 

@@ -11,8 +11,8 @@ from megatron_step.config.run import LoggingConfig, RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.peak import dense_peak_flops
 from megatron_step.plan.stages import StagePlan
-from megatron_step.planner.flops import stage_flops_per_token
-from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.costs.flops import stage_flops_per_token
+from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.training.messages import say
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.summary import memory_summary

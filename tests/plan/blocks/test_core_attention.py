@@ -15,7 +15,7 @@ from megatron_step.engine.parallel import parallel_layout
 from megatron_step.layers import spec
 from megatron_step.plan.blocks.core_attention import Core
 from megatron_step.plan.blocks.microbatch import Microbatch
-from megatron_step.planner.activations import activation_bytes
+from megatron_step.planner.costs.activations import activation_bytes
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_peak
 from megatron_step.training.state import build_state

@@ -11,8 +11,8 @@ from worlds import Worlds
 
 from megatron_step.config.run import LoggingConfig, RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.planner.flops import stage_flops_per_token
-from megatron_step.planner.memory import RankMemory, stage_memory
+from megatron_step.planner.costs.flops import stage_flops_per_token
+from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.logging import logging_hook
 from megatron_step.training.stage import StepContext

@@ -1,0 +1,191 @@
+"""Bytes that each pipeline rank needs in a stage, by kind.
+
+With the elements F of the frozen weights and T of the trained ones, adapters among them, on a rank of d data-parallel
+ones, the model states take
+
+    w F  +  w T'  +  g T'  +  o T / d        bytes,  d = 1 without the distributed optimizer
+
+with w, g and o of the recipe (plan/states.py). T' is T with the padding that megatron-core puts between weights
+for the distributed optimizer (megatron_core/distributed/param_and_grad_buffer.py, 0.16.1):
+
+    a weight begins at a multiple of 64 elements; a bucket ends at a multiple of lcm(d, 128) elements
+
+Rank k of d owns the k-th part of d equal ones of each bucket, and has optimizer states for the weights in it. Without
+the distributed optimizer nothing is padded and d = 1.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+
+from megatron_step.config.run import RunConfig
+from megatron_step.plan.names import is_adapter, layer_of
+from megatron_step.plan.parameters import Parameter, chunk_parameters
+from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import Recipe, copied_in_growth, recipe_of
+from megatron_step.planner.costs.activations import activation_bytes
+
+WEIGHT_ALIGNMENT = 64
+"""Elements at a multiple of which each trained weight begins, with the distributed optimizer."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on a pipeline rank; of its tensor- and data-parallel ranks, on the fullest one."""
+
+    frozen_weight_bytes: int
+    """Weights without gradients."""
+    trained_weight_bytes: int
+    """Trained weights without the adapters', with the padding of the buffer that holds them."""
+    adapter_weight_bytes: int
+    """Adapters."""
+    gradient_bytes: int
+    """The gradient buffers."""
+    optimizer_bytes: int
+    """Optimizer states."""
+    activation_bytes: int
+    """The most that a training step needs beside them."""
+
+    @property
+    def model_state_bytes(self) -> int:
+        """Weights, gradients and optimizer states."""
+        weights = self.frozen_weight_bytes + self.trained_weight_bytes + self.adapter_weight_bytes
+        return weights + self.gradient_bytes + self.optimizer_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most in use at once."""
+        return self.model_state_bytes + self.activation_bytes
+
+
+def stage_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int) -> tuple[RankMemory, ...]:
+    """Memory of each pipeline rank in `stage`, on `dp_size` data-parallel ranks; nothing in a stage of no steps.
+
+    `vocab_size` is the tokenizer's.
+    """
+    if stage.num_steps == 0:
+        return (RankMemory(0, 0, 0, 0, 0, 0),) * config.parallel.pipeline_parallel_size
+    ranks = range(config.parallel.pipeline_parallel_size)
+    return tuple(_rank_memory(config, stage, vocab_size, dp_size, pp_rank) for pp_rank in ranks)
+
+
+def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
+    """The most that a rank needs beside its model states while the model grows into `stage`; 0 for the first stage.
+
+    A layer at a time is read from the checkpoint, and what is outside the layers.
+    """
+    if stage.index == 0:
+        return 0
+    read: dict[int, int] = defaultdict(int)
+    followed: dict[int, int] = defaultdict(int)
+    for parameter in parameters:
+        layer = layer_of(parameter.key)
+        read[layer] += parameter.numel
+        if parameter.treatment.trained and parameter.treatment.since < stage.index:
+            followed[layer] += parameter.numel
+    return copied_in_growth(max(read.values(), default=0), max(followed.values(), default=0))
+
+
+def checkpoint_host_bytes(config: RunConfig, parameters: Sequence[Parameter], dp_size: int) -> int:
+    """The most that a save needs in the host's memory, on the first of a pipeline rank's data-parallel ranks.
+
+    On the device it needs nothing: weights and states are copied to the host, at once or for a writer that goes on. On
+    the CPU weights need no copy, and a save is below this.
+    """
+    numel, trained = sum(p.numel for p in parameters), sum(p.numel for p in parameters if p.treatment.trained)
+    return recipe_of(config).save_bytes(numel, trained, dp_size, config.parallel.distributed_optimizer)
+
+
+def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> RankMemory:
+    recipe = recipe_of(config)
+    frozen_bytes = trained = adapters = gradients = 0  # elements, but of frozen weights
+    owned = [0] * dp_size  # bytes of optimizer states, on each data-parallel rank
+    for vp_stage in range(config.parallel.virtual_pipeline_size):
+        parameters = chunk_parameters(config, stage, vocab_size, pp_rank, vp_stage)
+        frozen_bytes += sum(recipe.frozen_bytes(p) for p in parameters if not p.treatment.trained)
+        adapters += sum(p.numel for p in parameters if is_adapter(p.key))
+        buckets = _buckets([p for p in parameters if p.treatment.trained], config, dp_size, pp_rank, vp_stage)
+        padded = buckets[-1].stop if buckets else 0
+        gradients += padded
+        trained += padded
+        for bucket in buckets:
+            _add_owned(owned, bucket, recipe, config.parallel.distributed_optimizer)
+    return RankMemory(
+        frozen_weight_bytes=frozen_bytes,
+        trained_weight_bytes=recipe.weight.bytes(trained - adapters),
+        adapter_weight_bytes=recipe.weight.bytes(adapters),
+        gradient_bytes=recipe.gradient.bytes(gradients),
+        optimizer_bytes=max(owned),
+        activation_bytes=activation_bytes(config, stage, vocab_size, dp_size, pp_rank),
+    )
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """A part of a chunk's gradient buffer that is reduced at once, in elements from the buffer's start."""
+
+    start: int
+    stop: int
+    weights: tuple[tuple[int, int], ...]
+    """Start and end of each weight in it."""
+
+
+def _buckets(
+    trained: Sequence[Parameter], config: RunConfig, dp_size: int, pp_rank: int, vp_stage: int
+) -> list[_Bucket]:
+    """The buckets of a chunk with the weights `trained`, as _ParamAndGradBuffer.__init__ makes them."""
+    distributed = config.parallel.distributed_optimizer
+    align, align_end = (WEIGHT_ALIGNMENT, lcm(dp_size, 128)) if distributed else (1, 1)
+    limit = _bucket_elements(config, dp_size, pp_rank, vp_stage)
+    buckets: list[_Bucket] = []
+    start = end = 0
+    weights: list[tuple[int, int]] = []
+
+    def close() -> None:
+        nonlocal start, end, weights
+        buckets.append(_Bucket(start, _round_up(end, align_end), tuple(weights)))
+        start = end = buckets[-1].stop
+        weights = []
+
+    for parameter in reversed(trained):  # about the order in which the backward pass reaches them
+        # An embedding that two pipeline ranks share is alone in its bucket, so that both split it alike.
+        alone = distributed and _is_shared_embedding(parameter, config)
+        end = _round_up(end, align)
+        if alone and weights:
+            close()
+        weights.append((end, end + parameter.numel))
+        end += parameter.numel
+        if alone or (limit is not None and end - start >= limit):
+            close()
+    if weights:
+        close()
+    return buckets
+
+
+def _is_shared_embedding(parameter: Parameter, config: RunConfig) -> bool:
+    shared = config.model.tie_embeddings and config.parallel.pipeline_parallel_size > 1
+    return shared and parameter.key.startswith("embedding.")
+
+
+def _bucket_elements(config: RunConfig, dp_size: int, pp_rank: int, vp_stage: int) -> int | None:
+    """Elements after which a bucket is full; None for one bucket (DistributedDataParallel.__init__)."""
+    overlapped = config.parallel.overlap_grad_reduce and dp_size > 1
+    return max(40_000_000, 1_000_000 * dp_size) if overlapped and pp_rank == 0 and vp_stage == 0 else None
+
+
+def _add_owned(owned: list[int], bucket: _Bucket, recipe: Recipe, distributed: bool) -> None:
+    """Add to `owned` the optimizer states that each data-parallel rank has for a bucket's weights."""
+    if not distributed:
+        for rank in range(len(owned)):
+            owned[rank] += sum(recipe.optimizer_bytes(stop - start) for start, stop in bucket.weights)
+        return
+    part = (bucket.stop - bucket.start) // len(owned)
+    for start, stop in bucket.weights:
+        for rank in range((start - bucket.start) // part, (stop - 1 - bucket.start) // part + 1):
+            begin = bucket.start + rank * part
+            owned[rank] += recipe.optimizer_bytes(min(stop, begin + part) - max(start, begin))
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return (number + multiple - 1) // multiple * multiple

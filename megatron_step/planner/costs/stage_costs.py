@@ -1,0 +1,252 @@
+"""Bytes and seconds of each pipeline rank in a stage, as a function of which of the stage's layers it holds.
+
+To the planner a layer is new (trained) or old (frozen, with adapters). A rank that holds the layers x + 1, ..., y of a
+stage needs
+
+    c + S(y) - S(x)                              model states
+    + max(m + (f - 1) (K(y) - K(x)) + B(x, y), g)        activations, or growing into the stage
+
+with S and K the sums of the layers' states and of what they keep from a forward to a backward pass, c the states of
+embedding or head on that rank, g what growth needs for a layer at a time, f the micro-batches in flight there, m its
+messages, and B the most that the backward pass of one micro-batch needs (planner/costs/activations.py). Differs from
+planner/costs/memory.py by the padding of buckets.
+
+A step of m micro-batches through P ranks of V chunks (1F1B; interleaved: Narayanan et al., 2021) takes
+
+    (m + (P - 1) / V) t  +  the exchange of gradients and weights over data-parallel ranks
+
+with t the seconds of a micro-batch on the slowest rank: its operations, and what tensor-parallel ranks exchange.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_step.config.run import RunConfig
+from megatron_step.plan.blocks.tape import Use
+from megatron_step.plan.operators import GrownLayer
+from megatron_step.plan.parameters import Parameter, layer_parameters, outer_parameters
+from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import recipe_of
+from megatron_step.planner.costs.activations import (
+    ChunkEnds,
+    between_passes,
+    chunk_ends,
+    layer_use,
+    microbatch_of,
+)
+from megatron_step.planner.costs.flops import forward_flops_per_token, layer_flops_per_token, output_flops_per_token
+from megatron_step.planner.costs.machines import Machine
+from megatron_step.planner.costs.memory import WEIGHT_ALIGNMENT, growth_bytes
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Bytes of a layer on any rank."""
+
+    state_bytes: int
+    """Its model states."""
+    use: Use
+    """One micro-batch in it."""
+    flops: int
+    """Floating-point operations of a micro-batch on one tensor-parallel rank, with those that are recomputed."""
+    exchanged_bytes: int
+    """What a tensor-parallel rank sends of a micro-batch."""
+    reduced_bytes: int
+    """What a data-parallel rank sends in a step."""
+
+
+@dataclass(frozen=True)
+class RankCost:
+    """Bytes of a pipeline rank beside its layers."""
+
+    state_bytes: int
+    """c: model states of the embedding, or of the final norm and the output layer."""
+    message_bytes: int
+    """m."""
+    in_flight: int
+    """f, without virtual pipelines."""
+    ends: tuple[ChunkEnds, ...]
+    """The ends of each of its chunks."""
+    growth_bytes: int
+    """g."""
+    flops: int
+    """As of a layer, of the output layer."""
+    reduced_bytes: int
+    """As of a layer, of embedding or head."""
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """Bytes of everything in a stage, before it is known which rank holds what."""
+
+    new: LayerCost
+    """A layer that the stage adds; in the first stage, every layer."""
+    old: LayerCost
+    """A layer that it found."""
+    ranks: tuple[RankCost, ...]
+    """The pipeline ranks."""
+    slots: float
+    """m + (P - 1) / V: micro-batches that a step takes the time of."""
+
+
+def stage_costs(config: RunConfig, vocab_size: int, dp_size: int, *, first: bool) -> StageCosts:
+    """Costs of the `first` stage, or of any later one, on `dp_size` data-parallel ranks."""
+    stage = stage_of((0,), index=0) if first else stage_of((0, 1), index=1)
+    pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
+    num_microbatches = config.training.global_batch_size // (config.training.micro_batch_size * dp_size)
+    return StageCosts(
+        new=_layer_cost(config, stage, stage.num_layers - 1, dp_size),
+        old=_layer_cost(config, stage, 0, dp_size),
+        ranks=tuple(
+            _rank_cost(config, stage, vocab_size, dp_size, num_microbatches, pp_rank) for pp_rank in range(pipeline)
+        ),
+        slots=num_microbatches + (pipeline - 1) / virtual,
+    )
+
+
+def _layer_cost(config: RunConfig, stage: Stage, layer: int, dp_size: int) -> LayerCost:
+    tensor, tokens = config.parallel.tensor_parallel_size, config.training.micro_batch_size * config.model.seq_length
+    recomputes = config.parallel.recompute == "full"
+    flops = layer_flops_per_token(config, stage, layer)
+    flops += forward_flops_per_token(config) if recomputes else 0
+    # Two sums over ranks forward and two backward, each of which sends 2 (t - 1) / t of its tensor.
+    exchanges = (6 if recomputes else 4) * 2 * (tensor - 1)
+    element = microbatch_of(config).element_bytes
+    parameters = layer_parameters(config, stage, layer)
+    return LayerCost(
+        state_bytes=_state_bytes(parameters, config, dp_size),
+        use=layer_use(config, stage, layer),
+        flops=flops * tokens // tensor,
+        exchanged_bytes=exchanges * element * tokens * config.model.hidden_size // tensor,
+        reduced_bytes=_reduced_bytes(parameters, config, dp_size),
+    )
+
+
+def _rank_cost(
+    config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, num_microbatches: int, pp_rank: int
+) -> RankCost:
+    pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
+    tokens = config.training.micro_batch_size * config.model.seq_length
+    first, last = pp_rank == 0, pp_rank == pipeline - 1
+    outer = outer_parameters(config, stage, vocab_size, first=first, last=last)
+    layers = [weight for layer in range(stage.num_layers) for weight in layer_parameters(config, stage, layer)]
+    output_flops = output_flops_per_token(config, stage, vocab_size) * tokens
+    return RankCost(
+        state_bytes=_state_bytes(outer, config, dp_size),
+        message_bytes=between_passes(config, num_microbatches, pp_rank),
+        in_flight=min(num_microbatches, pipeline - pp_rank),
+        ends=tuple(
+            chunk_ends(config, stage, vocab_size, first=first and chunk == 0, last=last and chunk == virtual - 1)
+            for chunk in range(virtual)
+        ),
+        growth_bytes=growth_bytes([*outer, *layers], stage),
+        flops=output_flops // config.parallel.tensor_parallel_size if last else 0,
+        reduced_bytes=_reduced_bytes(outer, config, dp_size),
+    )
+
+
+def range_bytes(costs: StageCosts, is_new: Sequence[bool]) -> Array:
+    """Bytes of each rank for each range of layers: [p, x, y] for the layers x + 1 to y, infinite where there is none.
+
+    `is_new` says of each layer of the stage, bottom up, whether the stage adds it. Without virtual pipelines.
+    """
+    layers = [costs.new if new else costs.old for new in is_new]
+    states = differences(sums([layer.state_bytes for layer in layers]))
+    kept = sums([layer.use.kept for layer in layers])
+    kept = kept[None, :] - kept[:, None]
+    # [x, y]: the backward pass of the topmost layer y, in which all below it is still kept, and the same of those under
+    top = np.full_like(states, -np.inf)
+    for y, layer in enumerate(layers, start=1):
+        top[:y, y] = kept[:y, y - 1] + layer.use.backward
+    under = np.full_like(top, -np.inf)
+    under[:, 1:] = np.maximum.accumulate(top, axis=1)[:, :-1]
+    backward = {ends: _backward_bytes(ends, kept, top, under) for (ends,) in {rank.ends for rank in costs.ranks}}
+    needed = np.empty((len(costs.ranks), *states.shape))
+    for rank, of_rank in zip(costs.ranks, needed):
+        (ends,) = rank.ends
+        of_rank[:] = backward[ends]
+        of_rank += (rank.in_flight - 1) * kept
+        of_rank += rank.message_bytes + (rank.in_flight - 1) * (ends.below + (ends.head.kept if ends.head else 0))
+        np.maximum(of_rank, rank.growth_bytes, out=of_rank)
+        of_rank += states
+        of_rank += rank.state_bytes
+    return needed
+
+
+def _backward_bytes(ends: ChunkEnds, kept: Array, top: Array, under: Array) -> Array:
+    """[x, y]: B."""
+    if ends.head is None:
+        highest = np.maximum(top, under + ends.under_top)
+    else:
+        highest = np.maximum(np.maximum(top, under) + ends.under_top, kept + ends.head.backward)
+    bytes_: Array = np.maximum(ends.below + highest, ends.embedding_backward)
+    return bytes_
+
+
+def range_seconds(costs: StageCosts, is_new: Sequence[bool], machines: Sequence[Machine]) -> Array:
+    """Seconds of a step if the rank were the slowest: [p, x, y] as `range_bytes`."""
+    seconds = []
+    for rank, machine in zip(costs.ranks, machines):
+        new, old = (layer_seconds(costs, layer, machine) for layer in (costs.new, costs.old))
+        of_layers = sums(np.where(is_new, new, old))
+        seconds.append(rank_seconds(costs, rank, machine) + differences(of_layers))
+    return np.stack(seconds)
+
+
+def layer_seconds(costs: StageCosts, layer: LayerCost, machine: Machine) -> float:
+    """Seconds that a layer adds to a step."""
+    of_microbatch = layer.flops / machine.flops + layer.exchanged_bytes / machine.tensor_bandwidth
+    return costs.slots * of_microbatch + layer.reduced_bytes / machine.data_bandwidth
+
+
+def rank_seconds(costs: StageCosts, rank: RankCost, machine: Machine) -> float:
+    """Seconds of a step on a rank without layers."""
+    return costs.slots * rank.flops / machine.flops + rank.reduced_bytes / machine.data_bandwidth
+
+
+def sums(values: Sequence[float] | Array) -> Array:
+    """Sums of the first 0, 1, ... values."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def differences(sums: Array) -> Array:
+    """[x, y]: the sum of the values x + 1 to y; infinite for y <= x."""
+    ends = np.arange(len(sums))
+    of_ranges: Array = np.where(ends[:, None] < ends[None, :], sums[None, :] - sums[:, None], np.inf)
+    return of_ranges
+
+
+def _state_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: int) -> int:
+    """Model states of one of `dp_size` data-parallel ranks, with the padding of single weights, rounded up."""
+    recipe, distributed = recipe_of(config), config.parallel.distributed_optimizer
+    align = WEIGHT_ALIGNMENT if distributed else 1
+    frozen_bytes = sum(recipe.frozen_bytes(parameter) for parameter in parameters if not parameter.treatment.trained)
+    trained = [parameter.numel for parameter in parameters if parameter.treatment.trained]
+    padded = sum(-(-numel // align) * align for numel in trained)
+    states = Fraction(sum(map(recipe.optimizer_bytes, trained)), dp_size if distributed else 1)
+    return ceil(frozen_bytes + recipe.trained_bytes(padded) + states)
+
+
+def _reduced_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: int) -> int:
+    """A ring sends (d - 1) / d of the gradients to sum them, and as much again to hand out sums or updated weights."""
+    recipe = recipe_of(config)
+    handed_out = recipe.weight if config.parallel.distributed_optimizer else recipe.gradient
+    trained = _trained(parameters)
+    return (recipe.gradient.bytes(trained) + handed_out.bytes(trained)) * (dp_size - 1) // dp_size
+
+
+def _trained(parameters: Sequence[Parameter]) -> int:
+    return sum(parameter.numel for parameter in parameters if parameter.treatment.trained)
+
+
+def stage_of(born: tuple[int, ...], index: int) -> Stage:
+    """A stage whose layers were added by the stages `born`."""
+    layers = tuple(GrownLayer((), of) for of in born)
+    return Stage(index, layers, first_step=0, last_step=0, schedule_steps=0, grows=False, layout=(len(layers),))

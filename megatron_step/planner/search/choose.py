@@ -1,0 +1,206 @@
+"""Chooses the layers that each stage adds and their pipeline layouts, by the objective of the config.
+
+memory              the least share of a rank's memory in any stage; of such plans the one that is deep early
+time                the least time of all steps, with no rank's memory exceeded
+memory_then_time    the least share; of such plans the fastest
+
+Whatever the objective, each stage's layout is the fastest one within the share that the plan needs anyway.
+A stage of no steps is never built: it costs nothing, and its layout does not matter.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_step.config.run import RunConfig
+from megatron_step.plan.operators import operator_of
+from megatron_step.plan.stages import Solution
+from megatron_step.planner.costs.machines import Machine
+from megatron_step.planner.search.chunk_costs import Split
+from megatron_step.planner.search.depths import EXACT, Depths, best_depths, cheapest_depths, growths
+from megatron_step.planner.search.stage_layouts import StageLayouts
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the planner chose."""
+
+    depths: tuple[int, ...]
+    """Layers of the model in each stage."""
+    layouts: tuple[tuple[int, ...], ...]
+    """Layers of each chunk of the pipeline in each stage."""
+    solution: Solution
+    """How good it is proven to be."""
+
+
+def choose(
+    config: RunConfig,
+    vocab_size: int,
+    dp_size: int,
+    machines: Sequence[Machine],
+    steps: Sequence[int],
+    depths: Sequence[int] | None,
+) -> Choice:
+    """The depth and layout of each stage, of `steps` optimizer steps each; `depths` where they are known.
+
+    Raises ValueError if there are too few layers, if no choice of layers saves memory, or if none fits the machines.
+    """
+    planner, count = config.planner, config.stages.count
+    # Three quarters of the time for looking around among stages, the rest for the layouts of those that are chosen; the
+    # solver looks at its clock but now and then.
+    layouts = StageLayouts(config, vocab_size, dp_size, machines, seconds=planner.time_limit / (4 * count))
+    deadline = monotonic() + planner.time_limit * 3 / 4
+    if depths is None:
+        _check_saves(config, layouts)
+    stages = _Stages(layouts, steps, [_possible(stage, config, depths) for stage in range(count)])
+    if planner.objective == "time":
+        best = _fastest(stages, 1.0, (), deadline)
+        _check_found(best, stages, config)
+        found = stages.of(best.depths, layouts.least_share)
+        return _choice(stages, best.depths, found, 1.0, Solution(_status(best), "time", best.cost, best.bound))
+    least = _least_share(stages, deadline)
+    _check_found(least, stages, config)
+    if planner.objective == "memory":
+        best = _deepest(stages, least.cost, least.depths, deadline)
+    else:
+        best = _fastest(stages, least.cost, least.depths, deadline)
+    found = stages.of(best.depths, partial(layouts.least_share, thorough=True))
+    proven = Depths(best.depths, max(split.cost for split in found), least.bound)
+    solution = Solution(_status(proven), "memory", proven.cost, proven.bound)
+    return _choice(stages, best.depths, found, proven.cost, solution)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The stages that depths are sought for."""
+
+    layouts: StageLayouts
+    """The best layouts of any stage that takes steps."""
+    steps: Sequence[int]
+    """Optimizer steps of each stage."""
+    possible: Sequence[npt.NDArray[np.bool_]]
+    """For each stage [before, after]: whether it may grow the model so."""
+
+    def bounds(self, bounds: Array, fits: npt.NDArray[np.bool_] | bool = True) -> list[Array]:
+        """For each stage `bounds` [before, after] where that is possible and fits; nothing bounds one of no steps."""
+        return [
+            np.where(possible & fits, bounds, np.inf) if steps else np.where(possible, 0.0, np.inf)
+            for possible, steps in zip(self.possible, self.steps)
+        ]
+
+    def of(self, depths: Sequence[int], best: Callable[[int, int], Split]) -> list[Split]:
+        """The `best` layout of each stage."""
+        found = []
+        for (before, after), steps in zip(growths(depths), self.steps):
+            found.append(best(before, after) if steps else Split(0.0, 0.0, self.layouts.even(after)))
+        return found
+
+
+def _status(found: Depths) -> Literal["optimal", "feasible"]:
+    return "optimal" if found.is_optimal else "feasible"
+
+
+def _choice(stages: _Stages, depths: Sequence[int], found: Sequence[Split], limit: float, solution: Solution) -> Choice:
+    """The plan of these depths, with the fastest layouts within `limit`; `found` are layouts that are."""
+    start = dict(zip(growths(depths), found))
+    fastest = stages.of(depths, lambda *growth: stages.layouts.fastest(*growth, limit, start[growth].layout))
+    return Choice(tuple(depths), tuple(split.layout for split in fastest), solution)
+
+
+def _least_share(stages: _Stages, deadline: float) -> Depths:
+    """The depths of the least largest share."""
+    layouts = stages.layouts
+
+    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+        if stages.steps[stage] == 0:
+            return 0.0, 0.0
+        split = layouts.least_share(before, after)
+        return split.cost, split.bound
+
+    bounds = stages.bounds(layouts.share_bounds())
+    return cheapest_depths(bounds, evaluate, largest=True, deadline=deadline, rising=layouts.bounds_rise)
+
+
+def _possible(stage: int, config: RunConfig, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:
+    """[before, after]: whether the stage may grow the model so."""
+    num_layers, operator = config.model.num_layers, operator_of(config.growth)
+    allowed = np.zeros((num_layers + 1, num_layers + 1), dtype=bool)
+    if depths is not None:
+        allowed[growths(depths)[stage]] = True
+        return allowed
+    for before in [0] if stage == 0 else range(1, num_layers + 1):
+        for after in range(before + 1, num_layers + 1):
+            allowed[before, after] = before == 0 or operator.can_add(before, after - before)
+    return allowed
+
+
+def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
+    """Of the depths within `limit`, those of the largest sum."""
+    layouts = stages.layouts
+    fits = layouts.share_bounds() <= limit * (1 + EXACT)
+    num_layers = fits.shape[0] - 1
+    missing = np.broadcast_to(num_layers - np.arange(num_layers + 1.0), fits.shape)
+
+    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+        if stages.steps[stage] == 0:
+            return 0.0, 0.0
+        share = layouts.least_share(before, after).cost
+        cost = float(num_layers - after) if share <= limit * (1 + EXACT) else np.inf
+        return cost, cost
+
+    return cheapest_depths(stages.bounds(missing, fits), evaluate, largest=False, start=start, deadline=deadline)
+
+
+def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
+    """Of the depths within `limit`, those whose steps take the least time."""
+    layouts = stages.layouts
+    fits = layouts.share_bounds() <= limit * (1 + EXACT)
+    of_step = stages.bounds(layouts.seconds_bounds(), fits)
+    bounds = [seconds * max(steps, 1) for seconds, steps in zip(of_step, stages.steps)]
+
+    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+        steps = stages.steps[stage]
+        if steps == 0:
+            return 0.0, 0.0
+        split = layouts.fastest(before, after, limit)
+        return steps * split.cost, steps * split.bound
+
+    return cheapest_depths(bounds, evaluate, largest=False, start=start, deadline=deadline)
+
+
+def _check_saves(config: RunConfig, layouts: StageLayouts) -> None:
+    if config.stages.count > 1 and not layouts.old_layers_save:
+        raise ValueError(
+            "stages.layers auto: an old layer takes the memory of a new one (freeze.layers is false, or the adapters "
+            "large), so that no choice of layers saves any; name them, as in stages.layers [5, 4, 3]"
+        )
+
+
+def _check_found(found: Depths, stages: _Stages, config: RunConfig) -> None:
+    if found.depths:
+        return
+    chunks = config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size
+    count, num_layers = config.stages.count, config.model.num_layers
+    if num_layers < chunks + count - 1:
+        raise ValueError(
+            f"{num_layers} layers are too few for {count} stages on {chunks} parts of a pipeline: the first stage "
+            "needs one for each part, each other stage adds at least one"
+        )
+    _, path = best_depths([np.where(possible, 0.0, np.inf) for possible in stages.possible], largest=True)
+    if not path:
+        operator = operator_of(config.growth)
+        raise ValueError(
+            f"growth.operator {operator.name} adds {operator.adds}: it cannot grow a model to {num_layers} layers in "
+            f"{count} stages. Change stages.count or model.num_layers"
+        )
+    raise ValueError(
+        "no plan fits the memory of the cluster, or none was found within planner.time_limit "
+        f"{config.planner.time_limit:g}: megatron-step plan --explain says what is short, and what would make it fit"
+    )

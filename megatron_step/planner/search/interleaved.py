@@ -1,0 +1,185 @@
+"""The split of a stage's layers over virtual pipeline chunks, as an integer program.
+
+Chunk c of C = P V chunks, on rank c mod P, ends after s_c layers, 0 = s_0 < s_1 < ... < s_C = N. With the binary
+Y_cs = [s_c <= s] and W_c(s) what the lowest s layers would cost on chunk c, so that
+
+    W_c(s_c) = W_c(N) - sum over s < N of (W_c(s + 1) - W_c(s)) Y_cs
+
+    minimise T    subject to    d_p + sum over c on p of (W_c(s_c) - W_c(s_(c-1))) <= T    for every rank p and kind
+                                Y_cs <= Y_c(s+1),   Y_cs <= Y_(c-1)(s-1)
+
+The last two rows alone have integral corners: they describe a staircase. No chunk is empty. With two chunks on each
+rank dynamic programming (planner/search/two_chunks.py) is start and bound, which are mostly equal: then nothing is left
+to do, nor where the program is large.
+"""
+
+from collections.abc import Sequence
+
+import mip
+import numpy as np
+import numpy.typing as npt
+
+from megatron_step.planner.search.chunk_costs import ChunkCosts, Split
+from megatron_step.planner.search.depths import EXACT
+from megatron_step.planner.search.solver import new_model
+from megatron_step.planner.search.two_chunks import two_chunk_split
+
+Limits = Sequence[tuple[ChunkCosts, float]]
+"""Other costs, and what no rank's may exceed."""
+
+
+def near_split(costs: ChunkCosts, limits: Limits = (), start: Sequence[int] = (), precision: float = 1e-3) -> Split:
+    """A good split, found by handing on single layers, from the layout `start` if there is one.
+
+    Nothing is proven, except without `limits` and with two chunks on each rank: then the bound of two_chunks.py, as
+    sharp as `precision` says.
+    """
+    ends = _improved(np.cumsum(start or _filled(costs)).tolist(), costs, limits)
+    if limits or costs.sums.shape[1] != 2 * costs.num_ranks:
+        return _split(ends, costs, 0.0) if _within(ends, limits) else Split(float("inf"), 0.0, ())
+    bound, found = two_chunk_split(costs, ends, precision)
+    return min((_split(of, costs, bound) for of in (ends, found)), key=lambda split: split.cost)
+
+
+def _filled(costs: ChunkCosts) -> list[int]:
+    """Layers of each chunk if each goes where the rank then costs least, all being of the average cost."""
+    num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
+    average = costs.sums[:, :, -1].reshape(len(costs.sums), -1, costs.num_ranks) / num_layers  # [k, v, p]
+    sizes = np.ones_like(average[0], dtype=np.int64)
+    of_ranks = costs.constants + average.sum(axis=1)
+    for _ in range(num_layers - num_chunks):
+        v, rank = np.unravel_index((of_ranks[:, None] + average).max(axis=0).argmin(), sizes.shape)
+        sizes[v, rank] += 1
+        of_ranks[:, rank] += average[:, v, rank]
+    return [int(size) for size in sizes.ravel()]
+
+
+def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
+    """The split with the smallest largest cost.
+
+    After `seconds` the best split found is taken; its bound says how good it is proven to be.
+    """
+    num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
+    near = near_split(costs, precision=EXACT / 2)
+    is_large = num_chunks * num_layers > _LARGE and near.bound > 0  # no solver betters dynamic programming in minutes
+    if is_large or near.cost - near.bound <= EXACT * near.cost:
+        return near
+    unit = near.cost  # solvers compute best with numbers near one
+    model = new_model("the layout of virtual pipelines (stages.layouts: even does without)")
+    model.max_mip_gap = model.max_mip_gap_abs = 0.0
+    top = model.add_var(lb=near.bound / unit)
+    below = _staircase(model, num_chunks, num_layers)
+    for sums, constants in zip(costs.sums, costs.constants):
+        for rank, constant in enumerate(constants.tolist()):
+            model += _rank_cost(sums, range(rank, num_chunks, costs.num_ranks), below, constant) / unit <= top
+    model.objective = mip.minimize(top)
+    ends = np.cumsum(near.layout)
+    model.start = [
+        (variable, float(ends[c] <= s))
+        for c, row in enumerate(below)
+        for s, variable in enumerate(row)
+        if not isinstance(variable, int)
+    ]
+    model.optimize(max_seconds=seconds)
+    bound = max(near.bound, _bound(model, unit))
+    splits = [Split(near.cost, min(near.cost, bound), near.layout)]
+    if model.num_solutions:
+        found = [sum(_value(variable) < 0.5 for variable in row) for row in below[:-1]]
+        splits.append(_split(_improved([*found, num_layers], costs, ()), costs, bound))
+    return min(splits, key=lambda split: split.cost)
+
+
+_ROUNDING = 1e-9
+_LARGE = 2000
+
+
+def _split(ends: Sequence[int], costs: ChunkCosts, bound: float) -> Split:
+    cost = float(costs.of(ends).max())
+    return Split(cost, min(cost, bound), tuple(int(size) for size in np.diff([0, *ends])))
+
+
+def _staircase(model: mip.Model, num_chunks: int, num_layers: int) -> list[list[mip.Var | int]]:
+    """Y [c][s]; where chunks below or above need a layer each, it is known."""
+    below: list[list[mip.Var | int]] = []
+    for c in range(num_chunks):
+        last = num_layers - (num_chunks - 1 - c)  # bounds of s_c
+        first = c + 1 if c < num_chunks - 1 else last
+        row = [
+            int(s >= last) if not first <= s < last else model.add_var(var_type=mip.BINARY) for s in range(num_layers)
+        ]
+        below.append(row)
+    for c in range(num_chunks - 1):
+        for s in range(num_layers):
+            if s + 1 < num_layers:
+                _add(model, below[c][s], below[c][s + 1])
+            if c > 0 and s > 0:
+                _add(model, below[c][s], below[c - 1][s - 1])
+    return below
+
+
+def _add(model: mip.Model, smaller: mip.Var | int, larger: mip.Var | int) -> None:
+    """smaller <= larger, where that is not known already."""
+    if not isinstance(smaller, int) or not isinstance(larger, int):
+        model += smaller - larger <= 0
+
+
+def _rank_cost(
+    sums: npt.NDArray[np.float64], chunks: Sequence[int], below: list[list[mip.Var | int]], constant: float
+) -> mip.LinExpr:
+    """d_p, `constant`, and the costs of the rank's chunks."""
+    terms = []
+    for c in chunks:
+        # W_c(N) is in both terms of all chunks but the first, whose lower end is 0.
+        constant += float(sums[c, -1]) if c == 0 else 0.0
+        for s, step in enumerate(np.diff(sums[c]).tolist()):
+            for at, sign in ((c, -step), (c - 1, step))[: 2 if c else 1]:
+                variable = below[at][s]
+                if isinstance(variable, int):
+                    constant += sign * variable
+                else:
+                    terms.append(sign * variable)
+    return mip.xsum(terms) + constant
+
+
+def _value(variable: mip.Var | int) -> float:
+    return float(variable if isinstance(variable, int) else variable.x)
+
+
+def _bound(model: mip.Model, unit: float) -> float:
+    if model.status is mip.OptimizationStatus.OPTIMAL:
+        return float(model.objective_value) * unit
+    bound = model.objective_bound
+    return float(bound) * unit if bound is not None and np.isfinite(bound) else 0.0
+
+
+def _within(ends: Sequence[int], limits: Limits) -> bool:
+    return all(float(other.of(ends).max()) <= limit * (1 + _ROUNDING) for other, limit in limits)
+
+
+def _improved(ends: list[int], costs: ChunkCosts, limits: Limits) -> list[int]:
+    """Layers handed from the worst rank's chunks to others, one at a time, as long as that helps."""
+
+    def key(ends: Sequence[int]) -> tuple[float, list[float]]:
+        excess = max([0.0, *(float((other.of(ends) / limit).max()) - 1 for other, limit in limits)])
+        return excess if excess > _ROUNDING else 0.0, sorted(costs.of(ends).tolist(), reverse=True)
+
+    best = key(ends)
+    while True:
+        moved = min(_handed_on(ends, costs), key=key, default=None)
+        if moved is None or key(moved) >= best:
+            return ends
+        ends, best = moved, key(moved)
+
+
+def _handed_on(ends: list[int], costs: ChunkCosts) -> list[list[int]]:
+    """Splits in which a chunk of the worst rank has a layer less and another chunk one more, those between shifted."""
+    num_ranks, sizes = costs.num_ranks, np.diff([0, *ends])
+    worst = int(costs.of(ends).argmax())
+    splits = []
+    for giver in range(worst, len(ends), num_ranks):
+        for taker in range(len(ends)) if sizes[giver] > 1 else ():
+            if taker > giver:
+                splits.append([end - (giver <= c < taker) for c, end in enumerate(ends)])
+            elif taker < giver:
+                splits.append([end + (taker <= c < giver) for c, end in enumerate(ends)])
+    return splits

@@ -1,0 +1,71 @@
+"""The integer program that chooses how many layers each stage adds, as STEP has it (Yano et al., 2025).
+
+A stage that grows the model from M to N layers costs c_i(M, N). With the binary
+z_iMN = [stage i grows from M to N layers],
+
+    minimise T    or    sum over i of sum over M, N of c_i(M, N) z_iMN
+
+    subject to    sum over M, N of c_i(M, N) z_iMN <= T                       for every stage i
+                  sum over N of z_10N = 1                                     the first stage begins with nothing
+                  sum over M of z_iMN = sum over Q of z_(i+1)NQ               each begins with what the one before left
+                  sum over M of z_KML = 1                                     the last ends with all layers
+
+On one rank, with bytes a of a layer that a stage adds, b of one that it found and c_i of the rest, c_i(M, N) is
+a (N - M) + b M + c_i, and this is the paper's program: minimise max_i P_i over n_1, ..., n_K >= 1 that add up to L.
+
+Plans of a run take the same optimum from dynamic programming (planner/search/depths.py), which needs no solver.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import mip
+import numpy as np
+import numpy.typing as npt
+
+from megatron_step.planner.search.solver import new_model
+
+Array = npt.NDArray[np.float64]
+
+
+def solve_program(costs: Sequence[Array], *, largest: bool, limit: float = np.inf) -> tuple[int, ...]:
+    """The depths N_1, ..., N_K = L after the stages, by the program at the top of this file.
+
+    `costs` [i][M, N] is c_i(M, N), infinite where there is no such stage. Stages cost the `largest` of theirs, or their
+    sum. A stage that costs more than `limit` is left out of the program.
+
+    Raises RuntimeError if the program has no solution, and SolverError if its solver cannot be loaded.
+    """
+    unit = float(max(cost[np.isfinite(cost)].max(initial=0.0) for cost in costs)) or 1.0  # solvers like numbers near 1
+    model = new_model("the paper's program")
+    model.max_mip_gap = model.max_mip_gap_abs = 0.0
+    total = model.add_var()
+    z = [_choices(model, cost, limit) for cost in costs]
+    spent = [mip.xsum(cost[arc] / unit * chosen for arc, chosen in of.items()) for cost, of in zip(costs, z)]
+    begins, ends = ([_sums(of, at) for of in z] for at in (0, 1))
+    model += begins[0][0] == 1
+    for i in range(len(costs) - 1):
+        for depth in ends[i].keys() | begins[i + 1].keys():
+            model += ends[i][depth] == begins[i + 1][depth]
+    model += ends[-1][costs[0].shape[0] - 1] == 1
+    for of_stage in spent if largest else [mip.xsum(spent)]:
+        model += of_stage <= total
+    model.objective = mip.minimize(total)
+    status = model.optimize()
+    if status is not mip.OptimizationStatus.OPTIMAL:
+        raise RuntimeError(f"the solver did not find the layers of the stages: {status.name}")
+    return tuple(next(arc[1] for arc, chosen in of.items() if chosen.x > 0.5) for of in z)
+
+
+def _choices(model: mip.Model, cost: Array, limit: float) -> dict[tuple[int, int], mip.Var]:
+    """z of a stage for all that it may do."""
+    arcs = np.argwhere(np.isfinite(cost) & (cost <= limit))
+    return {(int(before), int(after)): model.add_var(var_type=mip.BINARY) for before, after in arcs}
+
+
+def _sums(of: dict[tuple[int, int], mip.Var], at: int) -> dict[int, mip.LinExpr]:
+    """Choices summed by the depth before (`at` 0) or after (1) the stage."""
+    sums: dict[int, mip.LinExpr] = defaultdict(mip.LinExpr)
+    for arc, chosen in of.items():
+        sums[arc[at]] += chosen
+    return sums

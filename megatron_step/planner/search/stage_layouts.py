@@ -1,0 +1,226 @@
+"""The best layouts of a stage: for any number of layers before and after it, the least memory and the least time.
+
+A stage that grows a model from `before` to `after` layers has its new layers where the growth operator puts them; the
+first one has `before` 0. Every question is answered once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_step.config.run import RunConfig
+from megatron_step.plan.operators import first_layers, grow, operator_of
+from megatron_step.plan.stages import even_layout
+from megatron_step.planner.costs.machines import Machine
+from megatron_step.planner.costs.pipeline_schedule import most_in_flight
+from megatron_step.planner.costs.stage_costs import (
+    RankCost,
+    StageCosts,
+    layer_seconds,
+    range_bytes,
+    range_seconds,
+    rank_seconds,
+    stage_costs,
+    sums,
+)
+from megatron_step.planner.search.chunk_costs import ChunkCosts, Split
+from megatron_step.planner.search.interleaved import interleaved_split, near_split
+from megatron_step.planner.search.one_chunk import best_split
+
+Array = npt.NDArray[np.float64]
+
+
+class StageLayouts:
+    """Layouts of any stage of a run, by the layers before and after it.
+
+    Memory is counted as the largest share of a rank's capacity, or in bytes where machines have no limit; time in
+    seconds of an optimizer step.
+    """
+
+    def __init__(
+        self, config: RunConfig, vocab_size: int, dp_size: int, machines: Sequence[Machine], seconds: float
+    ) -> None:
+        self._config = config
+        self._machines = machines
+        self._seconds = seconds  # that the integer program of a layout may take
+        self._capacities = np.array([machine.capacity_bytes or 1 for machine in machines], dtype=np.float64)
+        self._first = stage_costs(config, vocab_size, dp_size, first=True)
+        self._later = stage_costs(config, vocab_size, dp_size, first=False)
+        num_microbatches = config.training.global_batch_size // (config.training.micro_batch_size * dp_size)
+        self._in_flight = most_in_flight(config.parallel, num_microbatches)
+        self.least_share = cache(self._least_share)
+        self.fastest = cache(self._fastest)
+
+    @property
+    def old_layers_save(self) -> bool:
+        """Whether a layer that a stage found takes less memory than one that it adds."""
+        return self._later.old.state_bytes < self._later.new.state_bytes
+
+    @property
+    def bounds_rise(self) -> bool:
+        """Whether what `least_share` proves for a stage also bounds those that add more layers to as many, as where the
+        growth operator only puts in others (planner/search/two_chunks.py)."""
+        config = self._config
+        searched = config.parallel.virtual_pipeline_size > 1 and config.stages.layouts == "auto"
+        return searched and operator_of(config.growth).only_inserts
+
+    def _least_share(self, before: int, after: int, thorough: bool = False) -> Split:
+        """The layout whose largest share of a rank's memory is least; of an interleaved pipeline, if `thorough`, the
+        best that the integer program finds in its time, otherwise a good one."""
+        costs, is_new = self._stage(before, after)
+        if self._config.stages.layouts == "even":
+            return self._even(self._chunk_shares(costs, is_new), after)
+        if self._config.parallel.virtual_pipeline_size > 1:
+            shares = self._chunk_shares(costs, is_new)
+            return interleaved_split(shares, self._seconds) if thorough else near_split(shares)
+        return _exact(self._shares(costs, is_new))
+
+    def _fastest(self, before: int, after: int, limit: float, start: tuple[int, ...] = ()) -> Split:
+        """The fastest layout in which no rank needs more than the share `limit` of its memory; of an interleaved
+        pipeline, a good one: no slower than the layout `start`, if that is within the limit."""
+        costs, is_new = self._stage(before, after)
+        if self._config.stages.layouts == "even":
+            return self._even(self._chunk_seconds(costs, is_new), after)
+        if self._config.parallel.virtual_pipeline_size > 1:
+            limits = [(self._chunk_shares(costs, is_new), limit)]
+            start = start or self.least_share(before, after).layout
+            return near_split(self._chunk_seconds(costs, is_new), limits, start)
+        fits = self._shares(costs, is_new) <= limit * (1 + 1e-12)
+        return _exact(np.where(fits, range_seconds(costs, is_new, self._machines), np.inf))
+
+    def _even(self, costs: ChunkCosts, num_layers: int) -> Split:
+        layout = self.even(num_layers)
+        cost = float(costs.of(np.cumsum(layout).tolist()).max())
+        return Split(cost, cost, layout)
+
+    def even(self, num_layers: int) -> tuple[int, ...]:
+        """The layers spread evenly over all chunks."""
+        return even_layout(num_layers, len(self._in_flight))
+
+    def share_bounds(self) -> Array:
+        """[before, after]: what `least_share` cannot be below; infinite where there is no such stage."""
+        pipeline = self._config.parallel.pipeline_parallel_size
+
+        def costs_of(costs: StageCosts) -> _RankCosts:
+            in_flight = np.array(self._in_flight).reshape(-1, pipeline)  # [v, p]
+            least = in_flight.min(axis=0)
+            new, old = (layer.state_bytes + least * layer.use.kept for layer in (costs.new, costs.old))
+            # Each chunk has a layer, whose micro-batches in flight may be more than the least of the rank's chunks.
+            more = (in_flight - least).sum(axis=0) * min(costs.new.use.kept, costs.old.use.kept)
+            if len(in_flight) > 1:
+                own = more + np.array([self._rank_bytes(costs, rank, at) for at, rank in enumerate(costs.ranks)])
+            else:  # exact layouts count what is in use at the same time alone
+                own = np.array([rank.state_bytes + rank.message_bytes for rank in costs.ranks])
+            return _RankCosts(own / self._capacities, new / self._capacities, old / self._capacities)
+
+        return self._bounds(costs_of)
+
+    def seconds_bounds(self) -> Array:
+        """[before, after]: what `fastest` cannot be below."""
+
+        def costs_of(costs: StageCosts) -> _RankCosts:
+            pairs = list(zip(costs.ranks, self._machines))
+            return _RankCosts(
+                np.array([rank_seconds(costs, *pair) for pair in pairs]),
+                np.array([layer_seconds(costs, costs.new, machine) for _, machine in pairs]),
+                np.array([layer_seconds(costs, costs.old, machine) for _, machine in pairs]),
+            )
+
+        return self._bounds(costs_of)
+
+    def _bounds(self, costs_of: Callable[[StageCosts], "_RankCosts"]) -> Array:
+        depth, parallel = self._config.model.num_layers, self._config.parallel
+        before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
+        bounds = costs_of(self._later).bounds(after - before, before, parallel.virtual_pipeline_size)
+        bounds[0] = costs_of(self._first).bounds(after[0], before[0], parallel.virtual_pipeline_size)
+        chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
+        impossible = (after < before) | (after < chunks)
+        return np.where(impossible, np.inf, bounds)
+
+    def _stage(self, before: int, after: int) -> tuple[StageCosts, list[bool]]:
+        """The costs of a stage, and which of its layers are new."""
+        if before == 0:
+            return self._first, [True] * after
+        layers = first_layers(before, start_from_checkpoint=False)
+        grown = grow(layers, after - before, 1, self._config.growth, self._config.training.seed)
+        return self._later, [layer.born == 1 for layer in grown]
+
+    def _shares(self, costs: StageCosts, is_new: Sequence[bool]) -> Array:
+        """[p, x, y]"""
+        shares = range_bytes(costs, is_new)
+        shares /= self._capacities[:, None, None]
+        return shares
+
+    def _chunk_shares(self, costs: StageCosts, is_new: Sequence[bool]) -> ChunkCosts:
+        """Shares of memory: in training, with as many micro-batches in flight in each chunk as it ever has, and while
+        the model grows into the stage."""
+
+        def of_layers(in_flight: Sequence[int]) -> Array:
+            new, old = (
+                np.array([layer.state_bytes + of_chunk * layer.use.kept for of_chunk in in_flight])
+                for layer in (costs.new, costs.old)
+            )
+            per_layer = np.where(np.array(is_new)[None, :], new[:, None], old[:, None])
+            return np.stack([sums(of_chunk) for of_chunk in per_layer])
+
+        training = [self._rank_bytes(costs, rank, at) for at, rank in enumerate(costs.ranks)]
+        growing = [rank.state_bytes + rank.growth_bytes for rank in costs.ranks]
+        of_chunks = np.tile(self._capacities, len(self._in_flight) // len(costs.ranks))[:, None]
+        return ChunkCosts(
+            sums=np.stack([of_layers(self._in_flight), of_layers([0] * len(self._in_flight))]) / of_chunks,
+            constants=np.array([training, growing]) / self._capacities,
+        )
+
+    def _rank_bytes(self, costs: StageCosts, rank: RankCost, pp_rank: int) -> float:
+        """A rank's bytes beside its layers, with the most that the backward pass of one of its parts adds."""
+        parts = [(costs.new.use, True), (costs.old.use, True)]
+        total = rank.state_bytes + rank.message_bytes
+        for chunk, ends in enumerate(rank.ends):
+            in_flight = self._in_flight[chunk * len(costs.ranks) + pp_rank]
+            total += in_flight * (ends.below + (ends.head.kept if ends.head else 0))
+            parts += [(ends.head, False)] if ends.head else []
+        return total + max(use.backward - use.kept + rank.ends[-1].under_top * below for use, below in parts)
+
+    def _chunk_seconds(self, costs: StageCosts, is_new: Sequence[bool]) -> ChunkCosts:
+        def per_layer(machine: Machine) -> list[float]:
+            return [layer_seconds(costs, costs.new if new else costs.old, machine) for new in is_new]
+
+        num_ranks, num_chunks = len(costs.ranks), len(self._in_flight)
+        return ChunkCosts(
+            sums=np.stack([sums(per_layer(self._machines[chunk % num_ranks])) for chunk in range(num_chunks)])[None],
+            constants=np.array([[rank_seconds(costs, *pair) for pair in zip(costs.ranks, self._machines)]]),
+        )
+
+
+def _exact(costs: Array) -> Split:
+    cost, layout = best_split(costs)
+    return Split(cost, cost, layout)
+
+
+@dataclass(frozen=True)
+class _RankCosts:
+    """What each rank costs at least, without and by the layers that it holds."""
+
+    own: Array
+    new: Array
+    old: Array
+
+    def bounds(self, num_new: Array, num_old: Array, least_layers: int) -> Array:
+        """No layout of so many new and old layers costs less on its costliest rank.
+
+        With at most t, rank p holds x new and y old layers of own_p + new_p x + old_p y <= t. For any price r of a new
+        layer and the weights w_p = max(1 / old_p, r / new_p), the sum over ranks is
+
+            sum of w_p own_p + num_old + r num_new  <=  t sum of w_p
+
+        which with the best price is the dual of the linear program; the best is one at which both are equal on a rank.
+        """
+        bounds = np.full_like(num_new, (self.own + least_layers * np.minimum(self.new, self.old)).max())
+        for price in set((self.new / self.old).tolist()):
+            weights = np.maximum(1 / self.old, price / self.new)
+            together = ((weights * self.own).sum() + num_old + price * num_new) / weights.sum()
+            bounds = np.maximum(bounds, together)
+        return bounds

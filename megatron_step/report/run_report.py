@@ -1,0 +1,203 @@
+"""What runs have come to, side by side: tables and a plot of the lines in their metrics.jsonl."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from megatron_step.engine.files import whole_file
+from megatron_step.report.text_table import aligned, format_bytes
+
+_LAST_STEPS = 10
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run's metrics, and what they come to."""
+
+    name: str
+    """Name of the run's folder."""
+    lines: list[dict[str, Any]]
+    """The lines of metrics.jsonl, one a step."""
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the last steps, in nats per token: a single step's depends on its batch."""
+        return mean(line["loss"] for line in self.lines[-_LAST_STEPS:])
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Median over the steps."""
+        return median(line["tokens_per_second"] for line in self.lines)
+
+    @property
+    def evaluated(self) -> list[dict[str, Any]]:
+        """The lines with a validation loss."""
+        return [line for line in self.lines if "validation_loss" in line]
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Largest measured peak memory of a rank."""
+        return max((line["memory"]["peak_bytes"] for line in self.lines if "memory" in line), default=None)
+
+    @property
+    def stages(self) -> list["StageReport"]:
+        """What each growth stage has come to, in order."""
+        stages: list[StageReport] = []
+        for index in sorted({line["stage_index"] for line in self.lines}):
+            before = stages[-1].lines[-1]["tokens"] if stages else 0
+            stages.append(StageReport(index, [line for line in self.lines if line["stage_index"] == index], before))
+        return stages
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """A growth stage's metrics."""
+
+    index: int
+    """Its number, from 0."""
+    lines: list[dict[str, Any]]
+    """The lines of its steps."""
+    tokens_before: int
+    """Tokens that the run had seen when it began."""
+
+    @property
+    def number(self) -> int:
+        """Its number for people, from 1."""
+        return self.index + 1
+
+    @property
+    def seconds(self) -> float:
+        """Median time of a step."""
+        ends = [self.tokens_before, *(line["tokens"] for line in self.lines)]
+        steps = zip(ends, ends[1:], self.lines)
+        return median((end - start) / line["tokens_per_second"] for start, end, line in steps)
+
+    def memory(self, name: str) -> int | None:
+        """Bytes of a kind, the largest of a rank; None where they were not measured."""
+        return max((line["memory"][name] for line in self.lines if name in line.get("memory", {})), default=None)
+
+
+def read_run(folder: Path) -> RunReport:
+    """The metrics of the run in `folder`.
+
+    Raises FileNotFoundError if there are none, and ValueError if the file holds no finished step.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not the output folder of a run: it has no metrics.jsonl")
+    lines = [line for text in path.read_text(encoding="utf-8").splitlines() if (line := _metrics(text)) is not None]
+    if not lines:
+        raise ValueError(f"{path} holds no finished step")
+    return RunReport(folder.resolve().name, lines)
+
+
+def metrics_of_checkpoint(checkpoint: Path) -> list[dict[str, Any]]:
+    """The metrics of the run that a checkpoint, or the output folder `checkpoint`, belongs to; none if it has no file.
+
+    Raises ValueError if the file holds no finished step.
+    """
+    run = checkpoint if (checkpoint / "checkpoints").is_dir() else checkpoint.absolute().parent.parent
+    return read_run(run).lines if (run / "metrics.jsonl").is_file() else []
+
+
+def _metrics(text: str) -> dict[str, Any] | None:
+    """A line's metrics; None for one that a run being stopped cut off."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "step" in line else None
+
+
+def table(runs: list[RunReport]) -> str:
+    """One line a run, under a heading."""
+    heading = ["run", "steps", "tokens", "loss", "validation loss", "perplexity", "peak memory", "tokens/s"]
+    return aligned([heading, *(_row(run) for run in runs)])
+
+
+def stage_table(runs: list[RunReport]) -> str:
+    """One line for each growth stage of each run, under a heading."""
+    heading = ["run", "stage", "steps", "perplexity", "model states", "peak memory", "planned peak", "step time"]
+    return aligned([heading, *(_stage_row(run, stage) for run in runs for stage in run.stages)])
+
+
+def _stage_row(run: RunReport, stage: StageReport) -> list[str]:
+    evaluated = [line for line in stage.lines if "validation_loss" in line]
+    memory = [stage.memory(name) for name in ("model_state_bytes", "peak_bytes", "planned_bytes")]
+    return [
+        run.name,
+        str(stage.number),
+        f"{len(stage.lines):,}",
+        f"{evaluated[-1]['validation_perplexity']:.2f}" if evaluated else "-",
+        *(_bytes(nbytes) for nbytes in memory),
+        f"{stage.seconds:.3f} s",
+    ]
+
+
+def _bytes(count: int | None) -> str:
+    return format_bytes(count) if count is not None else "-"
+
+
+def _row(run: RunReport) -> list[str]:
+    last = run.lines[-1]
+    evaluated = run.evaluated[-1] if run.evaluated else None
+    return [
+        run.name,
+        f"{last['step']:,}",
+        f"{last['tokens']:,}",
+        f"{run.loss:.4f}",
+        f"{evaluated['validation_loss']:.4f}" if evaluated else "-",
+        f"{evaluated['validation_perplexity']:.2f}" if evaluated else "-",
+        _bytes(run.peak_bytes),
+        f"{run.tokens_per_second:,.0f}",
+    ]
+
+
+def plot(runs: list[RunReport], path: Path) -> None:
+    """Draw losses and memory of the stages over the tokens seen, into a PNG file that appears when it is complete."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, memory = figure.subplots(1, 2)
+    for index, run in enumerate(runs):
+        _plot_losses(losses, run, f"C{index}")
+        _plot_memory(memory, run, f"C{index}")
+    losses.set_ylabel("loss (nats per token)")
+    memory.set_ylabel("memory of the fullest rank (MiB)")
+    memory.set_ylim(0, 1.4 * memory.get_ylim()[1])  # room for the legend
+    for axes in (losses, memory):
+        axes.set_xlabel("tokens")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+
+
+def _plot_losses(axes: Any, run: RunReport, color: str) -> None:
+    tokens = [line["tokens"] for line in run.lines]
+    axes.plot(tokens, [line["loss"] for line in run.lines], color=color, alpha=0.35, lw=1)
+    tokens = [line["tokens"] for line in run.evaluated]
+    axes.plot(
+        tokens,
+        [line["validation_loss"] for line in run.evaluated],
+        color=color,
+        marker="o",
+        ms=4,
+        label=f"{run.name}, validation",
+    )
+    axes.plot([], [], color=color, alpha=0.35, label=f"{run.name}, training")
+
+
+def _plot_memory(axes: Any, run: RunReport, color: str) -> None:
+    """Peak and model states as steps, one for each stage (STEP, Yano et al., 2025, Figure 2)."""
+    ends = [0, *(stage.lines[-1]["tokens"] for stage in run.stages)]
+    for name, style, label in (("peak_bytes", "-", "peak"), ("model_state_bytes", "--", "model states")):
+        levels = [level / 2**20 for stage in run.stages if (level := stage.memory(name)) is not None]
+        if len(levels) == len(run.stages):
+            axes.stairs(levels, ends, color=color, ls=style, lw=2, label=f"{run.name}, {label}")

@@ -1,0 +1,20 @@
+"""Tables and numbers of bytes as plain text."""
+
+from collections.abc import Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as lines of columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    )
+
+
+def format_bytes(count: int) -> str:
+    """`count` bytes in MiB, or from 1 GiB on in GiB."""
+    mebibytes = count / 2**20
+    return f"{mebibytes / 1024:.2f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"
