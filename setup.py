@@ -1,10 +1,11 @@
 """Builds the optional C++ extension ``megatron_step._C`` (csrc/); everything else is in pyproject.toml.
 
 The CPU's operations are always part of it, the CUDA kernels where torch is built for CUDA and a toolkit with nvcc is
-found. ``MSTEP_CUDA=0`` leaves them out; ``MSTEP_CUDA=1`` stops with an error where they cannot be built. Without torch
-in the build environment, without a C++ compiler, or if compilation fails, the package is installed without the
-extension: all operations then run as plain torch, only slower. Install with ``--no-build-isolation``, so that the
-extension is compiled against the torch it will run with.
+found. ``MSTEP_CUDA=0`` leaves them out; ``MSTEP_CUDA=1`` stops with an error where they cannot be built.
+``MSTEP_MARCH=x86-64-v3`` builds for all processors with AVX2 instead of this machine's alone, as a cluster of unequal
+nodes needs it; it takes any value of g++'s ``-march``. Without torch in the build environment, without a C++ compiler,
+or if compilation fails, the package is installed without the extension: all operations then run as plain torch, only
+slower. Install with ``--no-build-isolation``, so that the extension is compiled against the torch it will run with.
 """
 
 import os
@@ -18,9 +19,10 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 CUDA_SOURCES = {"adapter_cuda.cpp"}  # with every .cu
-# The extension is compiled for the machine it is built on. -fopenmp is not passed to the linker: the OpenMP runtime
-# is the one torch brings, so that there is one pool of threads.
-CXX_FLAGS = ["-O3", "-std=c++20", "-g0", "-march=native", "-fopenmp", "-fno-math-errno"]
+# The extension is compiled for the processor it is built on, or for MSTEP_MARCH. -fopenmp is not passed to the linker:
+# the OpenMP runtime is the one torch brings, so that there is one pool of threads.
+MARCH = os.environ.get("MSTEP_MARCH", "native")
+CXX_FLAGS = ["-O3", "-std=c++20", "-g0", f"-march={MARCH}", "-fopenmp", "-fno-math-errno"]
 if platform.machine() in ("x86_64", "AMD64"):
     CXX_FLAGS.append("-mprefer-vector-width=512")
 NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-lineinfo"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.microbatch_seed import set_microbatch_seed
 from megatron_step.engine.parallel import Parallel
-from megatron_step.optim.optimizer import clip_gradients, set_learning_rate
+from megatron_step.optim.optimizer import clip_gradients, gradient_norm, set_learning_rate
 from megatron_step.training.state import TrainState
 
 Microbatch = dict[str, Tensor] | None
@@ -60,15 +60,15 @@ def train_step(
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss of step {state.step + 1} is {loss}: the weights of step {state.step} are kept")
     set_learning_rate(state.optimizer, learning_rate, config.optimizer)
-    grad_norm = _update(state, state.optimizer)
+    grad_norm = _update(state, state.optimizer, parallel)
     state.step += 1
     return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0)
 
 
-def _update(state: TrainState, optimizer: MegatronOptimizer) -> float:
+def _update(state: TrainState, optimizer: MegatronOptimizer, parallel: Parallel) -> float:
     """Clip the gradient and update the weights; returns the norm before clipping."""
     optimizer.prepare_grads()
-    grad_norm = float(optimizer.get_grad_norm())
+    grad_norm = gradient_norm(optimizer, parallel.device)
     if not math.isfinite(grad_norm):
         raise NonFiniteError(
             f"the gradient norm of step {state.step + 1} is {grad_norm}: the weights of step {state.step} are kept"

@@ -14,8 +14,10 @@ from megatron_step.model.build import build_model
 from megatron_step.optim.adam import FusedAdam
 from megatron_step.optim.optimizer import (
     build_optimizer,
+    gradient_norm,
     set_learning_rate,
     set_update_counts,
+    square_norm,
     wrap_data_parallel,
 )
 from megatron_step.training.state import initial_state
@@ -94,6 +96,27 @@ def test_the_update_counts_are_those_of_the_moments_stage(alone: Parallel) -> No
     _, optimizer = _with_roles(alone)
     set_update_counts(optimizer, {0: 40, 1: 25, 2: 7})
     assert {(group["since"], int(group["step"])) for group in optimizer.param_groups} == {(0, 40), (1, 25), (2, 7)}
+
+
+@pytest.mark.parametrize("size", [1, 4096, 5000, 2**24 + 3])
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_norm_of_a_large_gradient_is_exact(size: int, constant: bool) -> None:
+    torch.manual_seed(0)
+    gradient = torch.full((size,), 0.1) if constant else torch.randn(size)
+    exact = gradient.double().square().sum()
+    assert float(square_norm(gradient)) == pytest.approx(float(exact), rel=1e-6)
+    assert float(square_norm(gradient[: size // 2]) + square_norm(gradient[size // 2 :])) == pytest.approx(
+        float(exact), rel=1e-6
+    )
+
+
+def test_the_gradient_norm_is_that_of_all_gradients(alone: Parallel) -> None:
+    _, optimizer = _with_roles(alone)
+    (part,) = optimizer.chained_optimizers
+    for param in part.get_parameters():
+        param.grad = torch.randn(param.shape)
+    squares = sum(float(param.grad.double().square().sum()) for param in part.get_parameters())
+    assert gradient_norm(optimizer, alone.device) == pytest.approx(squares**0.5, rel=1e-7)
 
 
 def _with_roles(parallel: Parallel) -> tuple:
