@@ -1,12 +1,10 @@
 """Write a corpus (PREFIX.bin, PREFIX.idx, PREFIX.json) so that a crash at any point leaves nothing half-written."""
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -14,15 +12,15 @@ from typing import IO, Any
 import numpy as np
 
 from megatron_step.data.indexed_format import CorpusPaths, IndexWriter, corpus_paths
+from megatron_step.engine.output_lock import lock_beside, output_lock
 
 _MAX_DOCUMENT_TOKENS = 2**31 - 1
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 class CorpusWriter:
     """Writes under temporary names beside the final ones; `commit` renames, leaving the block without it discards.
 
-    Raises ValueError where another process is writing the same corpus, or a document has 2^31 tokens or more, and
+    Raises InUseError where another process writes the same corpus, ValueError where a document has 2^31 tokens, and
     OSError where the disk is full or the folder cannot be written.
     """
 
@@ -36,9 +34,14 @@ class CorpusWriter:
         self.num_tokens = 0
 
     def __enter__(self) -> "CorpusWriter":
-        self._final.bin.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = _open_locked(self._temporary.bin)
-        self._idx = self._temporary.idx.open("w+b")
+        self._lock = ExitStack()
+        self._lock.enter_context(output_lock(lock_beside(self._final.bin), self._final.bin))
+        try:
+            self._bin = self._temporary.bin.open("wb")
+            self._idx = self._temporary.idx.open("w+b")
+        except OSError:
+            self._lock.close()
+            raise
         self._index = IndexWriter(self._idx, self._dtype)
         return self
 
@@ -93,36 +96,18 @@ class CorpusWriter:
         os.replace(self._temporary.side, self._final.side)
         os.replace(self._temporary.idx, self._final.idx)
         self._committed = True
+        self._lock.close()
         return side
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._committed:
-            # The locked .bin goes last: without it another process may begin to write files of these names.
-            for path in reversed(self._temporary):
+            for path in self._temporary:
                 path.unlink(missing_ok=True)
+        self._lock.close()
         for file in (self._idx, self._bin):
             _close_quietly(file, error is not None)
-
-
-def _open_locked(path: Path) -> IO[bytes]:
-    """Open a file to write, which no other process may do until it is closed; what a killed run left is emptied.
-
-    Goes without the lock on file systems that have none.
-    """
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                file.close()
-                raise ValueError(f"another process is writing {path}: wait, or write to another prefix") from error
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            file.truncate(0)
-            return file
-        file.close()  # the process that held the lock has just given the file its final name
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from megatron_step.data.documents import DocumentReader
 from megatron_step.data.pieces import Piece
 from megatron_step.data.text_files import find_text_files
 from megatron_step.engine.files import atomic_write
+from megatron_step.engine.output_lock import lock_beside, output_lock
 
 _LONGEST_SENTENCE_CHARACTERS = 1024
 _SENTENCE = re.compile(
@@ -38,7 +39,7 @@ def train_tokenizer(
     as a space). Tokens 0 to 2 are <unk>, <s>, </s>. More text than `sample_bytes` is sampled, evenly and by `seed`.
 
     Raises FileNotFoundError and ValueError, also where the text cannot fill `vocab_size` tokens or these cannot hold
-    its characters; nothing is written then.
+    its characters; nothing is written then. Raises InUseError if another process trains into `output`.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -49,32 +50,32 @@ def train_tokenizer(
         raise ValueError(
             f"a vocabulary of {vocab_size} tokens (--vocab-size) is too small: it needs over {_FIXED_TOKENS}"
         )
-    reader = DocumentReader(find_text_files(inputs).files, key, None, skip_invalid)
-    sentences = sample_sentences(split_sentences(reader), sample_bytes, seed)
-    if not sentences:
-        raise ValueError("the input holds no text to train a tokenizer on")
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            user_defined_symbols=_NEWLINES,
-            max_sentence_length=8 * _LONGEST_SENTENCE_CHARACTERS,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(_explain(str(error), vocab_size)) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(output, model.getvalue())
+    with output_lock(lock_beside(output), output):
+        reader = DocumentReader(find_text_files(inputs).files, key, None, skip_invalid)
+        sentences = sample_sentences(split_sentences(reader), sample_bytes, seed)
+        if not sentences:
+            raise ValueError("the input holds no text to train a tokenizer on")
+        model = io.BytesIO()
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                vocab_size=vocab_size,
+                model_type=model_type,
+                byte_fallback=True,
+                character_coverage=0.9999,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,
+                split_digits=True,
+                user_defined_symbols=_NEWLINES,
+                max_sentence_length=8 * _LONGEST_SENTENCE_CHARACTERS,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ValueError(_explain(str(error), vocab_size)) from error
+        atomic_write(output, model.getvalue())
 
 
 def split_sentences(pieces: Iterable[Piece]) -> Iterator[str]:

@@ -79,7 +79,7 @@ def test_two_processes_cannot_write_one_corpus(tmp_path: Path) -> None:
     with CorpusWriter(tmp_path / "a", UINT16) as writer:
         process = context.Process(target=_write_at_once, args=(str(tmp_path / "a"), answers))
         process.start()
-        assert "another process is writing" in answers.get(timeout=60)
+        assert f"a.bin is in use by process {os.getpid()}" in answers.get(timeout=60)
         process.join()
         write(writer, [3], [True])
         writer.commit({})

@@ -1,10 +1,13 @@
 """A new folder is there as a whole or not at all."""
 
 import shutil
+from multiprocessing import Event, Process
+from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
 
 import pytest
 
+from megatron_step.engine.output_lock import InUseError
 from megatron_step.export.new_folder import new_folder
 
 
@@ -33,3 +36,23 @@ def test_what_stands_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="MiB are free"), new_folder(tmp_path / "out", needed):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    writing, done = Event(), Event()
+    other = Process(target=_write_slowly, args=(tmp_path / "out", writing, done))
+    other.start()
+    assert writing.wait(60)
+    with pytest.raises(InUseError, match=f"out is in use by process {other.pid}"), new_folder(tmp_path / "out", 0):
+        pass
+    done.set()
+    other.join()
+    assert (tmp_path / "out" / "file").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def _write_slowly(path: Path, writing: EventType, done: EventType) -> None:
+    with new_folder(path, 0) as folder:
+        (folder / "file").write_text("whole")
+        writing.set()
+        done.wait(60)
