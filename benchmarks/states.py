@@ -8,6 +8,7 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.states import RECIPES, Recipe
@@ -67,7 +68,7 @@ def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parall
 
 
 def _by_recipe(config: RunConfig, stage: Stage, recipe: Recipe) -> int:
-    return recipe.state_bytes(chunk_parameters(config, stage, _vocab(config), 0, 0))
+    return recipe.state_bytes(chunk_parameters(config, stage, _vocab(config), *rank_chunks(config.parallel, 0)))
 
 
 def _vocab(config: RunConfig) -> int:

@@ -25,6 +25,7 @@ from megatron_step.checkpoint.sharding import Sharded, sharded_weights
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
+from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.names import factor_keys, in_layer, is_adapter, writes_residual
 from megatron_step.plan.operators import INITS, first_layers
 from megatron_step.plan.stages import Stage, even_layout, plan_from_dict
@@ -85,9 +86,11 @@ def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel:
     Raises ValueError if the checkpoint has not the tensors, or not in the shapes, that the model needs.
     """
     stage = saved_stage(found.manifest)
-    pipeline = parallel.config.pipeline_parallel_size * parallel.config.virtual_pipeline_size
     whole = replace(
-        stage, index=0, layers=first_layers(stage.num_layers, True), layout=even_layout(stage.num_layers, pipeline)
+        stage,
+        index=0,
+        layers=first_layers(stage.num_layers, True),
+        layout=even_layout(stage.num_layers, num_chunks(parallel.config)),
     )
     grow_weights(chunks, growth_source(found), whole, GrowthConfig(), False, parallel)
 

@@ -14,6 +14,7 @@ from megatron_step.plan.blocks.embedding import embedding_of
 from megatron_step.plan.blocks.head import head_of
 from megatron_step.plan.blocks.layer import layer_blocks
 from megatron_step.plan.blocks.linear import Handling
+from megatron_step.plan.layout import Chunk
 from megatron_step.plan.names import layer_key
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.trainable import Treatment, has_adapters, treatment
@@ -36,21 +37,15 @@ class Parameter:
         return prod(self.shape)
 
 
-def chunk_parameters(
-    config: RunConfig, stage: Stage, vocab_size: int, pp_rank: int, vp_stage: int
-) -> tuple[Parameter, ...]:
-    """Weights of a pipeline rank's model chunk, in the order in which its modules hold them.
+def chunk_parameters(config: RunConfig, stage: Stage, vocab_size: int, chunk: Chunk) -> tuple[Parameter, ...]:
+    """Weights of a model chunk, in the order in which its modules hold them.
 
     `vocab_size` is the tokenizer's. With tied embeddings and more than one pipeline rank, the last chunk has a copy of
     the embedding.
     """
-    parallel = config.parallel
-    first = pp_rank == 0 and vp_stage == 0
-    last = pp_rank == parallel.pipeline_parallel_size - 1 and vp_stage == parallel.virtual_pipeline_size - 1
-    outer = outer_parameters(config, stage, vocab_size, first=first, last=last)
-    layers = stage.layers_of_chunk(pp_rank, vp_stage, parallel)
-    inner = [parameter for layer in layers for parameter in layer_parameters(config, stage, layer)]
-    return (*outer[:first], *inner, *outer[first:])
+    outer = outer_parameters(config, stage, vocab_size, first=chunk.is_first, last=chunk.is_last)
+    inner = [parameter for layer in stage.layers_of(chunk) for parameter in layer_parameters(config, stage, layer)]
+    return (*outer[: chunk.is_first], *inner, *outer[chunk.is_first :])
 
 
 def layer_parameters(config: RunConfig, stage: Stage, layer: int) -> list[Parameter]:

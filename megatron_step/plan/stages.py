@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from megatron_step.config.parallel import ParallelConfig
+from megatron_step.plan.layout import Chunk
 from megatron_step.plan.operators import GrownLayer
 
 
@@ -47,11 +47,10 @@ class Stage:
         """Layers that it adds."""
         return sum(layer.born == self.index for layer in self.layers)
 
-    def layers_of_chunk(self, pp_rank: int, vp_stage: int, parallel: ParallelConfig) -> range:
-        """Numbers, from 0, of the layers of a rank's model chunk."""
-        chunk = vp_stage * parallel.pipeline_parallel_size + pp_rank
-        start = sum(self.layout[:chunk])
-        return range(start, start + self.layout[chunk])
+    def layers_of(self, chunk: Chunk) -> range:
+        """Numbers, from 0, of the layers of a model chunk."""
+        start = sum(self.layout[: chunk.index])
+        return range(start, start + self.layout[chunk.index])
 
 
 @dataclass(frozen=True)

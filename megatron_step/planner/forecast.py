@@ -9,6 +9,7 @@ from typing import Any
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
 from megatron_step.planner.costs.machines import Machine, pipeline_machines
@@ -208,11 +209,11 @@ def _stage_forecast(
     memory = stage_memory(config, stage, vocab_size, dp_size)
     ranks, seconds = [], []
     for pp_rank, machine in enumerate(machines):
-        chunks = range(config.parallel.virtual_pipeline_size)
-        numbers = [at for chunk in chunks for at in stage.layers_of_chunk(pp_rank, chunk, config.parallel)]
+        chunks = rank_chunks(config.parallel, pp_rank)
+        numbers = [number for chunk in chunks for number in stage.layers_of(chunk)]
         new = sum(stage.layers[number].born == stage.index for number in numbers)
         old = len(numbers) - new
-        parameters = [p for chunk in chunks for p in chunk_parameters(config, stage, vocab_size, pp_rank, chunk)]
+        parameters = [p for chunk in chunks for p in chunk_parameters(config, stage, vocab_size, chunk)]
         growing, saving = growth_bytes(parameters, stage), checkpoint_host_bytes(config, parameters, dp_size)
         if stage.num_steps == 0:
             growing = saving = 0

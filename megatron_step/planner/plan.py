@@ -6,6 +6,7 @@ from itertools import accumulate
 
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, batch_size_at
+from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.operators import GrownLayer, first_layers, grow, operator_of
 from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps
 from megatron_step.planner.costs.machines import pipeline_machines
@@ -86,7 +87,7 @@ def _given_layouts(
     """
     if depths is None:
         return None
-    chunks = config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size
+    chunks = num_chunks(config.parallel)
     for number, (depth, num_steps) in enumerate(zip(depths, steps), start=1):
         if depth < chunks and num_steps > 0:
             raise ValueError(

@@ -10,6 +10,7 @@ from megatron_step.data.batches import BatchStream, batches
 from megatron_step.data.datasets import Datasets, build_datasets, repeated_validation
 from megatron_step.data.tokenizer import Tokenizer
 from megatron_step.engine.parallel import Parallel
+from megatron_step.plan.layout import num_microbatches
 from megatron_step.training.step import Microbatch
 
 
@@ -38,7 +39,7 @@ def training_batches(
     """The micro-batches of each of `steps`, which count from 0 over the whole run."""
     schedule = list(_positions(config, steps))
     if datasets.train is None:
-        yield ([None] * _num_microbatches(config, parallel, size) for _, size in schedule)
+        yield ([None] * num_microbatches(config.training, parallel.dp_size, size) for _, size in schedule)
         return
     micro_batch_size = config.training.micro_batch_size
     with BatchStream(datasets.train, schedule, micro_batch_size, parallel.dp_rank, parallel.dp_size) as stream:
@@ -60,7 +61,7 @@ def validation_reader(datasets: Datasets, config: RunConfig, parallel: Parallel)
 
     def read(index: int) -> list[Microbatch]:
         if datasets.validation is None:
-            return [None] * _num_microbatches(config, parallel, size)
+            return [None] * num_microbatches(config.training, parallel.dp_size, size)
         read_batches = batches(
             datasets.validation,
             index * size,
@@ -72,10 +73,6 @@ def validation_reader(datasets: Datasets, config: RunConfig, parallel: Parallel)
         return _to_device(read_batches, parallel)
 
     return read
-
-
-def _num_microbatches(config: RunConfig, parallel: Parallel, global_batch_size: int) -> int:
-    return global_batch_size // (config.training.micro_batch_size * parallel.dp_size)
 
 
 def _to_device(microbatches: list[dict[str, torch.Tensor]], parallel: Parallel) -> list[Microbatch]:

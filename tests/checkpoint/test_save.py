@@ -18,6 +18,7 @@ from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.data import DataConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.planner.costs.memory import checkpoint_host_bytes
 from megatron_step.planner.plan import make_plan
@@ -235,7 +236,7 @@ def save_and_measure(cases: list[dict[str, Any]], folder: Path) -> list[tuple[bo
                 what = (state.chunks, state.optimizer, config.training.precision, 1, manifest_facts(config))
                 _, measured = measure_peak(lambda: saver.save(*what))  # noqa: B023
                 saver.finish()
-                parameters = chunk_parameters(config, stage, VOCAB_SIZE, 0, 0)
+                parameters = chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, 0))
                 planned = checkpoint_host_bytes(config, parameters, parallel.dp_size)
                 compared.append((config.parallel.distributed_optimizer, measured, planned))
                 state.release()

@@ -19,6 +19,7 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.growth import moments
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.names import in_layer, layer_of
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage
@@ -305,5 +306,7 @@ def growth_peak(config: RunConfig, folder: Path) -> tuple[int, int, int]:
         grown = next_stage(trained_and_saved(config, 0, parallel), config, plan, VOCAB_SIZE, parallel)
         stage = plan.stages[1]
         planned = stage_memory(config, stage, VOCAB_SIZE, parallel.dp_size)[parallel.pp_rank]
-        growing = growth_bytes(chunk_parameters(config, stage, VOCAB_SIZE, parallel.pp_rank, 0), stage)
+        growing = growth_bytes(
+            chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, parallel.pp_rank)), stage
+        )
     return grown.growth_peak_bytes, planned.peak_bytes, planned.model_state_bytes + growing

@@ -8,6 +8,7 @@ from worlds import Worlds
 
 from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.parameters import Parameter, chunk_parameters, outer_parameters
 from megatron_step.plan.trainable import Treatment
 from megatron_step.planner.plan import make_plan
@@ -36,9 +37,9 @@ def built_and_listed(cases: list[dict[str, Any]]) -> list[tuple[list[list[Listed
             listed = [
                 [
                     (parameter.key, parameter.shape, parameter.treatment.trained)
-                    for parameter in chunk_parameters(config, stage, VOCAB_SIZE, parallel.pp_rank, vp_stage)
+                    for parameter in chunk_parameters(config, stage, VOCAB_SIZE, chunk)
                 ]
-                for vp_stage in range(config.parallel.virtual_pipeline_size)
+                for chunk in rank_chunks(config.parallel, parallel.pp_rank)
             ]
         compared.append((built, listed))
     return compared
@@ -83,7 +84,7 @@ def test_a_model_in_one_piece_has_one_embedding_and_head() -> None:
         stage = make_plan(config, VOCAB_SIZE).stages[0]
         outer = outer_parameters(config, stage, VOCAB_SIZE)
         assert len(outer) == expected
-        layers_too = chunk_parameters(config, stage, VOCAB_SIZE, pp_rank=0, vp_stage=0)
+        layers_too = chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, 0))
         assert [parameter for parameter in layers_too if "layers" not in parameter.key] == outer
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.parallel import ParallelConfig
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.stages import even_layout, first_steps, plan_from_dict
 from megatron_step.planner.plan import make_plan
 
@@ -41,7 +42,7 @@ def test_chunks_take_turns_in_the_order_of_the_layers() -> None:
     parallel = ParallelConfig(pipeline_parallel_size=2, virtual_pipeline_size=2)
     stage = _PLAN.stages[2]
     assert stage.layout == (2, 2, 2, 1)
-    chunks = [list(stage.layers_of_chunk(rank, virtual, parallel)) for virtual in range(2) for rank in range(2)]
+    chunks = [list(stage.layers_of(rank_chunks(parallel, rank)[virtual])) for virtual in range(2) for rank in range(2)]
     assert chunks == [[0, 1], [2, 3], [4, 5], [6]]
 
 

@@ -26,6 +26,7 @@ from megatron_step.plan.blocks.head import head_of
 from megatron_step.plan.blocks.layer import layer_blocks
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.tape import Use
+from megatron_step.plan.layout import Chunk, num_microbatches, rank_chunks
 from megatron_step.plan.names import EMBEDDING
 from megatron_step.plan.parameters import layer_handling, layer_parameters
 from megatron_step.plan.stages import Stage
@@ -36,11 +37,10 @@ from megatron_step.planner.costs.pipeline_schedule import held_messages, passes
 
 def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> int:
     """The most that a step of full global batches needs at once on a pipeline rank, beside the model states."""
-    parallel, training = config.parallel, config.training
-    num_microbatches = training.global_batch_size // (training.micro_batch_size * dp_size)
-    chunks = [_chunk(config, stage, vocab_size, pp_rank, at) for at in range(parallel.virtual_pipeline_size)]
-    peak = live = between_passes(config, num_microbatches, pp_rank)
-    for vp_stage, is_forward in passes(parallel, num_microbatches, pp_rank):
+    microbatches = num_microbatches(config.training, dp_size)
+    chunks = [_chunk_use(config, stage, vocab_size, chunk) for chunk in rank_chunks(config.parallel, pp_rank)]
+    peak = live = between_passes(config, microbatches, pp_rank)
+    for vp_stage, is_forward in passes(config.parallel, microbatches, pp_rank):
         if is_forward:
             live += chunks[vp_stage].kept
         else:
@@ -49,12 +49,12 @@ def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: 
     return peak
 
 
-def between_passes(config: RunConfig, num_microbatches: int, pp_rank: int) -> int:
+def between_passes(config: RunConfig, microbatches: int, pp_rank: int) -> int:
     """Bytes in use on a pipeline rank beside what passes keep: messages, buffers, single numbers such as losses."""
     batch, hidden = microbatch_of(config), config.model.hidden_size
     # What tensor-parallel ranks exchange is let go of a little late: by the backend, once it has noticed the end.
     exchanged = batch.whole(hidden) if batch.tensor > 1 else 0
-    held = held_messages(config.parallel, num_microbatches, pp_rank) * batch.stream(hidden)
+    held = held_messages(config.parallel, microbatches, pp_rank) * batch.stream(hidden)
     scores = attention_of(config.model).core.shared_buffer(batch) if config.planner.attention == "unfused" else 0
     return held + exchanged + scores + _SCALARS_BYTES
 
@@ -121,15 +121,12 @@ def chunk_ends(config: RunConfig, stage: Stage, vocab_size: int, *, first: bool,
     )
 
 
-def _chunk(config: RunConfig, stage: Stage, vocab_size: int, pp_rank: int, vp_stage: int) -> Use:
-    parallel = config.parallel
-    first = pp_rank == 0 and vp_stage == 0
-    last = pp_rank == parallel.pipeline_parallel_size - 1 and vp_stage == parallel.virtual_pipeline_size - 1
-    ends = chunk_ends(config, stage, vocab_size, first=first, last=last)
+def _chunk_use(config: RunConfig, stage: Stage, vocab_size: int, chunk: Chunk) -> Use:
+    ends = chunk_ends(config, stage, vocab_size, first=chunk.is_first, last=chunk.is_last)
     parts: list[Use] = []
-    flows = not first or treatment(EMBEDDING, stage, config).trained
-    flows = flows or parallel.recompute == "full"
-    for layer in stage.layers_of_chunk(pp_rank, vp_stage, parallel):
+    flows = not chunk.is_first or treatment(EMBEDDING, stage, config).trained
+    flows = flows or config.parallel.recompute == "full"
+    for layer in stage.layers_of(chunk):
         # Below the first trained weight nothing has a gradient, and nothing is kept.
         flows = flows or any(parameter.treatment.trained for parameter in layer_parameters(config, stage, layer))
         if flows:

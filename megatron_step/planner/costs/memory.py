@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from math import lcm
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.layout import Chunk, rank_chunks
 from megatron_step.plan.names import is_adapter, layer_of
 from megatron_step.plan.parameters import Parameter, chunk_parameters
 from megatron_step.plan.stages import Stage
@@ -101,11 +102,11 @@ def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int,
     recipe = recipe_of(config)
     frozen_bytes = trained = adapters = gradients = 0  # elements, but of frozen weights
     owned = [0] * dp_size  # bytes of optimizer states, on each data-parallel rank
-    for vp_stage in range(config.parallel.virtual_pipeline_size):
-        parameters = chunk_parameters(config, stage, vocab_size, pp_rank, vp_stage)
+    for chunk in rank_chunks(config.parallel, pp_rank):
+        parameters = chunk_parameters(config, stage, vocab_size, chunk)
         frozen_bytes += sum(recipe.frozen_bytes(p) for p in parameters if not p.treatment.trained)
         adapters += sum(p.numel for p in parameters if is_adapter(p.key))
-        buckets = _buckets([p for p in parameters if p.treatment.trained], config, dp_size, pp_rank, vp_stage)
+        buckets = _buckets([p for p in parameters if p.treatment.trained], config, dp_size, chunk)
         padded = buckets[-1].stop if buckets else 0
         gradients += padded
         trained += padded
@@ -131,13 +132,11 @@ class _Bucket:
     """Start and end of each weight in it."""
 
 
-def _buckets(
-    trained: Sequence[Parameter], config: RunConfig, dp_size: int, pp_rank: int, vp_stage: int
-) -> list[_Bucket]:
+def _buckets(trained: Sequence[Parameter], config: RunConfig, dp_size: int, chunk: Chunk) -> list[_Bucket]:
     """The buckets of a chunk with the weights `trained`, as _ParamAndGradBuffer.__init__ makes them."""
     distributed = config.parallel.distributed_optimizer
     align, align_end = (WEIGHT_ALIGNMENT, lcm(dp_size, 128)) if distributed else (1, 1)
-    limit = _bucket_elements(config, dp_size, pp_rank, vp_stage)
+    limit = _bucket_elements(config, dp_size, chunk)
     buckets: list[_Bucket] = []
     start = end = 0
     weights: list[tuple[int, int]] = []
@@ -168,10 +167,10 @@ def _is_shared_embedding(parameter: Parameter, config: RunConfig) -> bool:
     return shared and parameter.key.startswith("embedding.")
 
 
-def _bucket_elements(config: RunConfig, dp_size: int, pp_rank: int, vp_stage: int) -> int | None:
+def _bucket_elements(config: RunConfig, dp_size: int, chunk: Chunk) -> int | None:
     """Elements after which a bucket is full; None for one bucket (DistributedDataParallel.__init__)."""
     overlapped = config.parallel.overlap_grad_reduce and dp_size > 1
-    return max(40_000_000, 1_000_000 * dp_size) if overlapped and pp_rank == 0 and vp_stage == 0 else None
+    return max(40_000_000, 1_000_000 * dp_size) if overlapped and chunk.is_first else None
 
 
 def _add_owned(owned: list[int], bucket: _Bucket, recipe: Recipe, distributed: bool) -> None:

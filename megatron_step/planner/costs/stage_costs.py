@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.blocks.tape import Use
+from megatron_step.plan.layout import num_microbatches, rank_chunks
 from megatron_step.plan.operators import GrownLayer
 from megatron_step.plan.parameters import Parameter, layer_parameters, outer_parameters
 from megatron_step.plan.stages import Stage
@@ -100,52 +101,49 @@ def stage_costs(config: RunConfig, vocab_size: int, dp_size: int, *, first: bool
     """Costs of the `first` stage, or of any later one, on `dp_size` data-parallel ranks."""
     stage = stage_of((0,), index=0) if first else stage_of((0, 1), index=1)
     pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
-    num_microbatches = config.training.global_batch_size // (config.training.micro_batch_size * dp_size)
+    microbatches = num_microbatches(config.training, dp_size)
     return StageCosts(
         new=_layer_cost(config, stage, stage.num_layers - 1, dp_size),
         old=_layer_cost(config, stage, 0, dp_size),
         ranks=tuple(
-            _rank_cost(config, stage, vocab_size, dp_size, num_microbatches, pp_rank) for pp_rank in range(pipeline)
+            _rank_cost(config, stage, vocab_size, dp_size, microbatches, pp_rank) for pp_rank in range(pipeline)
         ),
-        slots=num_microbatches + (pipeline - 1) / virtual,
+        slots=microbatches + (pipeline - 1) / virtual,
     )
 
 
 def _layer_cost(config: RunConfig, stage: Stage, layer: int, dp_size: int) -> LayerCost:
-    tensor, tokens = config.parallel.tensor_parallel_size, config.training.micro_batch_size * config.model.seq_length
+    batch = microbatch_of(config)
+    tensor, tokens = batch.tensor, batch.tokens
     recomputes = config.parallel.recompute == "full"
     flops = layer_flops_per_token(config, stage, layer)
     flops += forward_flops_per_token(config) if recomputes else 0
     # Two sums over ranks forward and two backward, each of which sends 2 (t - 1) / t of its tensor.
     exchanges = (6 if recomputes else 4) * 2 * (tensor - 1)
-    element = microbatch_of(config).element_bytes
     parameters = layer_parameters(config, stage, layer)
     return LayerCost(
         state_bytes=_state_bytes(parameters, config, dp_size),
         use=layer_use(config, stage, layer),
         flops=flops * tokens // tensor,
-        exchanged_bytes=exchanges * element * tokens * config.model.hidden_size // tensor,
+        exchanged_bytes=exchanges * batch.whole(config.model.hidden_size) // tensor,
         reduced_bytes=_reduced_bytes(parameters, config, dp_size),
     )
 
 
 def _rank_cost(
-    config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, num_microbatches: int, pp_rank: int
+    config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, microbatches: int, pp_rank: int
 ) -> RankCost:
-    pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
-    tokens = config.training.micro_batch_size * config.model.seq_length
-    first, last = pp_rank == 0, pp_rank == pipeline - 1
+    pipeline = config.parallel.pipeline_parallel_size
+    tokens, chunks = microbatch_of(config).tokens, rank_chunks(config.parallel, pp_rank)
+    first, last = chunks[0].is_first, chunks[-1].is_last
     outer = outer_parameters(config, stage, vocab_size, first=first, last=last)
     layers = [weight for layer in range(stage.num_layers) for weight in layer_parameters(config, stage, layer)]
     output_flops = output_flops_per_token(config, stage, vocab_size) * tokens
     return RankCost(
         state_bytes=_state_bytes(outer, config, dp_size),
-        message_bytes=between_passes(config, num_microbatches, pp_rank),
-        in_flight=min(num_microbatches, pipeline - pp_rank),
-        ends=tuple(
-            chunk_ends(config, stage, vocab_size, first=first and chunk == 0, last=last and chunk == virtual - 1)
-            for chunk in range(virtual)
-        ),
+        message_bytes=between_passes(config, microbatches, pp_rank),
+        in_flight=min(microbatches, pipeline - pp_rank),
+        ends=tuple(chunk_ends(config, stage, vocab_size, first=chunk.is_first, last=chunk.is_last) for chunk in chunks),
         growth_bytes=growth_bytes([*outer, *layers], stage),
         flops=output_flops // config.parallel.tensor_parallel_size if last else 0,
         reduced_bytes=_reduced_bytes(outer, config, dp_size),

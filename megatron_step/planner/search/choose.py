@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.operators import operator_of
 from megatron_step.plan.stages import Solution
 from megatron_step.planner.costs.machines import Machine
@@ -186,7 +187,7 @@ def _check_saves(config: RunConfig, layouts: StageLayouts) -> None:
 def _check_found(found: Depths, stages: _Stages, config: RunConfig) -> None:
     if found.depths:
         return
-    chunks = config.parallel.pipeline_parallel_size * config.parallel.virtual_pipeline_size
+    chunks = num_chunks(config.parallel)
     count, num_layers = config.stages.count, config.model.num_layers
     if num_layers < chunks + count - 1:
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.layout import num_chunks, num_microbatches
 from megatron_step.plan.operators import first_layers, grow, operator_of
 from megatron_step.plan.stages import even_layout
 from megatron_step.planner.costs.machines import Machine
@@ -49,8 +50,7 @@ class StageLayouts:
         self._capacities = np.array([machine.capacity_bytes or 1 for machine in machines], dtype=np.float64)
         self._first = stage_costs(config, vocab_size, dp_size, first=True)
         self._later = stage_costs(config, vocab_size, dp_size, first=False)
-        num_microbatches = config.training.global_batch_size // (config.training.micro_batch_size * dp_size)
-        self._in_flight = most_in_flight(config.parallel, num_microbatches)
+        self._in_flight = most_in_flight(config.parallel, num_microbatches(config.training, dp_size))
         self.least_share = cache(self._least_share)
         self.fastest = cache(self._fastest)
 
@@ -136,7 +136,7 @@ class StageLayouts:
         before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
         bounds = costs_of(self._later).bounds(after - before, before, parallel.virtual_pipeline_size)
         bounds[0] = costs_of(self._first).bounds(after[0], before[0], parallel.virtual_pipeline_size)
-        chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
+        chunks = num_chunks(parallel)
         impossible = (after < before) | (after < chunks)
         return np.where(impossible, np.inf, bounds)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_run import VOCAB_SIZE, small_config
 
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.costs.machines import Machine
@@ -43,7 +44,9 @@ def test_bytes_of_a_range_are_those_of_the_rank(
         ends = np.cumsum(stage.layout)
         for pp_rank, memory in enumerate(stage_memory(config, stage, VOCAB_SIZE, dp_size)):
             counted = needed[pp_rank, ends[pp_rank] - stage.layout[pp_rank], ends[pp_rank]]
-            growing = growth_bytes(chunk_parameters(config, stage, VOCAB_SIZE, pp_rank, 0), stage)
+            growing = growth_bytes(
+                chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, pp_rank)), stage
+            )
             peak = max(memory.peak_bytes, memory.model_state_bytes + growing)
             assert counted == pytest.approx(peak, rel=4e-3)  # data-parallel ranks do not own padding alike
             assert counted <= peak * (1 + 1e-12) or growing > memory.activation_bytes
