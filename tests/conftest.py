@@ -14,6 +14,7 @@ from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 
 # The same examples in every run: a failure belongs to a change. `pytest --hypothesis-profile default` looks further.
 settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("long", max_examples=2000)  # twenty times as many, and other ones in every run
 settings.load_profile("repeatable")
 
 

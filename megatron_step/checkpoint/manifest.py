@@ -12,6 +12,7 @@ import yaml
 
 from megatron_step.config.load import config_from_text
 from megatron_step.config.run import RunConfig
+from megatron_step.config.yaml_json import read_json
 
 _FILE = "manifest.json"
 _FORMAT = 2
@@ -62,7 +63,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / _FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if values.pop("format") != _FORMAT:
             raise DamagedCheckpointError(f"{path} has a format that this version does not read")
         values["files"] = {name: (int(size), int(crc)) for name, (size, crc) in values["files"].items()}

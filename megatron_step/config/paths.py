@@ -20,8 +20,8 @@ def expand_path(text: str) -> str:
 
     Raises PathError, a ValueError, for a user or a variable that this machine does not know, and for a NUL character.
     """
-    if "\0" in text:
-        raise PathError(f"the path {text!r} holds a NUL character, which no file name can: remove it")
+    if "\0" in text or (not text.isascii() and not _can_be_encoded(text)):
+        raise PathError(f"the path {text!r} holds a character that no file name can hold: remove it")
     expanded = os.path.expanduser(text if os.path.lexists(text) else _VARIABLE.sub(partial(_value, text), text))
     if expanded.startswith("~"):
         user = expanded[1:].partition("/")[0]
@@ -30,6 +30,14 @@ def expand_path(text: str) -> str:
             "begin it with ./ if the folder's name does begin with ~"
         )
     return expanded
+
+
+def _can_be_encoded(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _value(path: str, variable: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ A section is a dataclass of this package. Its values are a dict, in which sectio
 """
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -142,9 +143,12 @@ def _key(field: "Field[Any]", hint: Any) -> Key:
 
 def _included(value: Any) -> Any:
     """Return a section's values: those given, or those in the YAML file that is named."""
-    if not isinstance(value, str) or not value or not Path(expand_path(value)).is_file():
+    if not isinstance(value, str) or not os.path.isfile(path := expand_path(value)):
         return value
-    return read_yaml(Path(expand_path(value)))
+    try:
+        return read_yaml(Path(path))
+    except OSError as error:
+        raise ValueError(f"cannot read the section {path}: {error.strerror}") from None
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes, if it is a number)"}

@@ -1,6 +1,5 @@
 """Check corpora before training: complete files, and token ids that the tokenizer knows."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_step.config.data import DataConfig
+from megatron_step.config.yaml_json import read_json
 from megatron_step.data.indexed_format import DTYPES, HEADER, MAGIC, VERSION, CorpusPaths, corpus_paths, idx_bytes
 from megatron_step.data.tokenizer import Tokenizer
 
@@ -108,10 +108,10 @@ def _check_index(path: Path, dtype: np.dtype, num_sequences: int, num_boundaries
 
 def _check_side_file(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     try:
-        side: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        made_by, documents, tokens = side["tokenizer"], side["documents"], side["tokens"]
-        name, fingerprint = made_by["name"], made_by["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+        side: dict[str, Any] = read_json(path)
+        made_by, documents, tokens = side["tokenizer"], int(side["documents"]), int(side["tokens"])
+        name, fingerprint = made_by["name"], str(made_by["fingerprint"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is damaged, or no description of a corpus: {_REMAKE}") from error
     if (documents, tokens) != (corpus.documents, corpus.tokens):
         raise ValueError(

@@ -105,8 +105,16 @@ def plan_from_dict(values: dict[str, Any]) -> StagePlan:
 
 def _stage_from_dict(values: dict[str, Any]) -> Stage:
     known = {field.name: values[field.name] for field in fields(Stage)}
-    layers = tuple(GrownLayer(tuple(layer["sources"]), layer["born"]) for layer in values["layers"])
-    return Stage(**{**known, "layers": layers, "layout": tuple(values["layout"])})
+    layers = tuple(GrownLayer(_whole(layer["sources"]), *_whole([layer["born"]])) for layer in values["layers"])
+    _whole([values[name] for name in ("index", "first_step", "last_step", "schedule_steps")])
+    return Stage(**{**known, "layers": layers, "layout": _whole(values["layout"])})
+
+
+def _whole(values: Any) -> tuple[int, ...]:
+    """A list of whole numbers; raises TypeError if it is none."""
+    if not isinstance(values, (list, tuple)) or any(type(value) is not int for value in values):
+        raise TypeError(f"{str(values)[:80]} are not whole numbers")
+    return tuple(values)
 
 
 def even_layout(num_layers: int, chunks: int) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """What a plan will need, memory on every rank in every stage and time, beside ordinary training on the machines."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
+from megatron_step.config.yaml_json import read_json
 from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
@@ -162,7 +162,7 @@ def with_plan(config: RunConfig, path: Path) -> RunConfig:
     Raises ValueError if the file holds no plan, or one of another run.
     """
     try:
-        plan = plan_from_dict(json.loads(path.read_text(encoding="utf-8")))
+        plan = plan_from_dict(read_json(path))
     except OSError as error:
         raise ValueError(f"cannot read the plan {path}: {error.strerror}") from None
     except ValueError as error:

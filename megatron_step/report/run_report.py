@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from megatron_step.config.sections import in_short
 from megatron_step.engine.files import whole_file
 from megatron_step.report.text_table import aligned, format_bytes
 
@@ -87,7 +88,8 @@ def read_run(folder: Path) -> RunReport:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not the output folder of a run: it has no metrics.jsonl")
-    lines = [line for text in path.read_text(encoding="utf-8").splitlines() if (line := _metrics(text)) is not None]
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [line for number, text in enumerate(texts, 1) if (line := _metrics(f"{path}:{number}", text)) is not None]
     if not lines:
         raise ValueError(f"{path} holds no finished step")
     return RunReport(folder.resolve().name, lines)
@@ -102,13 +104,47 @@ def metrics_of_checkpoint(checkpoint: Path) -> list[dict[str, Any]]:
     return read_run(run).lines if (run / "metrics.jsonl").is_file() else []
 
 
-def _metrics(text: str) -> dict[str, Any] | None:
-    """A line's metrics; None for one that a run being stopped cut off."""
+def _metrics(place: str, text: str) -> dict[str, Any] | None:
+    """A line's metrics; None for one that a run being stopped cut off.
+
+    Raises ValueError for a whole line that no run wrote.
+    """
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and "step" in line else None
+    if not (isinstance(line, dict) and "step" in line):
+        return None
+    memory = line.get("memory", {})
+    numbers = {name: line.get(name) for name in _MEASURED}
+    numbers |= {name: line[name] for name in ("validation_loss", "validation_perplexity") if name in line}
+    numbers |= (
+        {name: memory[name] for name in _BYTES if name in memory} if isinstance(memory, dict) else {"memory": memory}
+    )
+    wrong = next((name for name, value in numbers.items() if not _is_number(value)), None)
+    if wrong is None and not isinstance(memory, dict):
+        wrong = "memory"
+    if wrong is None and "memory" in line and "peak_bytes" not in memory:
+        wrong = "peak_bytes"
+    if wrong is None and "validation_loss" in line and "validation_perplexity" not in line:
+        wrong = "validation_perplexity"
+    if wrong is None and not line["tokens_per_second"] > 0:
+        wrong = "tokens_per_second"
+    if wrong is not None:
+        raise ValueError(f"{place}: {wrong} is {in_short(numbers.get(wrong))}, which no run writes: remove the line")
+    return line
+
+
+_MEASURED = ("step", "stage_index", "loss", "tokens", "tokens_per_second")
+_BYTES = ("planned_bytes", "model_state_bytes", "peak_bytes")
+_LARGEST = 1e300
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that can be counted with; a loss may be infinite or not a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < _LARGEST
 
 
 def table(runs: list[RunReport]) -> str:

@@ -117,7 +117,7 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, text: str, message: str) -
         ("data.split", [1, 2, 3], "data.split is [1, 2, 3]: it must be a list of a number and a number or null"),
         ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate must be a finite number, not inf"),
         ("output_dir", 5, "output_dir is 5: it must be text"),
-        ("output_dir", "a\0b", "NUL character"),
+        ("output_dir", "a\0b", "a character that no file name can hold"),
         ("data.tokenizer", "~nobody_of_this_name/t", "a user nobody_of_this_name"),
     ],
 )

@@ -42,7 +42,7 @@ def test_a_path_is_read_as_a_shell_reads_it(text: str, path: str) -> None:
         ("$NOWHERE/x", "variable NOWHERE, which is not set"),
         ("a/${NOWHERE}", "variable NOWHERE, which is not set"),
         ("~nobody_of_this_name/x", "the home of a user nobody_of_this_name"),
-        ("a\0b", "NUL character"),
+        ("a\0b", "a character that no file name can hold"),
     ],
 )
 def test_what_stands_for_nothing_is_refused(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

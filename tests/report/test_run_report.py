@@ -71,3 +71,22 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"st')
     with pytest.raises(ValueError, match="holds no finished step"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"loss": "x"}, "loss"),
+        ({"tokens": None}, "tokens"),
+        ({"tokens_per_second": 0}, "tokens_per_second"),
+        ({"memory": 5}, "memory"),
+        ({"memory": {"planned_bytes": 1}}, "peak_bytes"),
+        ({"validation_loss": 1.0}, "validation_perplexity"),
+        ({"stage_index": 10**400}, "stage_index"),
+    ],
+)
+def test_a_line_that_no_run_writes_is_named(tmp_path: Path, changed: dict, name: str) -> None:
+    line = {"step": 1, "stage_index": 0, "loss": 5.0, "tokens": 100, "tokens_per_second": 10.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, **changed}) + "\n")
+    with pytest.raises(ValueError, match=f"metrics.jsonl:2: {name} is .*, which no run writes"):
+        read_run(tmp_path)
