@@ -13,7 +13,8 @@ from typing import Any
 CONFIG_FILE = "config.json"
 
 
-def _whole(value: Any) -> int:
+def whole_number(value: Any) -> int:
+    """An integer, written as one, as a float or as a text; raises ValueError or TypeError if it is none."""
     number = float(value) if isinstance(value, str) and not value.strip().lstrip("+-").isdigit() else value
     if isinstance(number, bool) or (isinstance(number, float) and not number.is_integer()):
         raise ValueError
@@ -41,7 +42,7 @@ def _text(value: Any) -> str:
 
 
 _KINDS: dict[Callable[[Any], Any], str] = {
-    _whole: "a whole number",
+    whole_number: "a whole number",
     _real: "a number",
     _switch: "true or false",
     _text: "a text",
@@ -49,8 +50,8 @@ _KINDS: dict[Callable[[Any], Any], str] = {
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _NEEDED = (*_SIZES, "max_position_embeddings", "rms_norm_eps")  # null is no value for these
 _TYPES: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys((*_SIZES, "num_key_value_heads", "head_dim"), _whole),
-    **dict.fromkeys(("max_position_embeddings", "sliding_window", "max_window_layers"), _whole),
+    **dict.fromkeys((*_SIZES, "num_key_value_heads", "head_dim"), whole_number),
+    **dict.fromkeys(("max_position_embeddings", "sliding_window", "max_window_layers"), whole_number),
     **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range", "partial_rotary_factor"), _real),
     **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), _switch),
     "hidden_act": _text,
@@ -58,7 +59,7 @@ _TYPES: dict[str, Callable[[Any], Any]] = {
 _ROPE_TYPES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("rope_type", "type"), _text),
     **dict.fromkeys(("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "partial_rotary_factor"), _real),
-    "original_max_position_embeddings": _whole,
+    "original_max_position_embeddings": whole_number,
 }
 _ROPE = ("rope_parameters", "rope_scaling")
 MODEL_KEYS = (*_TYPES, *_ROPE)

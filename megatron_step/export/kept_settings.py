@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from megatron_step.export.config_json import MODEL_KEYS, read_config, read_json
+from megatron_step.export.config_json import CONFIG_FILE, MODEL_KEYS, read_config, read_json, whole_number
 
 Kept = dict[str, Any]
 """`config`, `generation` and `card`, values by name, and `files`, texts by name; JSON throughout."""
@@ -26,6 +26,7 @@ _SHAPE = {*MODEL_KEYS, "layer_types", "architectures", "model_type"}
 _WINDOW = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 _CHANGED = ("num_hidden_layers", "max_position_embeddings", "tie_word_embeddings")  # what is said if it changed
 _REPLACED = {"dtype", "torch_dtype", "transformers_version"}
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CARD = ("license", "license_name", "license_link", "language", "base_model", "datasets")
 _LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 _MOST_BYTES = 1 << 18  # of a legal text
@@ -43,9 +44,17 @@ def kept_settings(folder: Path) -> Kept:
         "shape": {name: config[name] for name in _CHANGED if config.get(name) is not None},
         "window": {name: config[name] for name in _WINDOW if name in config},
         "config": {
-            name: value for name, value in config.items() if name not in _SHAPE | _REPLACED and not name.startswith("_")
+            name: value
+            for name, value in _with_ids(folder / CONFIG_FILE, config).items()
+            if name not in _SHAPE | _REPLACED
+            and not name.startswith("_")
+            and _is_taken(config["model_type"], name, value)
         },
-        "generation": {name: value for name, value in generation.items() if name not in _REPLACED},
+        "generation": {
+            name: value
+            for name, value in _with_ids(folder / GENERATION_FILE, generation).items()
+            if name not in _REPLACED
+        },
         "card": _card(folder, config),
         "files": {
             path.name: path.read_text(encoding="utf-8", errors="replace")
@@ -54,6 +63,31 @@ def kept_settings(folder: Path) -> Kept:
             if path.is_file() and path.stat().st_size <= _MOST_BYTES
         },
     }
+
+
+def _with_ids(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The same with whole numbers for tokens, one or a list."""
+    typed = {}
+    for name in [name for name in _TOKENS if values.get(name) is not None]:
+        value = values[name]
+        try:
+            typed[name] = [whole_number(one) for one in value] if isinstance(value, list) else whole_number(value)
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(
+                f"{path} has {name} {value!r}, which must be a token's number, or a list of some"
+            ) from None
+    return {**values, **typed}
+
+
+def _is_taken(model_type: str, name: str, value: Any) -> bool:
+    """Whether transformers reads the value: an export with another could not be loaded."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.for_model(model_type, **{name: value})
+    except Exception:  # of many classes, the library's own and Python's
+        return False
+    return True
 
 
 def _card(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

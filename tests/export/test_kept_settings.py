@@ -116,6 +116,18 @@ def test_a_run_that_starts_from_it_passes_them_on(tmp_path: Path, small_data: Da
     assert said[0] == "num_hidden_layers 1 -> 2"
 
 
+def test_loosely_written_settings_do_not_spoil_an_export(source: Path, tmp_path: Path) -> None:
+    loose = {"eos_token_id": ["1", 5.0], "pad_token_id": "9", "use_cache": "yes", "id2label": [1]}
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **loose}))
+    kept = kept_settings(tmp_path)["config"]
+    assert (kept["eos_token_id"], kept["pad_token_id"]) == ([1, 5], 9)
+    assert not {"use_cache", "id2label"} & kept.keys()
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": {"a": 1}}')
+    with pytest.raises(ValueError, match="generation_config.json has eos_token_id .* must be a token's number"):
+        kept_settings(tmp_path)
+
+
 def test_a_card_that_cannot_be_read_is_said(source: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
