@@ -46,7 +46,7 @@ def _log(
     trackers: Sequence[MakeTracker] = (),
 ) -> None:
     plan = make_plan(config, VOCAB_SIZE)
-    state = TrainState(first_step, plan.stages[stage_index], [], None, growth_peak_bytes)
+    state = TrainState(first_step, plan.stages[stage_index], [], None, growth_peak_bytes=growth_peak_bytes)
     with logging_hook(config, plan, VOCAB_SIZE, parallel, first_step, trackers) as hook:
         for step in range(first_step + 1, last_step + 1):
             metrics = {
