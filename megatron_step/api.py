@@ -83,7 +83,7 @@ def planned_vocab_size(config: RunConfig) -> int:
         return config.model.vocab_size
     from megatron_step.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(config.data.tokenizer).vocab_size
+    return load_tokenizer(config.data.tokenizer, config.data.end_of_document).vocab_size
 
 
 def run(config: RunConfig, hooks: Sequence["Hook"] = (), trackers: Sequence["MakeTracker"] = ()) -> bool:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         # Not at the top: --help is answered before torch and megatron-core are imported.
         from megatron_step.evaluation.models import open_model
 
-        with open_model(arguments.path, arguments.tokenizer, arguments.seq_length) as model:
+        with open_model(arguments.path, arguments.tokenizer, arguments.seq_length, arguments.end_of_document) as model:
             shown = _generated(model, arguments) if arguments.generate is not None else _evaluated(model, arguments)
             if is_main:
                 print(shown)
@@ -129,6 +129,11 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         type=expand_path,
         metavar="PATH",
         help="where the tokenizer lies (default: where the run had it, or with the model)",
+    )
+    parser.add_argument(
+        "--end-of-document",
+        metavar="TOKEN",
+        help="token that ends each document (default: that of the checkpoint's run, or the tokenizer's own)",
     )
     parser.add_argument(
         "--key", default="text", help="key or column of the text in .jsonl and .parquet (default: %(default)s)"

@@ -47,5 +47,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     for note in imported.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"wrote {arguments.out}, weights in {', '.join(imported.dtypes)} kept in {imported.precision}")
+    print(imported.end_of_document)
     print(f"a run that starts from it has in its config:\n\n{imported.config_sections(arguments.out)}")
     return 0

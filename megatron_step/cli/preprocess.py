@@ -30,12 +30,13 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
                 separator=separator and separator.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t"),
                 skip_invalid=arguments.skip_invalid,
                 workers=arguments.workers,
+                end_of_document=arguments.end_of_document,
                 progress=show,
             )
         except (ValueError, OSError, RuntimeError) as error:
             bar.close()
             parser.exit(2, f"{parser.prog}: error: {error}\n")
-    print(f"{arguments.output}: {summary.documents:,} documents, {summary.tokens:,} tokens")
+    print(f"{arguments.output}: {summary.documents:,} documents, {summary.tokens:,} tokens; {summary.end_of_document}")
     for reason, count in summary.skipped.items():
         print(f"skipped {count:,}: {reason}")
     for line in summary.left_out:
@@ -79,6 +80,11 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar="TEXT",
         help="split .txt files into documents at TEXT; \\n stands for a line feed, so '\\n\\n' splits at blank lines "
         "(default: a .txt file is one document)",
+    )
+    parser.add_argument(
+        "--end-of-document",
+        metavar="TOKEN",
+        help="token that ends each document, as '<|endoftext|>' (default: the tokenizer's end-of-text token)",
     )
     parser.add_argument(
         "--skip-invalid", action="store_true", help="leave out and count invalid or empty text instead of stopping"

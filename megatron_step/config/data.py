@@ -16,6 +16,8 @@ class DataConfig:
     """Pairs of weight and path prefix of a corpus (prefix.bin and prefix.idx) to train on."""
     tokenizer: str
     """A SentencePiece .model file, or a folder with a Hugging Face tokenizer."""
+    end_of_document: str | None = None
+    """Token that ends each document, as <|endoftext|>; null for the tokenizer's end-of-text token."""
     validation: list[tuple[float, str]] | None = None
     """Pairs of weight and path prefix to evaluate on; null evaluates nothing, or `split`'s second share."""
     split: tuple[float, float] | None = None

@@ -1,6 +1,6 @@
 """Tokenize in worker processes: pieces of documents in, arrays of token ids out, in order, with few in flight.
 
-Workers import neither torch nor megatron-core: this module and `tokenizer` are all they load.
+Workers import neither torch nor transformers: they get the tokenizer as the parent loaded it.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_step.data.pieces import Piece
-from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_step.data.tokenizer import Tokenizer
 
 
 class Encoded(NamedTuple):
@@ -57,11 +57,11 @@ class EncoderPool:
     other does. A worker ends when its pipe closes, also where the parent was killed.
     """
 
-    def __init__(self, tokenizer_path: str, workers: int, dtype: np.dtype) -> None:
+    def __init__(self, tokenizer: Tokenizer, workers: int, dtype: np.dtype) -> None:
         if workers < 1:
             raise ValueError(f"--workers is {workers}: at least one process is needed")
         self._workers = workers
-        self._arguments = (tokenizer_path, dtype.str)
+        self._arguments = (tokenizer, dtype.str)
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._connections: list[Connection] = []
         self._idle: SimpleQueue[Connection] = SimpleQueue()
@@ -118,11 +118,10 @@ class EncoderPool:
             process.join()
 
 
-def _work(connection: Connection, tokenizer_path: str, dtype: str) -> None:
+def _work(connection: Connection, tokenizer: Tokenizer, dtype: str) -> None:
     """A worker's life: chunks in, tokens or an error message out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one core here
-    tokenizer = load_tokenizer(tokenizer_path)
     while True:
         try:
             chunk = connection.recv()
@@ -131,7 +130,7 @@ def _work(connection: Connection, tokenizer_path: str, dtype: str) -> None:
         try:
             reply: Encoded | str = encode_pieces(tokenizer, chunk, np.dtype(dtype))
         except Exception as error:
-            reply = f"{tokenizer_path} cannot tokenize some text: {error}"
+            reply = f"{tokenizer.path} cannot tokenize some text: {error}"
         try:
             connection.send(reply)
         except BrokenPipeError:

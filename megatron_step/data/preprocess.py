@@ -10,7 +10,7 @@ from megatron_step.data.encoder_pool import EncoderPool
 from megatron_step.data.indexed_format import token_dtype
 from megatron_step.data.pieces import Piece
 from megatron_step.data.text_files import find_text_files
-from megatron_step.data.tokenizer import load_tokenizer
+from megatron_step.data.tokenizer import end_of_document_line, load_tokenizer
 
 _CHUNK_CHARACTERS = 1 << 18
 
@@ -25,6 +25,8 @@ class PreprocessSummary:
     """Records (in .txt: lines) that were left out, by reason."""
     left_out: list[str]
     """Lines that count and name what was found in folders and not read."""
+    end_of_document: str
+    """Which token ends the documents."""
 
 
 def preprocess(
@@ -35,12 +37,14 @@ def preprocess(
     separator: str | None = None,
     skip_invalid: bool = False,
     workers: int = 1,
+    end_of_document: str | None = None,
     progress: Callable[[int, int], None] = lambda bytes_read, total_bytes: None,
 ) -> PreprocessSummary:
     """Tokenize files and folders of text into PREFIX.bin, PREFIX.idx and PREFIX.json.
 
-    Each document's tokens are followed by the end-of-document token. The files do not depend on `workers`. `progress`
-    is told the bytes of input read so far and their total. `DocumentReader` explains the other options.
+    Each document's tokens are followed by the token `end_of_document`, None for the tokenizer's own. The files do not
+    depend on `workers`. `progress` is told the bytes of input read so far and their total. `DocumentReader` explains
+    the other options.
 
     Raises FileNotFoundError, ValueError (also where no document is left) and OSError; none leaves a corpus behind.
     """
@@ -51,10 +55,10 @@ def preprocess(
     found = find_text_files(inputs)
     files = found.files
     total_bytes = sum(file.stat().st_size for file in files)
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer = load_tokenizer(tokenizer_path, end_of_document)
     dtype = token_dtype(tokenizer.vocab_size)
     reader = DocumentReader(files, key, separator, skip_invalid)
-    with EncoderPool(tokenizer_path, workers, dtype) as pool, CorpusWriter(prefix, dtype) as writer:
+    with EncoderPool(tokenizer, workers, dtype) as pool, CorpusWriter(prefix, dtype) as writer:
         for encoded in pool.map(_chunks(reader)):
             writer.write(encoded.tokens, encoded.lengths, encoded.ends_document)
             progress(reader.bytes_read, total_bytes)
@@ -73,7 +77,8 @@ def preprocess(
                 "skipped": reader.skipped,
             }
         )
-        return PreprocessSummary(writer.num_documents, writer.num_tokens, dict(reader.skipped), found.report)
+        ends = end_of_document_line(tokenizer)
+        return PreprocessSummary(writer.num_documents, writer.num_tokens, dict(reader.skipped), found.report, ends)
 
 
 def _chunks(pieces: DocumentReader) -> Iterator[list[Piece]]:

@@ -1,17 +1,13 @@
 """SentencePiece models and Hugging Face tokenizer folders behind one interface, read from local files only."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-_END_OF_TEXT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
-"""Pieces that mark the end of a text where the tokenizer itself does not say which one does."""
-
-
-_OLD_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
-"""Files of a Hugging Face folder without tokenizer.json."""
+from megatron_step.data.end_of_document import end_of_document_id
+from megatron_step.data.hf_tokenizer import HuggingFaceTokenizer, is_hf_folder
+from megatron_step.data.probes import first_difference, marked_texts, plain_texts
 
 
 class Tokenizer(Protocol):
@@ -27,6 +23,8 @@ class Tokenizer(Protocol):
     """Id of the token that begins a text, where there is one."""
     fingerprint: str
     """sha256 of what decides its ids, in hexadecimal; equal fingerprints give equal ids."""
+    marks: dict[str, int]
+    """Texts that become one token wherever they are written, and their ids."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens around them."""
@@ -40,9 +38,16 @@ class Tokenizer(Protocol):
         """The text of some ids."""
         ...
 
+    def token(self, index: int) -> str:
+        """How the vocabulary writes a token."""
+        ...
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+
+def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
     """Load a SentencePiece `.model` file or a Hugging Face tokenizer folder. Nothing is looked up on the network.
+
+    A file gives SentencePiece's ids. A folder gives those of transformers' AutoTokenizer, unless `tokenizer.model` is
+    all that it holds of a tokenizer. `end_of_document` is the token that ends documents, None for the tokenizer's own.
 
     Raises FileNotFoundError where there is nothing at `path`, and ValueError where it is no tokenizer, or has no token
     that can end a document.
@@ -55,34 +60,97 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.name == "tokenizer.json":
         path = path.parent
     if path.is_file():
-        return SentencePieceTokenizer(path)
-    if (path / "tokenizer.json").is_file() or not (path / "tokenizer.model").is_file():
-        return HuggingFaceTokenizer(path)
-    return SentencePieceTokenizer(path / "tokenizer.model")
+        return SentencePieceTokenizer(path, end_of_document)
+    if is_hf_folder(path) or not (path / "tokenizer.model").is_file():
+        tokenizer = HuggingFaceTokenizer(path, end_of_document)
+        if not (path / "tokenizer.json").is_file() and (path / "tokenizer.model").is_file():
+            _share_fingerprint(tokenizer, path / "tokenizer.model")
+        return tokenizer
+    return SentencePieceTokenizer(path / "tokenizer.model", end_of_document)
 
 
-def fitting_tokenizer(path: str, vocab_size: int, fingerprint: str | None) -> Tokenizer:
+def _share_fingerprint(tokenizer: HuggingFaceTokenizer, model: Path) -> None:
+    """Give a folder the fingerprint of its SentencePiece model, if it adds nothing to it and gives its ids."""
+    try:
+        plain = SentencePieceTokenizer(model, tokenizer.token(tokenizer.eod_id))
+    except ValueError:
+        return
+    same_tokens = (plain.vocab_size, plain.eod_id) == (tokenizer.vocab_size, tokenizer.eod_id)
+    if same_tokens and same_ids(plain, tokenizer) is None:
+        tokenizer.fingerprint = plain.fingerprint
+
+
+def fitting_tokenizer(
+    path: str,
+    vocab_size: int,
+    fingerprint: str | None,
+    trained_with: str | None = None,
+    end_of_document: str | None = None,
+) -> Tokenizer:
     """The tokenizer at `path`, if it is that of a model with `vocab_size` tokens.
 
-    `fingerprint` is that of the tokenizer which the model was trained with, where it is known.
+    `fingerprint` is that of the tokenizer which the model was trained with, where it is known, and `trained_with` the
+    path where that one lay. Another tokenizer fits too, if both give the same ids on texts made to tell them apart; it
+    takes on that fingerprint.
 
-    Raises ValueError if it is not, and FileNotFoundError if there is none.
+    Raises ValueError if it does not fit, and FileNotFoundError if there is none.
     """
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, end_of_document)
     if tokenizer.vocab_size > vocab_size:
+        beyond = sorted((index, mark) for mark, index in tokenizer.marks.items() if index >= vocab_size)
+        named = f" ({', '.join(f'{mark} is {index:,}' for index, mark in beyond[:3])})" if beyond else ""
         raise ValueError(
-            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens, but the model's vocabulary has {vocab_size:,}: "
-            "give the tokenizer that it was trained with, with --tokenizer"
+            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens{named}, but the model's vocabulary has "
+            f"{vocab_size:,}: give the tokenizer that it was trained with, with --tokenizer"
         )
-    if fingerprint is not None and tokenizer.fingerprint != fingerprint:
-        raise ValueError(f"{path} is not the tokenizer that the model was trained with: give that one with --tokenizer")
+    if fingerprint is None or tokenizer.fingerprint == fingerprint:
+        return tokenizer
+    difference = _difference_from(trained_with, path, tokenizer, fingerprint, end_of_document)
+    if difference:
+        raise ValueError(
+            f"{path} is not the tokenizer that the model was trained with{difference}: give that one with --tokenizer"
+        )
+    tokenizer.fingerprint = fingerprint
     return tokenizer
+
+
+def _difference_from(
+    trained_with: str | None, path: str, tokenizer: Tokenizer, fingerprint: str, end_of_document: str | None
+) -> str:
+    """How a tokenizer differs from the one that lay at `trained_with`, or nothing if it gives the same ids."""
+    if trained_with is None or Path(trained_with) == Path(path):
+        return " (its files differ)"
+    try:
+        original = load_tokenizer(trained_with, end_of_document)
+    except (ValueError, OSError):
+        return f" (its files differ, and {trained_with} is no longer there to compare their ids)"
+    if original.fingerprint != fingerprint:
+        return f" (its files differ, and {trained_with} has changed since)"
+    if original.eod_id != tokenizer.eod_id:
+        ends = " and ".join(f"{one.token(one.eod_id)} ({one.eod_id})" for one in (tokenizer, original))
+        return f" (documents end with {ends})"
+    text = same_ids(original, tokenizer)
+    return "" if text is None else f" (the ids of {text!r} differ)"
+
+
+def same_ids(first: Tokenizer, second: Tokenizer) -> str | None:
+    """A text that the tokenizers give other ids for, or None. To SentencePiece, marks written in a text are text."""
+    text = first_difference(first.encode_batch, second.encode_batch, list(plain_texts(first)))
+    if text is None and first.marks and second.marks:
+        marks = list({**first.marks, **second.marks})
+        text = first_difference(first.encode_batch, second.encode_batch, list(marked_texts(marks)))
+    return text
+
+
+def end_of_document_line(tokenizer: Tokenizer) -> str:
+    """Which token ends documents, for people."""
+    return f"documents end with {tokenizer.token(tokenizer.eod_id)!r} (id {tokenizer.eod_id})"
 
 
 class SentencePieceTokenizer:
     """A SentencePiece model of any kind (BPE, unigram, ...)."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, end_of_document: str | None = None) -> None:
         from sentencepiece import SentencePieceProcessor
 
         self.path = str(path)
@@ -91,22 +159,21 @@ class SentencePieceTokenizer:
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise ValueError(f"{path} is not a SentencePiece model, or is damaged") from error
+            raise ValueError(
+                f"{path} is not a SentencePiece model, or is damaged; other tokenizers are read from a folder with "
+                "tokenizer.json"
+            ) from error
         self.vocab_size: int = self._processor.GetPieceSize()
         self.bos_id = _id_or_none(self._processor.bos_id())
-        self.eod_id = self._end_of_document_id()
-        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.marks: dict[str, int] = {}
+        default = end_of_document_id(self.path, self._id_of, None, _id_or_none(self._processor.eos_id()))
+        self.eod_id = end_of_document_id(self.path, self._id_of, end_of_document, default)
+        chosen = b"" if self.eod_id == default else f"\neod={self.eod_id}\n".encode()
+        self.fingerprint = hashlib.sha256(model + chosen).hexdigest()
 
-    def _end_of_document_id(self) -> int:
-        candidates = [self._processor.eos_id()]
-        candidates += [index for index in map(self._processor.PieceToId, _END_OF_TEXT) if index != self._unknown_id()]
-        found = [index for index in candidates if index >= 0]
-        if not found:
-            raise ValueError(f"{self.path} has no token to end a document: train it with an end-of-text piece (</s>)")
-        return found[0]
-
-    def _unknown_id(self) -> int:
-        return int(self._processor.unk_id())
+    def _id_of(self, piece: str) -> int | None:
+        index = self._processor.PieceToId(piece)
+        return None if index == self._processor.unk_id() else index
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; pieces such as `</s>` written out in the text are text."""
@@ -122,99 +189,9 @@ class SentencePieceTokenizer:
         """The text of some ids; control pieces (bos, eos) give nothing."""
         return self._processor.Decode([int(index) for index in ids])
 
-
-class HuggingFaceTokenizer:
-    """A Hugging Face tokenizer folder: tokenizer.json, or older files that transformers can turn into one."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.path = str(folder)
-        self._tokenizer = _load_backend(Path(folder))
-        # Both can be stored in tokenizer.json and would cut or fill every document without a word.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        if not vocabulary:
-            raise ValueError(f"the tokenizer in {folder} has an empty vocabulary")
-        self.vocab_size = max(vocabulary.values()) + 1
-        self.bos_id = _special_id(Path(folder), "bos", vocabulary)
-        eod_id = _special_id(Path(folder), "eos", vocabulary)
-        if eod_id is None:
-            eod_id = next((vocabulary[piece] for piece in _END_OF_TEXT if piece in vocabulary), None)
-        if eod_id is None:
-            raise ValueError(
-                f"the tokenizer in {folder} has no token to end a document: set eos_token in its tokenizer_config.json"
-            )
-        self.eod_id: int = eod_id
-        self.fingerprint = _folder_fingerprint(Path(folder), eod_id)
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text; special tokens written out in the text become their ids, as in transformers."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens written out."""
-        return self._tokenizer.decode([int(index) for index in ids], skip_special_tokens=False)
-
-
-def _load_backend(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder."""
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        import tokenizers
-
-        try:
-            return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{file} is not a tokenizer, or is damaged: {error}") from error
-    if not any((folder / name).is_file() for name in _OLD_FILES):
-        raise ValueError(f"{folder} holds no tokenizer: tokenizer.json or tokenizer.model is missing")
-    from transformers import AutoTokenizer  # seconds to import, and only old folders need it
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"transformers cannot load the tokenizer in {folder}: {reason}") from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ValueError(f"the tokenizer in {folder} has no fast form: save it once with a fast tokenizer")
-    return backend
-
-
-def _folder_fingerprint(folder: Path, eod_id: int) -> str:
-    """Of the files with the vocabulary, and of the one id that other files decide; chat templates do not count."""
-    names = ("tokenizer.json",) if (folder / "tokenizer.json").is_file() else _OLD_FILES
-    digest = hashlib.sha256(f"eod={eod_id}\n".encode())
-    for name in names:
-        if (folder / name).is_file():
-            digest.update(name.encode() + b"\n" + (folder / name).read_bytes())
-    return digest.hexdigest()
-
-
-def _special_id(folder: Path, name: str, vocabulary: dict[str, int]) -> int | None:
-    """Id of the `bos` or `eos` token that a folder's files name, or None."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = _read_json(folder / file).get(f"{name}_token")
-        content = token.get("content") if isinstance(token, dict) else token
-        if content in vocabulary:
-            return vocabulary[content]
-    index = _read_json(folder / "config.json").get(f"{name}_token_id")
-    index = index[0] if isinstance(index, list) and index else index
-    return index if isinstance(index, int) and index in vocabulary.values() else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+    def token(self, index: int) -> str:
+        """The piece of an id."""
+        return self._processor.IdToPiece(index)
 
 
 def _id_or_none(index: int) -> int | None:

@@ -18,6 +18,8 @@ _SENTENCE = re.compile(
     rf"[^\n]{{1,{_LONGEST_SENTENCE_CHARACTERS}}}(?![^ \n])|[^\n]{{1,{_LONGEST_SENTENCE_CHARACTERS}}}"
 )
 _NEWLINES = ["\n", "\n\n"]
+_LEFT_OUT = str.maketrans({"\0": "\n", "\u2585": "\n"})
+"""Characters whose lines SentencePiece leaves out of training without a word: here they end a line instead."""
 _FIXED_TOKENS = 3 + 256 + len(_NEWLINES)
 """<unk>, <s>, </s>, one for each byte, line feeds."""
 
@@ -36,7 +38,8 @@ def train_tokenizer(
 
     Text is neither normalized nor trimmed, unknown characters become bytes, digits stand alone, and line feeds have
     tokens of their own: so decoding gives back the text (only U+2581, SentencePiece's own sign for a space, comes back
-    as a space). Tokens 0 to 2 are <unk>, <s>, </s>. More text than `sample_bytes` is sampled, evenly and by `seed`.
+    as a space; NUL and U+2585, which it reserves as well, always become bytes). Tokens 0 to 2 are <unk>, <s>, </s>.
+    More text than `sample_bytes` is sampled, evenly and by `seed`.
 
     Raises FileNotFoundError and ValueError, also where the text cannot fill `vocab_size` tokens or these cannot hold
     its characters; nothing is written then. Raises InUseError if another process trains into `output`.
@@ -79,9 +82,12 @@ def train_tokenizer(
 
 
 def split_sentences(pieces: Iterable[Piece]) -> Iterator[str]:
-    """The lines of the text without their line feeds, long ones cut, before a space where there is one."""
+    """The lines of the text without their line feeds, long ones cut, before a space where there is one.
+
+    NUL and U+2585 end a line, too: SentencePiece would leave out every line with one of them.
+    """
     for piece in pieces:
-        for match in _SENTENCE.finditer(piece.text.replace("\0", "\n")):  # SentencePiece refuses NUL in training
+        for match in _SENTENCE.finditer(piece.text.translate(_LEFT_OUT)):
             yield match[0]
 
 

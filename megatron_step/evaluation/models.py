@@ -33,11 +33,14 @@ class LanguageModel:
 
 
 @contextmanager
-def open_model(path: Path, tokenizer: str | None = None, seq_length: int | None = None) -> Iterator[LanguageModel]:
+def open_model(
+    path: Path, tokenizer: str | None = None, seq_length: int | None = None, end_of_document: str | None = None
+) -> Iterator[LanguageModel]:
     """Load the model of a checkpoint, of the newest one of a run's folder, or of a Hugging Face model's folder.
 
     `tokenizer` is where the tokenizer lies, None for where the run had it or for the model's folder; `seq_length` are
-    the tokens of a window, None for as many as the model is made for.
+    the tokens of a window, None for as many as the model is made for; `end_of_document` is the token that ends
+    documents, None for that of the checkpoint's run or the tokenizer's own.
 
     Raises FileNotFoundError if there is nothing at `path` or a file is missing, and ValueError if it is nothing of this
     or damaged, if the tokenizer does not fit, or the window is too long.
@@ -45,9 +48,9 @@ def open_model(path: Path, tokenizer: str | None = None, seq_length: int | None 
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint, no run and no Hugging Face model at {path}")
     if (path / "config.json").is_file():
-        opened = _open_exported(path, tokenizer, seq_length)
+        opened = _open_exported(path, tokenizer, seq_length, end_of_document)
     elif (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
-        opened = _open_checkpoint(path, tokenizer, seq_length)
+        opened = _open_checkpoint(path, tokenizer, seq_length, end_of_document)
     else:
         raise ValueError(
             f"{path} is neither a checkpoint (manifest.json), nor a run's output folder (checkpoints/), nor a Hugging "
@@ -58,8 +61,10 @@ def open_model(path: Path, tokenizer: str | None = None, seq_length: int | None 
 
 
 @contextmanager
-def _open_checkpoint(path: Path, tokenizer: str | None, seq_length: int | None) -> Iterator[LanguageModel]:
-    with open_checkpoint(path, tokenizer) as inspected:
+def _open_checkpoint(
+    path: Path, tokenizer: str | None, seq_length: int | None, end_of_document: str | None
+) -> Iterator[LanguageModel]:
+    with open_checkpoint(path, tokenizer, end_of_document) as inspected:
         (model,), longest = inspected.chunks, inspected.config.model.seq_length
         if seq_length is not None and not 1 <= seq_length <= longest:
             raise ValueError(f"--seq-length is {seq_length}: {path} is made for 1 to {longest:,} tokens")
@@ -75,10 +80,12 @@ def _open_checkpoint(path: Path, tokenizer: str | None, seq_length: int | None) 
 
 
 @contextmanager
-def _open_exported(path: Path, tokenizer: str | None, seq_length: int | None) -> Iterator[LanguageModel]:
+def _open_exported(
+    path: Path, tokenizer: str | None, seq_length: int | None, end_of_document: str | None
+) -> Iterator[LanguageModel]:
     config = open_folder(path, seq_length).model
     assert config.vocab_size is not None
-    own_tokenizer = fitting_tokenizer(tokenizer or str(path), config.vocab_size, None)
+    own_tokenizer = fitting_tokenizer(tokenizer or str(path), config.vocab_size, None, None, end_of_document)
     try:
         with parallel_layout(ParallelConfig(), seed=1, alone=not started_by_torchrun()) as parallel:
             model = load_in_transformers(path, "auto").to(parallel.device)

@@ -75,7 +75,7 @@ def _fitting(prefix: str, tokenizer: Tokenizer) -> tuple[Corpus, Tokenizer]:
     original = Path(tokenizer.path, "tokenizer.model")
     if original.is_file():
         try:
-            made_by = load_tokenizer(original)
+            made_by = load_tokenizer(original, tokenizer.token(tokenizer.eod_id))
             return check_corpus(prefix, made_by), made_by
         except ValueError:
             pass  # it was made by `tokenizer`, or else cannot be used, as the next line says

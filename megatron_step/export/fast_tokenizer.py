@@ -4,39 +4,27 @@ Where SentencePiece merges the pair of neighbours whose union has the highest sc
 pairs in the order of that score. Where they differ: the names of special and byte pieces, written out in a
 text (`</s>`, `<0x41>`), are text to SentencePiece, and can be those tokens to the other; so can control characters
 differ where a model has a map of characters (nmt_nfkc).
+
+transformers' own converters leave out the space in front, the spaces taken away, and the order of scores.
 """
 
-import random
-from collections.abc import Iterator
-from itertools import chain
+import re
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, normalizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 
+from megatron_step.data.probes import Encode, first_difference, marked_texts, plain_texts
 from megatron_step.data.tokenizer import SentencePieceTokenizer
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # SentencePiece.Type
+_PRIVATE_USE = 0x10F000  # the first of the characters that stand for pieces
 _NEVER = -1e9  # the score of a piece that no text may become: SentencePiece looks for it nowhere
 
-_PROBES = [
-    "",
-    " ",
-    "a",
-    "The quick brown fox jumps over 1234567890 lazy dogs.",
-    "  leading,   inner  and trailing spaces  ",
-    "line\nline\n\nline\n\n\n\r\n\tindented",
-    "\n",
-    " \n ",
-    "café naïve Ωμέγα Привет 你好 こんにちは 🎉👩‍👩‍👧 \u00a0\u200b\ufeff ﬁ Å Å",
-    "▁ ▁▁a",
-    "aaaaaaaaaaaaa ababababab !!!???...---___",
-]
 _CONTROL_CHARACTERS = "\x00\x01\x7f\u0085"  # which a map of characters can treat in another way there
-_NUM_MIXED_PROBES, _PIECES_OF_A_PROBE = 200, 30
 
 
 def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
@@ -48,19 +36,33 @@ def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
 
     model = sentencepiece_model_pb2.ModelProto.FromString(Path(tokenizer.path).read_bytes())
     fast = tokenizers.Tokenizer(_model(model, tokenizer.path))
-    fast.normalizer = _normalizer(model.normalizer_spec)
+    defined = [piece.piece for piece in model.pieces if piece.type == _USER_DEFINED and " " not in piece.piece]
+    fast.normalizer = _normalizer(model.normalizer_spec, defined, _breaks_lines_by_spaces(tokenizer))
     fast.decoder = _decoder(model.normalizer_spec)
     fast.add_special_tokens([piece.piece for piece in model.pieces if piece.type == _CONTROL])
-    if model.trainer_spec.model_type == _BPE:  # found in the text before all merging; unigram gives them a score
-        fast.add_tokens([_as_it_is(piece.piece) for piece in model.pieces if piece.type == _USER_DEFINED])
-    probes = _probes([piece.piece for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)])
-    for text in chain(probes, [] if model.normalizer_spec.precompiled_charsmap else [_CONTROL_CHARACTERS]):
-        if fast.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
-            raise ValueError(
-                f"no Hugging Face tokenizer gives the ids of {tokenizer.path}: they differ on {text!r}; "
-                "give the folder of one that does with --tokenizer"
-            )
+    if defined and model.trainer_spec.model_type == _BPE:
+        _keep_whole(fast, defined, model.normalizer_spec)
+    texts = [*plain_texts(tokenizer), *marked_texts(defined)]
+    if not model.normalizer_spec.precompiled_charsmap:
+        texts.append(_CONTROL_CHARACTERS)
+    text = first_difference(
+        _in_order(tokenizer.encode_batch, model),
+        _in_order(lambda texts: [fast.encode(text, add_special_tokens=False).ids for text in texts], model),
+        texts,
+    )
+    if text is not None:
+        raise ValueError(
+            f"no Hugging Face tokenizer gives the ids of {tokenizer.path}: they differ on {text!r}; "
+            "give the folder of one that does with --tokenizer"
+        )
     return fast
+
+
+def _in_order(encode: Encode, model: Any) -> Encode:
+    """The ids to compare: in unigram in any order, as rounding chooses between 9 and 16 spaces and 16 and 9."""
+    if model.trainer_spec.model_type != _UNIGRAM:
+        return encode
+    return lambda texts: [sorted(ids) for ids in encode(texts)]
 
 
 def _model(model: Any, path: str) -> BPE | Unigram:
@@ -82,10 +84,14 @@ def _model(model: Any, path: str) -> BPE | Unigram:
 
 
 def _merges(model: Any) -> list[tuple[str, str]]:
-    """Every pair of pieces whose union is a piece, by the union's score, the highest first."""
+    """Every pair of pieces whose union is a piece, by the union's score, the highest first.
+
+    Of equal scores, the pair with the longer left piece merges first: SentencePiece takes the leftmost, and in a run of
+    one character (spaces) the left piece is the one that has grown.
+    """
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type in (_NORMAL, _UNUSED)}
     pairs = [
-        (-score, len(piece[:cut]), piece[:cut], piece[cut:])
+        (-score, -cut, piece[:cut], piece[cut:])
         for piece, score in scores.items()
         for cut in range(1, len(piece))
         if piece[:cut] in scores and piece[cut:] in scores
@@ -94,22 +100,53 @@ def _merges(model: Any) -> list[tuple[str, str]]:
 
 
 def _unigram_scores(model: Any) -> list[float]:
-    """Each piece's log-probability; of one that the user defined what SentencePiece takes, n max - 0.1 for n bytes."""
-    highest = max(piece.score for piece in model.pieces if piece.type == _NORMAL)
+    """Each piece's log-probability; for one that the user defined, SentencePiece's own: 0.1 (n - 1) for n bytes."""
     of_type = {
         _NORMAL: lambda piece: piece.score,
-        _USER_DEFINED: lambda piece: len(piece.piece.encode()) * highest - 0.1,
+        _USER_DEFINED: lambda piece: 0.1 * (len(piece.piece.encode()) - 1),
     }
     return [of_type.get(piece.type, lambda piece: _NEVER)(piece) for piece in model.pieces]
 
 
-def _normalizer(spec: Any) -> normalizers.Sequence:
-    """SentencePiece's: characters by its map, spaces kept or reduced, one more in front, each written as U+2581."""
+def _keep_whole(fast: tokenizers.Tokenizer, defined: list[str], spec: Any) -> None:
+    """Find the pieces that the user defined before all merging. (In unigram their score does it.)
+
+    An added token splits a text before it is normalized, so each part after one would get a space in front, or lose its
+    own, and none is found by its U+2581: where that matters, the pieces are split off after normalizing.
+    """
+    changes = spec.add_dummy_prefix or spec.remove_extra_whitespaces or spec.precompiled_charsmap
+    if not (changes or any("▁" in piece for piece in defined)):
+        fast.add_tokens([AddedToken(piece, normalized=False, special=False) for piece in defined])
+        return
+    longest_first = sorted(defined, key=len, reverse=True)
+    pattern = Regex("|".join(re.escape(piece) for piece in longest_first))
+    fast.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
+    fast.model.ignore_merges = True  # what is a piece as it stands needs no merging
+
+
+def _breaks_lines_by_spaces(tokenizer: SentencePieceTokenizer) -> bool:
+    """Whether carriage return and line feed become spaces."""
+    space, *others = tokenizer.encode_batch([f"a{end}b" for end in (" ", "\r", "\n")])
+    return others == [space, space]
+
+
+def _normalizer(spec: Any, defined: list[str], breaks_lines_by_spaces: bool) -> normalizers.Sequence:
+    """SentencePiece's: characters by its map, spaces kept or reduced, one more in front, each written as U+2581.
+
+    Pieces that the user defined stay as they are: characters for private use stand for them meanwhile.
+    """
     steps: list[Any] = []
     if spec.precompiled_charsmap:
+        if breaks_lines_by_spaces:
+            steps.append(normalizers.Replace("\r\n", "  "))  # which is one character to Precompiled
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if steps:
+        longest_first = sorted(defined, key=len, reverse=True)
+        signs = [(piece, chr(_PRIVATE_USE + index)) for index, piece in enumerate(longest_first)]
+        steps = [normalizers.Replace(piece, sign) for piece, sign in signs] + steps
+        steps += [normalizers.Replace(sign, piece) for piece, sign in signs]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend("▁"))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
@@ -118,15 +155,3 @@ def _normalizer(spec: Any) -> normalizers.Sequence:
 def _decoder(spec: Any) -> decoders.Sequence:
     steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else steps)
-
-
-def _as_it_is(piece: str) -> AddedToken:
-    return AddedToken(piece, normalized=False, special=False)
-
-
-def _probes(pieces: list[str]) -> Iterator[str]:
-    """Texts that would show another order of merging, another treatment of spaces, line feeds or unknown characters."""
-    yield from _PROBES
-    chance = random.Random(1)
-    for _ in range(_NUM_MIXED_PROBES):
-        yield "".join(chance.choices(pieces, k=_PIECES_OF_A_PROBE)).replace("▁", " ")

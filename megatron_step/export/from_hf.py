@@ -21,12 +21,13 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.config.run import EvaluationConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import StagesConfig
-from megatron_step.data.tokenizer import fitting_tokenizer, load_tokenizer
+from megatron_step.data.tokenizer import end_of_document_line, fitting_tokenizer, load_tokenizer
+from megatron_step.export.architectures import hf_config
 from megatron_step.export.hf_folder import HFFolder, open_folder
 from megatron_step.export.kept_settings import kept_settings
 from megatron_step.export.new_folder import check_new, new_folder
 from megatron_step.export.safetensors_files import weight_bytes
-from megatron_step.export.tokenizer_files import copy_tokenizer
+from megatron_step.export.tokenizer_files import check_exportable, copy_tokenizer
 from megatron_step.planner.plan import make_plan
 
 _SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
@@ -42,6 +43,8 @@ class Imported:
     """The number formats that its weights had, by torch's names."""
     notes: list[str]
     """What is not as the model's files say."""
+    end_of_document: str
+    """Which token ends documents."""
 
     @property
     def precision(self) -> Literal["bf16", "fp32"]:
@@ -82,19 +85,20 @@ def import_model(
     opened = open_folder(source, seq_length)
     model, weights = opened.model, opened.weights
     assert model.vocab_size is not None
-    imported = Imported(model, opened.dtypes, opened.notes)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[imported.precision]
     found_tokenizer = fitting_tokenizer(tokenizer or str(source), model.vocab_size, None)
+    imported = Imported(model, opened.dtypes, opened.notes, end_of_document_line(found_tokenizer))
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[imported.precision]
     kept = kept_settings(source)
     num_bytes = sum(weight_bytes(weight, dtype.itemsize) for weight in weights)
     with new_folder(out, num_bytes + _SPARE_BYTES) as folder:
         copy_tokenizer(found_tokenizer, folder / "tokenizer")
-        fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
+        copied = load_tokenizer(folder / "tokenizer")
+        check_exportable(copied, hf_config(model, model.vocab_size, "float32", copied.bos_id, copied.eod_id))
         write_streamed(
             folder / "checkpoints",
             {weight.key: (weight.shape, dtype) for weight in weights},
             _reader(opened, dtype, progress),
-            {**_description(imported, out, fingerprint), "kept_settings": kept},
+            {**_description(imported, out, copied.fingerprint), "kept_settings": kept},
         )
     return imported
 

@@ -121,6 +121,8 @@ class _Export:
         """Write all files into `folder`, which is to be called `out`."""
         model = folder / "base" if self.options.adapter_only else folder
         model.mkdir(exist_ok=True)
+        _write_json(model / "config.json", self.architecture)
+        write_tokenizer(self.tokenizer, self.model.context_length, model)  # first: it can be refused
         done = 0
 
         def read(layer: Sequence[MappedWeight]) -> dict[str, Tensor]:
@@ -131,12 +133,10 @@ class _Export:
 
         shards = plan_shards(self.weights, self.torch_dtype.itemsize, self.options.max_shard_bytes)
         write_shards(model, shards, self.torch_dtype, read)
-        _write_json(model / "config.json", self.architecture)
         kept = self.found.manifest.kept_settings
         _write_json(model / GENERATION_FILE, generation_config(self.architecture, kept))
         for name, text in kept.get("files", {}).items():
             (model / Path(name).name).write_text(text, encoding="utf-8")
-        write_tokenizer(self.tokenizer, self.model.context_length, model)
         if self.options.adapter_only:
             (folder / "adapter").mkdir()
             adapted = [weight for weight in self.weights if weight.key in self.saved.adapted]
@@ -185,7 +185,11 @@ def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:
         context = max(model.seq_length, kept_context(manifest.kept_settings))
         model = replace(model, max_position_embeddings=context)
     tokenizer = fitting_tokenizer(
-        options.tokenizer or config.data.tokenizer, manifest.vocab_size, manifest.data_fingerprint.get("tokenizer")
+        options.tokenizer or config.data.tokenizer,
+        manifest.vocab_size,
+        manifest.data_fingerprint.get("tokenizer"),
+        config.data.tokenizer,
+        config.data.end_of_document,
     )
     saved = SavedWeights(found)
     if options.adapter_only and not saved.adapted:

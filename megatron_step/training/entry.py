@@ -7,7 +7,7 @@ from megatron_step.checkpoint.directory import checkpoint_name
 from megatron_step.checkpoint.load import FoundCheckpoint, find_at, load_checkpoint
 from megatron_step.checkpoint.manifest import read_manifest, saved_config
 from megatron_step.config.run import RunConfig
-from megatron_step.data.tokenizer import Tokenizer
+from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.moments import grow_moments
 from megatron_step.growth.weights import grow_weights, growth_source, saved_stage
@@ -106,7 +106,9 @@ def _start_checkpoint(
             f"stages.start_from {path} was trained with a vocabulary of {manifest.vocab_size} tokens, not the "
             f"{vocab_size} of {config.data.tokenizer}: use the tokenizer that it was trained with"
         )
-    if manifest.data_fingerprint.get("tokenizer") != tokenizer.fingerprint:
+    trained_with = manifest.data_fingerprint.get("tokenizer")
+    own_end = None if config.data.end_of_document is None else load_tokenizer(config.data.tokenizer).fingerprint
+    if trained_with not in (tokenizer.fingerprint, own_end):  # a run may end documents in another way
         raise ValueError(
             f"stages.start_from {path} was trained with another tokenizer than {config.data.tokenizer}: use that one"
         )

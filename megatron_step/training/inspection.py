@@ -37,10 +37,13 @@ class Inspected:
 
 
 @contextmanager
-def open_checkpoint(path: Path, tokenizer: str | None = None) -> Iterator[Inspected]:
+def open_checkpoint(
+    path: Path, tokenizer: str | None = None, end_of_document: str | None = None
+) -> Iterator[Inspected]:
     """Load the model of a checkpoint, or of the newest whole one of a run's folder, on every process of torchrun's.
 
-    `tokenizer` is where its tokenizer lies, None for where the run had it.
+    `tokenizer` is where its tokenizer lies, None for where the run had it; `end_of_document` the token that ends
+    documents, None for the run's.
 
     Raises ValueError if there is none, or it does not fit its tokenizer.
     """
@@ -50,7 +53,11 @@ def open_checkpoint(path: Path, tokenizer: str | None = None) -> Iterator[Inspec
             manifest = found.manifest
             config = replace(saved_config(manifest), parallel=ParallelConfig())
             fitting = fitting_tokenizer(
-                tokenizer or config.data.tokenizer, manifest.vocab_size, manifest.data_fingerprint.get("tokenizer")
+                tokenizer or config.data.tokenizer,
+                manifest.vocab_size,
+                manifest.data_fingerprint.get("tokenizer"),
+                config.data.tokenizer,
+                end_of_document or config.data.end_of_document,
             )
             model = whole_model(found, config.training.precision, parallel)
             yield Inspected(found, config, fitting, [model], parallel)

@@ -14,7 +14,7 @@ from megatron_step.config.load import config_text
 from megatron_step.config.plugins import import_plugins, plugin_list
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
-from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_step.data.tokenizer import Tokenizer, end_of_document_line, load_tokenizer
 from megatron_step.engine.agreement import Ranks
 from megatron_step.engine.files import atomic_write
 from megatron_step.engine.host_memory import keep_freed_memory
@@ -81,7 +81,7 @@ def _run(
         if config.logging.wandb is not None and find_spec("wandb") is None:
             raise ValueError("logging.wandb is set, but wandb is not installed: pip install wandb")
         check_world(config, ranks.size)
-        tokenizer = load_tokenizer(config.data.tokenizer)
+        tokenizer = load_tokenizer(config.data.tokenizer, config.data.end_of_document)
         vocab_size = run_vocab_size(config, tokenizer)
         facts = rank_facts(config, data_fingerprint(config.data, tokenizer, config.model.seq_length, 0))
     ranks.agree(facts, ADVICE)
@@ -102,6 +102,7 @@ def _run(
         elif parallel.is_main and len(plan.stages) > 1:
             say(stage_table(planned))
         if parallel.is_main:
+            say(end_of_document_line(tokenizer))
             for warning in [*length_warnings(config, plan), *data_warnings(config)]:
                 say(f"warning: {warning}")
         state = first_state(config, plan, found, tokenizer, vocab_size, parallel)

@@ -22,7 +22,7 @@ def test_end_of_document_follows_last_pieces(tokenizer: Tokenizer) -> None:
     assert encoded.ends_document.tolist() == [False, True, True]
 
 
-def test_order_and_little_in_flight(tokenizer_path: str, tokenizer: Tokenizer) -> None:
+def test_order_and_little_in_flight(tokenizer: Tokenizer) -> None:
     asked = []
 
     def chunks() -> Iterator[list[Piece]]:
@@ -30,26 +30,26 @@ def test_order_and_little_in_flight(tokenizer_path: str, tokenizer: Tokenizer) -
             asked.append(index)
             yield [Piece(f"{index} " * (2000 if index % 7 == 0 else 1), True)]
 
-    with EncoderPool(tokenizer_path, 3, UINT16) as pool:
+    with EncoderPool(tokenizer, 3, UINT16) as pool:
         for index, encoded in enumerate(pool.map(chunks())):
             assert tokenizer.decode(encoded.tokens.tolist()).split()[0] == str(index)
             assert len(asked) <= index + 6
     assert len(asked) == 40
 
 
-def test_more_workers_than_chunks_and_no_chunk(tokenizer_path: str) -> None:
-    with EncoderPool(tokenizer_path, 4, UINT16) as pool:
+def test_more_workers_than_chunks_and_no_chunk(tokenizer: Tokenizer) -> None:
+    with EncoderPool(tokenizer, 4, UINT16) as pool:
         assert len(list(pool.map(iter([[Piece("a", True)]])))) == 1
         assert list(pool.map(iter([]))) == []
 
 
-def test_failing_text_is_an_error_here(tokenizer_path: str) -> None:
-    with pytest.raises(ValueError, match="cannot tokenize some text"), EncoderPool(tokenizer_path, 1, UINT16) as pool:
+def test_failing_text_is_an_error_here(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="cannot tokenize some text"), EncoderPool(tokenizer, 1, UINT16) as pool:
         list(pool.map(iter([[Piece("\ud800", True)]])))
 
 
-def test_killed_worker_is_an_error_and_no_hang(tokenizer_path: str) -> None:
-    with pytest.raises(RuntimeError, match="a tokenizing process died"), EncoderPool(tokenizer_path, 2, UINT16) as pool:
+def test_killed_worker_is_an_error_and_no_hang(tokenizer: Tokenizer) -> None:
+    with pytest.raises(RuntimeError, match="a tokenizing process died"), EncoderPool(tokenizer, 2, UINT16) as pool:
 
         def chunks() -> Iterator[list[Piece]]:
             for index in range(100):
@@ -61,13 +61,13 @@ def test_killed_worker_is_an_error_and_no_hang(tokenizer_path: str) -> None:
     assert all(process.exitcode is not None for process in pool._processes)
 
 
-def test_error_of_the_reader_ends_the_workers(tokenizer_path: str) -> None:
+def test_error_of_the_reader_ends_the_workers(tokenizer: Tokenizer) -> None:
     def chunks() -> Iterator[list[Piece]]:
         yield [Piece("text " * 100_000, True)]
         raise ValueError("bad input")
 
     start = time.monotonic()
-    with pytest.raises(ValueError, match="bad input"), EncoderPool(tokenizer_path, 2, UINT16) as pool:
+    with pytest.raises(ValueError, match="bad input"), EncoderPool(tokenizer, 2, UINT16) as pool:
         list(pool.map(chunks()))
     assert all(process.exitcode is not None for process in pool._processes)
     assert time.monotonic() - start < 30
@@ -85,6 +85,6 @@ def test_workers_load_neither_torch_nor_megatron(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, -1])
-def test_no_workers(tokenizer_path: str, workers: int) -> None:
+def test_no_workers(tokenizer: Tokenizer, workers: int) -> None:
     with pytest.raises(ValueError, match="--workers is"):
-        EncoderPool(tokenizer_path, workers, UINT16)
+        EncoderPool(tokenizer, workers, UINT16)

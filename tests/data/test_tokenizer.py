@@ -166,7 +166,31 @@ def test_damaged_tokenizer_json(tmp_path: Path, content: str) -> None:
 def test_a_tokenizer_fits_a_model(folder: Path, tokenizer_path: str) -> None:
     own = load_tokenizer(folder)
     assert fitting_tokenizer(str(folder), own.vocab_size, own.fingerprint).vocab_size == own.vocab_size
-    with pytest.raises(ValueError, match=f"tokens, but the model's vocabulary has {own.vocab_size - 1}"):
+    with pytest.raises(ValueError, match=r"401 tokens \(<extra> is 400\), but the model's vocabulary has 400"):
         fitting_tokenizer(str(folder), own.vocab_size - 1, own.fingerprint)
     with pytest.raises(ValueError, match="is not the tokenizer that the model was trained with"):
         fitting_tokenizer(tokenizer_path, 10_000, own.fingerprint)
+
+
+def test_another_tokenizer_fits_if_it_gives_the_same_ids(folder: Path, tmp_path: Path) -> None:
+    own = load_tokenizer(folder)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    saved_again, other = tmp_path / "again", tmp_path / "other"
+    for path, merges in ((saved_again, content["model"]["merges"]), (other, content["model"]["merges"][::-1])):
+        path.mkdir()
+        (path / "tokenizer_config.json").write_bytes((folder / "tokenizer_config.json").read_bytes())
+        changed = {**content, "model": {**content["model"], "merges": merges}}
+        (path / "tokenizer.json").write_text(json.dumps(changed, indent=1), encoding="utf-8")
+    fitting = fitting_tokenizer(str(saved_again), own.vocab_size, own.fingerprint, str(folder))
+    assert (fitting.path, fitting.fingerprint) == (str(saved_again), own.fingerprint)
+    assert load_tokenizer(saved_again).fingerprint != own.fingerprint
+    with pytest.raises(ValueError, match=r"is not the tokenizer .*\(the ids of .* differ"):
+        fitting_tokenizer(str(other), own.vocab_size, own.fingerprint, str(folder))
+    with pytest.raises(ValueError, match="no longer there to compare"):
+        fitting_tokenizer(str(saved_again), own.vocab_size, own.fingerprint, str(tmp_path / "moved"))
+    with pytest.raises(ValueError, match="has changed since"):
+        fitting_tokenizer(str(saved_again), own.vocab_size, "another", str(folder))
+    settings = json.dumps({"eos_token": "<pad>", "bos_token": "<s>"})
+    (saved_again / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"documents end with <pad> \(2\) and </s> \(1\)"):
+        fitting_tokenizer(str(saved_again), own.vocab_size, own.fingerprint, str(folder))

@@ -39,6 +39,17 @@ def test_white_space_survives_both_algorithms(tmp_path: Path, text: str, model_t
         assert tokenizer.decode(tokenizer.encode(sample)) == sample
 
 
+@pytest.mark.parametrize(
+    "sign", ["\0", "\u2585", "\u2581", "\u2047", "\ufffd", "\t", "\x85", "\ufeff", "</s>", "😀" * 1024]
+)
+def test_lines_with_a_sign_that_sentencepiece_reserves_are_trained_on(tmp_path: Path, text: str, sign: str) -> None:
+    lines = text[:20_000].split("\n")
+    lines = [f"{sign} zyxwvut zyxwvut {line}" if index % 2 else line for index, line in enumerate(lines)]
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    train_tokenizer([tmp_path / "a.txt"], tmp_path / "a.model", 400)
+    assert len(load_tokenizer(tmp_path / "a.model").encode(" zyxwvut")) == 1
+
+
 def test_training_is_repeatable(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     for name in ("a", "b"):
