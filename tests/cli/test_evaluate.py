@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_corpus import REPOSITORY
 from small_run import small_config
 
 from megatron_step.config.data import DataConfig
 from megatron_step.data.preprocess import preprocess
+from megatron_step.data.train_tokenizer import train_tokenizer
 from megatron_step.export.to_hf import ExportOptions, export_model
 from megatron_step.training.run import run
 
@@ -58,7 +60,12 @@ def test_loss_and_text(
     assert "--stride is 33: it must be between 1 and the window's 32 tokens" in refused(
         trained, "--text", tmp_path / "text.txt", "--stride", "33"
     )
-    assert "is not the tokenizer that the model was trained with" in refused(trained, "--tokenizer", exported)
+    assert "validation loss" in shown(trained, "--tokenizer", exported)  # other files, the same ids
+    other = tmp_path / "other.model"
+    text = (REPOSITORY / "examples/data/sotu.txt").read_text(encoding="utf-8")[:50_000]
+    (tmp_path / "other.txt").write_text(text, encoding="utf-8")
+    train_tokenizer([tmp_path / "other.txt"], other, vocab_size=400)
+    assert "is not the tokenizer that the model was trained with" in refused(trained, "--tokenizer", other)
 
 
 @pytest.mark.parametrize(
