@@ -1,6 +1,6 @@
 """Two ways to run megatron-core without CUDA: adapting its sources as they are imported, or torch's calls as they run.
 
-Both train a small model by the product's own step. They exclude each other, so each measurement is a process of its
+Both train a small model with our own training step. They exclude each other, so each measurement is a process of its
 own, and this file imports nothing that imports megatron-core.
 """
 

@@ -36,7 +36,7 @@ MODEL = ModelConfig(
 )
 """1.1 billion weights: the shape of TinyLlama."""
 _VOCAB_SIZE = 1000  # of the tokenizer that goes with them
-_PAUSE_SECONDS = 3.0  # memory that a removed file was in is had again at once by whoever asks first
+_PAUSE_SECONDS = 3.0  # the memory of a removed file goes to the process that asks for it first
 _MEBIBYTE = 2**20
 
 

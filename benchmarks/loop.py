@@ -30,8 +30,8 @@ def run(
 ) -> list[Row]:
     """A row for `model` and one for `small`: what a step of a whole run costs, and what the loop adds to it.
 
-    The run is the product's own, with its data, metrics.jsonl and TensorBoard; saving is left to its end and evaluation
-    is off, for they are work of their own.
+    The run is an ordinary one, with its data, metrics.jsonl and TensorBoard; saving is left to its end and evaluation
+    is off, since they are separate work.
     """
     check_repeats(repeats)
     use_all_cores()

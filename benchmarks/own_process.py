@@ -1,4 +1,4 @@
-"""Functions that live in a process of their own, as in a user's run: what one process keeps helps or hinders no other.
+"""Functions that run in their own process, as a user's run does: what one process keeps has no effect on another.
 
 An allocator that holds on to freed memory, for one, would hand it to the next arm of the same process.
 """

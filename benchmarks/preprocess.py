@@ -86,7 +86,7 @@ def _plain_loop(source: Path, tokenizer_path: str, prefix: str) -> int:
 
 
 def _memory_row(source: Path, tokenizer_path: str, folder: str, size_mib: int) -> dict[str, Any]:
-    """The most memory that preprocessing holds at a time, its workers included, in a process of its own."""
+    """The most memory that preprocessing holds at a time, its workers included, in its own process."""
     arguments = ([source], f"{folder}/memory", tokenizer_path, "text", None, False, _WORKERS)
     return {
         "benchmark": "preprocess memory",

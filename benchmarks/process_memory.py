@@ -11,7 +11,7 @@ _SAMPLE_SECONDS = 0.02
 
 
 def process_peak_bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
-    """The most memory that `function(*arguments)` holds at a time, in a process of its own, with its children.
+    """The most memory that `function(*arguments)` holds at a time, in its own process, with its children.
 
     Raises RuntimeError if that process fails.
     """

@@ -31,7 +31,7 @@ def product_flops(model: ModelConfig, tokens: int) -> int:
 
 
 def product_arms(model: ModelConfig, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
-    """y, dx and dW of every linear, by the product's own choice of library and by torch.mm."""
+    """y, dx and dW of every linear, by our own choice of library and by torch.mm."""
     generator = torch.Generator().manual_seed(1)
 
     def random(rows: int, columns: int) -> Tensor:

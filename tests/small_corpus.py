@@ -1,4 +1,4 @@
-"""A small tokenized corpus, made of the shipped text by the product's own tools."""
+"""A small tokenized corpus, made from the shipped text by our own tools."""
 
 from pathlib import Path
 

@@ -97,7 +97,7 @@ def manifest_facts(config: RunConfig, stage_index: int = 0) -> dict[str, Any]:
 
 
 def spread(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
-    """Make adapters matter, and norms and biases differ between layers, alike on ranks that hold the same weight."""
+    """Make adapters matter, and norms and biases differ between layers, the same on ranks that hold the same weight."""
     for index, chunk in enumerate(chunks):
         for name, param in chunk.named_parameters():
             if param.dim() == 1 or name.endswith("adapter.linear_out.weight"):

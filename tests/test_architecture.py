@@ -61,7 +61,7 @@ def _module(path: Path) -> str:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Modules of the product that a file imports, at its top or inside a function."""
+    """Modules of this repository that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] in PACKAGES)
@@ -267,7 +267,7 @@ def test_words(path: Path) -> None:
         assert found is None, f"{_name(path)}:{number}: {found.group() if found else ''}"
 
 
-def test_the_readme_names_every_file() -> None:
+def test_the_tree_names_every_file() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -281,16 +281,16 @@ def test_the_readme_names_every_file() -> None:
         for name in listed.stdout.splitlines()
         if name.startswith(shown) and not name.endswith("__init__.py") and (REPOSITORY / name).is_file()
     }
-    readme = _readme_tree()
-    assert not files - readme, f"not in the README's tree: {sorted(files - readme)}"
-    assert not readme - files, f"in the README's tree, but not there: {sorted(readme - files)}"
+    tree = _tree()
+    assert not files - tree, f"not in the tree of docs/architecture.md: {sorted(files - tree)}"
+    assert not tree - files, f"in the tree of docs/architecture.md, but not there: {sorted(tree - files)}"
 
 
-def _readme_tree() -> set[str]:
-    """Return the paths of the files that the README's tree lists: two spaces a level."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def _tree() -> set[str]:
+    """Return the paths of the files that docs/architecture.md lists: two spaces a level."""
+    text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
     tree = re.search(r"```text\n(megatron_step/.*?)```", text, re.DOTALL)
-    assert tree, "README.md has no tree"
+    assert tree, "docs/architecture.md has no tree"
     folders: list[str] = []
     files = set()
     for line in tree.group(1).splitlines():

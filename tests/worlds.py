@@ -39,7 +39,7 @@ class WorldError(Exception):
 
 
 class World:
-    """`size` processes that run cases together; started by the first case, and anew after one that hung."""
+    """`size` processes that run cases together; started by the first case, and again after one that hung."""
 
     def __init__(self, size: int) -> None:
         self.size = size

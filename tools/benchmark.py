@@ -1,4 +1,4 @@
-"""Measure the product against what stands beside it, in turns; prints tables of medians with their spread."""
+"""Measure megatron_step against other packages, in turns; print tables of medians with their spread."""
 
 import argparse
 import sys

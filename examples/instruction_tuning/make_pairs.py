@@ -24,7 +24,7 @@ _PERSON = re.compile(rf"({'|'.join(map(re.escape, _SEX))}) [A-Z][a-z]+")
 
 
 def main() -> None:
-    """Write both files: each kind of question alike, each answer about as often as the others of its kind."""
+    """Write both files: every kind of question equally often, every answer about as often as the others of its kind."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else _FOLDER
     chapters = _TEXT.read_text(encoding="utf-8").split(_SEPARATOR)
     trained_on = _SEPARATOR.join(chapters[: round(0.95 * len(chapters))])

@@ -1,4 +1,4 @@
-"""Restarts adapters: what they have learnt goes into the base, and they begin anew (ReLoRA, Lialin et al., 2023)."""
+"""Restart adapters: merge what they have learnt into the base, and start again (ReLoRA, Lialin et al., 2023)."""
 
 from collections.abc import Sequence
 

@@ -65,7 +65,7 @@ def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheck
         passed_over.append(problem)
     if passed_over:
         raise DamagedCheckpointError(
-            f"no checkpoint in {folder} can be used ({'; '.join(passed_over)}); choose another output_dir to start anew"
+            f"no checkpoint in {folder} can be used ({'; '.join(passed_over)}); choose another output_dir"
         )
     return None
 
@@ -119,7 +119,7 @@ def load_checkpoint(
 def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
     """Load the weights alone, in place, whatever layout wrote them; raises as `load_checkpoint` does."""
     loaded = load_tensors(path, sharded_weights(chunks, parallel))
-    for key, shard in sharded_weights(chunks, parallel).items():  # anew: loading takes its request apart
+    for key, shard in sharded_weights(chunks, parallel).items():  # made again: loading takes its request apart
         shard.data.data.copy_(loaded[key])
 
 
@@ -172,5 +172,5 @@ def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every value is finite: so it is where the sum is, which is had in a small part of the time."""
+    """Return whether all values are finite. The sum is checked first because it is much faster."""
     return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())

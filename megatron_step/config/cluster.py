@@ -66,7 +66,7 @@ class PlannerConfig:
     cluster: str | None = None
     """YAML file with the machines; null for ranks of one kind without a limit."""
     plan: str | None = None
-    """A plan that megatron-step plan wrote, whose layers and layouts are taken; null to plan anew."""
+    """A plan that megatron-step plan wrote, whose layers and layouts are taken; null to make a new plan."""
     attention: Literal["sdpa", "unfused"] = "sdpa"
     """Core attention that is counted: scaled_dot_product_attention, which training always uses, or for a plan alone the
     one of other engines that keeps every score, as megatron-core's local one."""

@@ -45,7 +45,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate as a function of the step, in each stage anew."""
+    """Learning rate as a function of the step; it starts again in each stage."""
 
     kind: Literal["constant", "cosine", "wsd"] = "wsd"
     """After the warm-up: constant; cosine decay; or warm-up, stable, decay (WSD, Hu et al., 2024)."""

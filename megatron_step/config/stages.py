@@ -91,7 +91,7 @@ class FreezeConfig:
     embedding: bool = False
     """The token embedding (and with it a tied output layer)."""
     output_layer: bool = False
-    """The output layer, where it has weights of its own."""
+    """The output layer, where it has its own weights."""
     final_norm: bool = False
     """The norm before the output layer."""
 
@@ -109,7 +109,7 @@ class AdapterConfig:
     dropout: float = 0.0
     """Share of the adapter's inputs that are set to zero in training."""
     restart_interval: int = 0
-    """Steps between restarts: adapters are merged into the base and begin anew (ReLoRA, Lialin et al., 2023); 0 for
+    """Steps between restarts: adapters are merged into the base and start again (ReLoRA, Lialin et al., 2023); 0 for
     none."""
     restart_prune: float = 0.9
     """Share of the adapters' optimizer states, the smallest ones, that a restart sets to zero."""

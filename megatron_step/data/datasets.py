@@ -211,7 +211,7 @@ def _size(part: _Part, prefix: str, num_documents: int) -> tuple[int, int]:
 
 
 def _cache_folder(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_length: int) -> Path:
-    """Where the index files of exactly this dataset lie: a corpus made anew at the same path gets another folder."""
+    """Where the index files of exactly this dataset lie: a corpus made again at the same path gets another folder."""
     parent = Path(config.cache_dir) if config.cache_dir else Path(config.train[0][1]).parent / "cache"
     described = [part, data_fingerprint(config, tokenizer, seq_length, part.num_samples)]
     return parent / f"{part.name}_{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]}"

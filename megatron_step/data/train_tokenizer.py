@@ -37,7 +37,7 @@ def train_tokenizer(
     """Train on files and folders of text and write the model to `output`, a path that ends in .model.
 
     Text is neither normalized nor trimmed, unknown characters become bytes, digits stand alone, and line feeds have
-    tokens of their own: so decoding gives back the text (only U+2581, SentencePiece's own sign for a space, comes back
+    separate tokens: so decoding gives back the text (only U+2581, SentencePiece's own sign for a space, comes back
     as a space; NUL and U+2585, which it reserves as well, always become bytes). Tokens 0 to 2 are <unk>, <s>, </s>.
     More text than `sample_bytes` is sampled, evenly and by `seed`.
 

@@ -194,7 +194,7 @@ class Ranks:
             done.set()
 
     def _beat(self, done: threading.Event) -> None:
-        """Say that this rank lives and look for a failure of another one, over a connection of its own."""
+        """Say that this rank lives and look for a failure of another one, over a separate connection."""
         with suppress(RuntimeError):  # the store is gone: the main thread meets that, too
             ranks = Ranks(getattr(self.store, "clone", lambda: self.store)(), self.rank, self.size)
             while not done.is_set():

@@ -125,7 +125,7 @@ def parallel_layout(config: ParallelConfig, seed: int, alone: bool = False) -> I
 
 
 def first_problem(problem: str | None) -> str | None:
-    """The problem of the lowest rank that has one, alike on every rank; every rank must call it."""
+    """Return the problem of the lowest rank that has one, the same on every rank; every rank must call it."""
     return next((text for text in current_ranks().gather(problem) if text is not None), None)
 
 

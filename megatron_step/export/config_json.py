@@ -89,7 +89,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     values = read_json(path)
     custom = values.get("auto_map")
     if custom:
-        raise ValueError(f"{path} has auto_map {_shown(custom)}: the model has code of its own, which is not supported")
+        raise ValueError(f"{path} has auto_map {_shown(custom)}: the model brings its own code, which is not supported")
     typed = {name: _typed(path, name, name, value, _TYPES) for name, value in values.items()}
     for name in _ROPE:
         typed[name] = _rope(path, name, values.get(name))

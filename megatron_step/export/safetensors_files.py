@@ -116,7 +116,7 @@ class HFTensors(Mapping[str, Tensor]):
     """The tensors of a Hugging Face model's folder by name; each is read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError if a file is missing, truncated, or has not the tensors that the index says it has."""
+        """Raises ValueError if a file is missing, truncated, or lacks a tensor that the index names."""
         self._places: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Lengths of each tensor."""

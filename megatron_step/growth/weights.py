@@ -71,7 +71,7 @@ def grow_weights(
 
     A layer at a time is read, so that little is alive beside the new model. Adapters that are not kept stay fresh.
 
-    Raises ValueError if the checkpoint has not the tensors, or not in the shapes, that the model needs.
+    Raises ValueError if the checkpoint lacks a tensor that the model needs, or has it in another shape.
     """
     parts = turns(sharded_weights(chunks, parallel), stage, parallel)
     _, outside_layers = next(parts)
@@ -83,7 +83,7 @@ def grow_weights(
 def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel: Parallel) -> None:
     """Fill the chunks, a model without adapters as deep as the checkpoint's, with its weights, adapters merged.
 
-    Raises ValueError if the checkpoint has not the tensors, or not in the shapes, that the model needs.
+    Raises ValueError if the checkpoint lacks a tensor that the model needs, or has it in another shape.
     """
     stage = saved_stage(found.manifest)
     whole = replace(
@@ -110,7 +110,7 @@ def _load(shards: list[Sharded], source: GrowthSource) -> None:
 
 
 def _request(shard: Sharded, key: str) -> Sharded:
-    """Room for the part of tensor `key` that `shard` is of its own."""
+    """Return an empty tensor for the part of tensor `key` that `shard` describes."""
     return replace(shard, key=key, data=torch.empty_like(shard.data, requires_grad=False))
 
 

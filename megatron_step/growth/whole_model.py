@@ -12,7 +12,7 @@ from megatron_step.model.build import build_model
 def whole_model(found: FoundCheckpoint, precision: str, parallel: Parallel) -> torch.nn.Module:
     """The checkpoint's model with its adapters merged, in evaluation mode, for a layout of one process.
 
-    Raises ValueError if the checkpoint has not the tensors, or not in the shapes, that the model needs.
+    Raises ValueError if the checkpoint lacks a tensor that the model needs, or has it in another shape.
     """
     model, layout = saved_config(found.manifest).model, (saved_stage(found.manifest).num_layers,)
     (chunk,) = build_model(model, found.manifest.vocab_size, parallel, precision, seed=1, layout=layout)

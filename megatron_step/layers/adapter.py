@@ -62,7 +62,7 @@ class Adapter(torch.nn.Module):
         self.num_columns = k if column else size * k
 
     def draw_dropout(self) -> ops.AdapterDropout | None:
-        """This micro-batch's mask, from its seed and the adapter's place: alike in every layout and when recomputed."""
+        """Draw this micro-batch's mask from its seed and the adapter's place; no layout and no recompute changes it."""
         if self.dropout == 0.0 or not self.training:
             return None
         seed = (microbatch_seed() * 0x9E3779B1 + self.site * 0x85EBCA77) % (1 << 62)

@@ -1,4 +1,4 @@
-"""Tensor-parallel linears: megatron-core's column- and row-parallel layers on the product's own matrix products.
+"""Tensor-parallel linears: megatron-core's column- and row-parallel layers on our own matrix products.
 
 With weight W split over t ranks (Megatron-LM, Shoeybi et al., 2019; sequence parallelism, Korthikanti et al., 2022):
 

@@ -16,7 +16,7 @@ from megatron_step.layers.norm import RMSNorm
 
 
 def local_layer_spec(qk_norm: bool) -> ModuleSpec:
-    """A layer of the product's own modules, for any device."""
+    """A layer made of our own modules, for any device."""
     head_norm = RMSNorm if qk_norm else None
     return ModuleSpec(
         module=TransformerLayer,
@@ -47,7 +47,7 @@ def local_layer_spec(qk_norm: bool) -> ModuleSpec:
 
 
 def block_spec(num_layers: int, qk_norm: bool, transformer_engine: bool) -> TransformerBlockSubmodules:
-    """`num_layers` layers and the final norm, of the product's modules or of TransformerEngine's."""
+    """`num_layers` layers and the final norm, of our own modules or of TransformerEngine's."""
     if transformer_engine:
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
         return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=TESpecProvider().layer_norm())

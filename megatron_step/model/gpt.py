@@ -1,4 +1,4 @@
-"""The decoder-only language model: megatron-core's GPTModel with the product's rotary embedding and loss."""
+"""The decoder-only language model: megatron-core's GPTModel with our own rotary embedding and loss."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ class GPTModel(gpt_model.GPTModel):
             pg_collection=groups,
             vp_stage=vp_stage,
         )
-        # TransformerEngine's modules rotate by angles, the product's by cosines and sines.
+        # TransformerEngine's modules rotate by angles, ours by cosines and sines.
         rotary = ScaledRotaryEmbedding if config.apply_rope_fusion else RotaryEmbedding
         self.rotary_pos_emb = rotary(model, current_device(), groups.cp)
         self.true_vocab_size = vocab_size

@@ -42,10 +42,10 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # initialize.py fills the weights, alike for every layout; megatron-core only marks how they are split.
+        # initialize.py fills the weights, the same for every layout; megatron-core only marks how they are split.
         init_method=_leave_unfilled,
         output_layer_init_method=_leave_unfilled,
-        # Without TransformerEngine the product's own operations take the place of megatron-core's fusions.
+        # Without TransformerEngine our own operations replace megatron-core's fusions.
         gradient_accumulation_fusion=transformer_engine,
         bias_activation_fusion=transformer_engine,
         apply_rope_fusion=transformer_engine,

@@ -10,8 +10,8 @@ It comes in pieces, because under tensor parallelism ranks exchange u and its gr
 
 The adapter's products cost little arithmetic; what a graph of separate operations adds is temporaries of the size of x
 and y, passes over them and fresh pages of memory. Here the product of rank r is added in place to the frozen one, and
-the dropout mask is drawn anew where it is needed, a block of rows at a time. On a GPU the adapter's products run in the
-kernels of ``adapter_kernels.py``. The pieces have no autograd and check nothing; ``adapter_linear`` is the whole.
+the dropout mask is drawn again where it is needed, a block of rows at a time. On a GPU the adapter's products run in
+the kernels of ``adapter_kernels.py``. The pieces have no autograd and check nothing; ``adapter_linear`` is the whole.
 """
 
 from collections.abc import Iterator

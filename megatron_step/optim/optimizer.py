@@ -68,7 +68,7 @@ def build_optimizer(
     """AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
 
     Weights with another `role` (their learning rate may differ) or `since` (Adam has seen another number of their
-    gradients) are in groups of their own. Its moments exist when it returns, so that what it needs is allocated before
+    gradients) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
     the first step.
     """
     ddp_config = chunks[0].ddp_config

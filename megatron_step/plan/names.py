@@ -3,7 +3,7 @@
     embedding.word_embeddings.weight            the embedding, with tied embeddings the output layer as well
     decoder.layers.<number>.<name>              a weight of a layer; layers are numbered bottom up from 0
     decoder.final_layernorm.weight              the norm before the output layer
-    output_layer.weight                         the output layer, where it has a weight of its own
+    output_layer.weight                         the output layer, where it has its own weight
 
 A linear keeps its adapter below itself: A [r, k] is <linear>.adapter.linear_in.weight, B [n, r] linear_out.
 """

@@ -9,7 +9,7 @@ init          weights of a new layer                                            
 mean          element-wise mean of the old layers below and above it            both
 copy          those of the old layer below it (stack: of the layer it repeats)  that one
 identity      the copy with the attention's and the MLP's output projection 0   that one
-random        drawn anew, scaled for the new depth                              none
+random        drawn at random, scaled for the new depth                              none
 
 An operator of a user's own is a subclass of `Operator`; `register` makes its name a value of growth.operator.
 """

@@ -19,7 +19,7 @@ from megatron_step.plan.names import is_adapter, is_embedding, is_norm, is_outpu
 from megatron_step.plan.stages import Stage
 
 Role = Literal["base", "embedding", "new_layer", "adapter"]
-"""What a weight is to the optimizer: each role but `base` has a learning rate of its own."""
+"""What a weight is to the optimizer: each role but `base` has its own learning rate."""
 
 
 @dataclass(frozen=True)

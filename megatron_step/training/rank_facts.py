@@ -62,7 +62,7 @@ ADVICE = {
     "files": "Give every machine the same copy of the file",
     "versions": "Install the same versions on every machine",
     "kernels": "Build and install the package in the same way on every machine",
-    "environment": "Set it alike for every rank",
+    "environment": "Set it to one value for every rank",
 }
 """What to do where ranks differ, by section."""
 

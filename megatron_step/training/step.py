@@ -28,7 +28,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step tells about itself, alike on every rank."""
+    """Figures of one step, the same on every rank."""
 
     loss: float
     """Mean loss of the global batch, in nats per token, before the update."""
@@ -83,7 +83,7 @@ def _update(state: TrainState, optimizer: MegatronOptimizer, parallel: Parallel)
 def evaluate_batch(
     chunks: list[MegatronModule], microbatches: Sequence[Microbatch], config: RunConfig, parallel: Parallel
 ) -> float:
-    """Mean loss of a global batch, in nats per token, without gradients; alike on every rank."""
+    """Mean loss of a global batch, in nats per token, without gradients; the same on every rank."""
     losses = forward_backward(chunks, microbatches, config, forward_only=True)
     (loss,) = reduce_over_world([_loss_share(losses, parallel)], parallel)
     return loss
@@ -137,7 +137,7 @@ def _mean_loss(losses: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reduce_over_world(values: list[float | Tensor], parallel: Parallel) -> list[float]:
-    """The sum of each value over all ranks, alike on every rank."""
+    """Return the sum of each value over all ranks, the same on every rank."""
     total = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=parallel.device) for value in values])
     torch.distributed.all_reduce(total)
     return total.tolist()

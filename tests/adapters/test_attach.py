@@ -1,4 +1,4 @@
-"""Adapters come onto the linears that are asked for, change nothing at first, and are alike in every layout."""
+"""Adapters are put on the requested linears, change nothing at first, and are the same in every layout."""
 
 from typing import Any
 

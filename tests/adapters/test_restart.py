@@ -1,4 +1,4 @@
-"""Restarted adapters leave the model's function as it is and begin anew."""
+"""Restarted adapters leave the model's function as it is and start again."""
 
 from typing import Any
 
@@ -27,5 +27,5 @@ def test_the_function_stays_and_the_adapters_are_fresh(alone: Parallel) -> None:
     assert evaluate_batch(state.chunks, batch, config, alone) == pytest.approx(before, rel=1e-6)
     for linear, (weight, factor) in zip(linears, old):
         assert not torch.equal(linear.weight, weight), "what it has learnt is in the base"
-        assert not torch.equal(linear.adapter.linear_in.weight, factor), "it is drawn anew"
+        assert not torch.equal(linear.adapter.linear_in.weight, factor), "it is drawn again"
         assert not linear.adapter.linear_out.weight.any()

@@ -1,7 +1,7 @@
 // Runs CUDA kernels on one thread of a CPU, to test their source where there is no GPU: what csrc/cuda_device.cuh takes
 // from the GPU, with faults that a GPU would hide made visible.
 //
-// Every CUDA thread is a fiber with a stack of its own, and runs until it waits: at a barrier of the block, or for the rest
+// Every CUDA thread is a fiber with its own stack, and runs until it waits: at a barrier of the block, or for the rest
 // of its warp. A warp runs as far as it can before the next one does. What barriers do not order can happen in any order on
 // a GPU; the tests ask for three of them (`order`). Shared memory is filled with NaN for each block
 // and has exactly the size given at the launch; an asynchronous copy puts NaN in its place until it is waited for.

@@ -112,7 +112,7 @@ def test_the_rank_that_differs_is_named(worlds: Worlds, values: dict[int, str], 
     answers = worlds(4).run(agree_on, values=values)
     assert len(set(answers)) == 1
     assert answers[0].startswith(message)
-    assert answers[0].endswith(". Set it alike")
+    assert answers[0].endswith(". Set one value")
 
 
 def test_ranks_that_agree_go_on(worlds: Worlds) -> None:
@@ -122,7 +122,7 @@ def test_ranks_that_agree_go_on(worlds: Worlds) -> None:
 def agree_on(values: dict[int, str]) -> str:
     own = {"seed": values[torch.distributed.get_rank()]} if torch.distributed.get_rank() in values else {}
     try:
-        current_ranks().agree({"same": {"size": 4}, "config": own}, {"config": "Set it alike"})
+        current_ranks().agree({"same": {"size": 4}, "config": own}, {"config": "Set one value"})
     except ValueError as error:
         return str(error)
     return ""

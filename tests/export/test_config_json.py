@@ -72,7 +72,7 @@ def test_a_loosely_written_value_is_read_as_it_is_meant(tmp_path: Path, loose: d
         ({"per_layer_config": {"0": {"hidden_size": 8}}}, "has per_layer_config"),
         ({"quantization": {"bits": 4}}, 'has quantization {"bits": 4}'),
         ({"transformers_weights": "other.safetensors"}, "has transformers_weights"),
-        ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map .* the model has code of its own"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}, "auto_map .* the model brings its own code"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:

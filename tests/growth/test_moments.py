@@ -1,4 +1,4 @@
-"""What goes on training keeps its optimizer states when the model grows; all else begins anew, or has none."""
+"""Weights that go on training keep their optimizer states when the model grows; other states start at zero."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -79,7 +79,7 @@ def expected_states(checkpoint: dict[str, Tensor], grown: dict[str, Tensor], con
 
 
 def before_growth(key: str, checkpoint: dict[str, Tensor], config: RunConfig) -> str | None:
-    """The key under which a weight's states are in the checkpoint; "" if they begin anew, None if it has none."""
+    """The key under which a weight's states are in the checkpoint; "" if they start at zero, None if it has none."""
     freeze = config.freeze
     if not key.startswith("decoder.layers."):
         frozen = {"embedding": freeze.embedding, "output_layer": freeze.output_layer}

@@ -35,7 +35,7 @@ def test_one_rank_has_all(worlds: Worlds) -> None:
 
 
 def exchange() -> dict[str, Tensor]:
-    """What every rank has after each kind of exchange of its own tensor."""
+    """Return what every rank has after each kind of exchange."""
     start_world()
     group = torch.distributed.group.WORLD
     x = _of_rank(torch.distributed.get_rank())

@@ -1,4 +1,4 @@
-"""The block is made of the product's layers, and its checkpoint keys are those of TransformerEngine's layers."""
+"""The block is made of our own layers, and has the checkpoint keys of TransformerEngine's layers."""
 
 import pytest
 from small_run import PLAIN, TIED, VOCAB_SIZE, small_config

@@ -1,4 +1,4 @@
-"""Adapters on linears that behave as TransformerEngine's give what they give on the product's own.
+"""Adapters on linears that behave as TransformerEngine's give the same results as on our own linears.
 
 TransformerEngine needs a CUDA device; these linears have its interface (parallel_mode, a norm inside, tuples out) and
 plain arithmetic.

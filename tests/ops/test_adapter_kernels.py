@@ -1,4 +1,4 @@
-"""The CUDA kernels of the adapter linear through the product's own operation: emulated, and on a GPU where one is."""
+"""The CUDA kernels of the adapter linear through our own operation: emulated, and on a GPU where there is one."""
 
 import ctypes
 from collections.abc import Callable, Iterator

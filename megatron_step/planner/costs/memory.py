@@ -148,7 +148,7 @@ def _buckets(trained: Sequence[Parameter], config: RunConfig, dp_size: int, chun
         weights = []
 
     for parameter in reversed(trained):  # about the order in which the backward pass reaches them
-        # An embedding that two pipeline ranks share is alone in its bucket, so that both split it alike.
+        # An embedding that two pipeline ranks share is alone in its bucket, so that both split it in the same way.
         alone = distributed and _is_shared_embedding(parameter, config)
         end = _round_up(end, align)
         if alone and weights:

@@ -78,9 +78,9 @@ class RankCost:
     growth_bytes: int
     """g."""
     flops: int
-    """As of a layer, of the output layer."""
+    """Return the same for the output layer."""
     reduced_bytes: int
-    """As of a layer, of embedding or head."""
+    """Return the same for embedding or head."""
 
 
 @dataclass(frozen=True)

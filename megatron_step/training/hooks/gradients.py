@@ -45,7 +45,7 @@ def gradient_check_hook(parallel: Parallel) -> Hook:
 
 
 def weights_without_gradient(state: TrainState, parallel: Parallel) -> list[str]:
-    """Names of the trainable weights whose gradient is zero on every rank that has a part; alike on every rank."""
+    """Return the trainable weights whose gradient is zero on all ranks that hold them; the same on every rank."""
     gradients: dict[str, Tensor] = {
         shard.key: shard.data.main_grad
         for shard in sharded_weights(state.chunks, parallel).values()

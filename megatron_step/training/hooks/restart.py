@@ -29,7 +29,7 @@ def restart_hook(config: RunConfig, parallel: Parallel) -> Hook:
 
 
 def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
-    """Merge the adapters, begin them anew and prune their moments; returns the share of moments that are then zero."""
+    """Merge and restart the adapters and prune their moments; return the share of moments that are then zero."""
     seed = config.training.seed + state.step  # other values than any adapter before
     restart_adapters(state.chunks, config.model, parallel, seed)
     weights = {

@@ -88,7 +88,7 @@ def check_resumable(
     if differences:
         raise ValueError(
             f"the checkpoint of step {manifest.step} is of another run: {', '.join(differences)}; "
-            "restore these keys to go on, or choose another output_dir to start anew"
+            "restore these keys to go on, or choose another output_dir to start a new run"
         )
     check_fingerprint(manifest.data_fingerprint, fingerprint)
 

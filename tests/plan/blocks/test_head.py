@@ -1,4 +1,4 @@
-"""The head keeps its logits, and a tied one has no weight of its own where the embedding is."""
+"""The head keeps its logits, and a tied head adds no weight where the embedding is."""
 
 from small_run import PLAIN, TIED, VOCAB_SIZE, small_config
 

@@ -48,7 +48,7 @@ def test_bytes_of_a_range_are_those_of_the_rank(
                 chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, pp_rank)), stage
             )
             peak = max(memory.peak_bytes, memory.model_state_bytes + growing)
-            assert counted == pytest.approx(peak, rel=4e-3)  # data-parallel ranks do not own padding alike
+            assert counted == pytest.approx(peak, rel=4e-3)  # data-parallel ranks own different shares of the padding
             assert counted <= peak * (1 + 1e-12) or growing > memory.activation_bytes
 
 

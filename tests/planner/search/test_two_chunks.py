@@ -29,16 +29,16 @@ def best_of_all(costs: ChunkCosts, num_chunks: int) -> float:
 
 
 @settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), num_ranks=st.integers(1, 3), spare=st.integers(0, 7), alike=st.booleans())
-def test_the_bound_is_below_all_splits(seed: int, num_ranks: int, spare: int, alike: bool) -> None:
+@given(seed=st.integers(0, 2**32 - 1), num_ranks=st.integers(1, 3), spare=st.integers(0, 7), equal=st.booleans())
+def test_the_bound_is_below_all_splits(seed: int, num_ranks: int, spare: int, equal: bool) -> None:
     num_layers = 2 * num_ranks + spare
-    costs = random_costs(seed, num_ranks, num_layers, (8.0, 8.0) if alike else (16.0, 4.0))
+    costs = random_costs(seed, num_ranks, num_layers, (8.0, 8.0) if equal else (16.0, 4.0))
     start = [*range(1, 2 * num_ranks), num_layers]
     bound, ends = two_chunk_split(costs, start, 1e-10)
     best = best_of_all(costs, 2 * num_ranks)
     assert bound <= best * (1 + 1e-12)
     assert len(ends) == 2 * num_ranks and ends[-1] == num_layers and min(np.diff([0, *ends])) >= 1
-    if alike:
+    if equal:
         assert bound == pytest.approx(best, rel=1e-9)
         assert costs.of(ends).max() == pytest.approx(best, rel=1e-9)
 

@@ -1,4 +1,4 @@
-"""Adapters restart at their interval: merged, drawn anew, their moments pruned, the same ones in every layout."""
+"""Adapters restart at their interval: merged and drawn again, with pruned moments, the same in every layout."""
 
 from typing import Any
 
