@@ -1,5 +1,6 @@
 """What tests of every package share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +17,13 @@ from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("long", max_examples=2000)  # twenty times as many, and other ones in every run
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def control_c_is_heard() -> None:
+    """A shell's background job ignores SIGINT, and so do the processes that it starts: tests send it to both."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

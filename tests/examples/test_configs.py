@@ -8,7 +8,7 @@ from small_corpus import REPOSITORY
 from megatron_step.config.load import load_config
 from megatron_step.config.run import check_world
 
-_RANKS = {"austen": 2, "step": 2, "learning_curve": 1, "one_machine": 8, "multi_node": 32, "slurm": 32}
+_RANKS = {"austen": 2, "step": 2, "learning_curve": 1, "one_machine": 8, "multi_node": 32, "slurm": 32, "real_model": 1}
 _FOLDERS = sorted(path.parent for path in (REPOSITORY / "examples").glob("*/config.yaml"))
 
 
@@ -16,7 +16,7 @@ _FOLDERS = sorted(path.parent for path in (REPOSITORY / "examples").glob("*/conf
 def test_a_config_fits_its_world(folder: Path) -> None:
     config = load_config(["--config", str(folder / "config.yaml")])
     check_world(config, _RANKS[folder.name])
-    assert config.output_dir == f"runs/{folder.name}"
+    assert config.output_dir.split("/")[:2] == ["runs", folder.name]
 
 
 @pytest.mark.parametrize("folder", _FOLDERS, ids=lambda folder: folder.name)
