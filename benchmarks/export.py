@@ -20,9 +20,9 @@ from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.data.train_tokenizer import train_tokenizer
-from megatron_step.export.hf_mapping import hf_mapping
-from megatron_step.export.new_folder import new_folder
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.hf_mapping import hf_mapping
+from megatron_step.huggingface.new_folder import new_folder
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 from megatron_step.planner.plan import make_plan
 
 MODEL = ModelConfig(

@@ -14,8 +14,8 @@ from megatron_step.planner.forecast import Forecast
 
 if TYPE_CHECKING:
     from megatron_step.evaluation.models import LanguageModel
-    from megatron_step.export.comparison import Comparison
-    from megatron_step.export.from_hf import Imported
+    from megatron_step.huggingface.comparison import Comparison
+    from megatron_step.huggingface.from_hf import Imported
     from megatron_step.training.stage import Hook
     from megatron_step.training.trackers.tracker import MakeTracker
 
@@ -127,13 +127,14 @@ def open_model(
 def export_model(checkpoint: str | Path, out: str | Path, **options: Any) -> "Comparison | None":
     """Write the model of a checkpoint, or of the newest one of a run's folder, as a Hugging Face model.
 
-    `options` are those of `ExportOptions` (export/to_hf.py): dtype, max_shard_bytes, adapter_only, check, tokenizer.
+    `options` are those of `ExportOptions` (huggingface/to_hf.py): dtype, max_shard_bytes, adapter_only, check and
+    tokenizer.
 
     Returns the comparison of logits that `check=True` asks for. Raises ValueError, FileNotFoundError or FileExistsError
     for input that cannot be used, and DifferentModelError where the comparison fails; nothing is left at `out` then.
     """
-    from megatron_step.export.to_hf import ExportOptions
-    from megatron_step.export.to_hf import export_model as export
+    from megatron_step.huggingface.to_hf import ExportOptions
+    from megatron_step.huggingface.to_hf import export_model as export
     from megatron_step.report.run_report import metrics_of_checkpoint
 
     return export(Path(checkpoint), Path(out), ExportOptions(**options), metrics_of_checkpoint(Path(checkpoint)))
@@ -153,6 +154,6 @@ def import_model(
 
     Raises ValueError, FileNotFoundError or FileExistsError for input that cannot be used; nothing is left at `out`.
     """
-    from megatron_step.export.from_hf import import_model as import_from_hf
+    from megatron_step.huggingface.from_hf import import_model as import_from_hf
 
     return import_from_hf(Path(source), Path(out), seq_length, tokenizer, progress)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from megatron_step.checkpoint.load import FoundCheckpoint, find_at
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 
 Change = Callable[[dict[str, torch.Tensor]], None]
 

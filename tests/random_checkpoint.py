@@ -9,8 +9,8 @@ from small_run import VOCAB_SIZE, small_config
 from megatron_step.checkpoint.streamed import write_streamed
 from megatron_step.config.data import DataConfig
 from megatron_step.config.run import RunConfig
-from megatron_step.export.hf_mapping import hf_mapping
 from megatron_step.growth.weights import factor_keys
+from megatron_step.huggingface.hf_mapping import hf_mapping
 
 
 def write_random_checkpoint(folder: Path, num_layers: int, precision: str = "fp32", std: float = 0.15) -> RunConfig:

@@ -32,7 +32,7 @@ ORDER = [
     "checkpoint",
     "growth",
     "training",
-    "export",
+    "huggingface",
     "evaluation",
     "cli",
 ]

@@ -47,8 +47,8 @@ def main() -> int:
 
 def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """What each model does before and after, by its name; all of it is in the output folder then, or nothing."""
-    from megatron_step.export.new_folder import new_folder
-    from megatron_step.export.to_hf import ExportOptions, export_model
+    from megatron_step.huggingface.new_folder import new_folder
+    from megatron_step.huggingface.to_hf import ExportOptions, export_model
 
     runs = {"vanilla": arguments.vanilla_run, "step": arguments.step_run}
     for run in runs.values():

@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     arguments = _parser(prog).parse_args(argv)
 
     # Not at the top: --help is answered before torch and megatron-core are imported.
-    from megatron_step.export.to_hf import DifferentModelError, ExportOptions, export_model
+    from megatron_step.huggingface.to_hf import DifferentModelError, ExportOptions, export_model
     from megatron_step.report.run_report import metrics_of_checkpoint
 
     options = ExportOptions(

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     # Not at the top: --help is answered before torch and megatron-core are imported.
-    from megatron_step.export.from_hf import import_model
+    from megatron_step.huggingface.from_hf import import_model
 
     try:
         with tqdm(unit="B", unit_scale=True, disable=None) as bar:

@@ -11,8 +11,8 @@ from megatron_step.config.parallel import ParallelConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.launcher import started_by_torchrun
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.export.hf_folder import open_folder
-from megatron_step.export.transformers_model import load_in_transformers
+from megatron_step.huggingface.hf_folder import open_folder
+from megatron_step.huggingface.transformers_model import load_in_transformers
 from megatron_step.training.inspection import Inspected, open_checkpoint
 
 

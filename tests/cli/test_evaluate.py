@@ -11,7 +11,7 @@ from small_run import small_config
 from megatron_step.config.data import DataConfig
 from megatron_step.data.preprocess import preprocess
 from megatron_step.data.train_tokenizer import train_tokenizer
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 from megatron_step.training.run import run
 
 

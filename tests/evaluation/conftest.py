@@ -8,7 +8,7 @@ from small_corpus import REPOSITORY
 from small_run import small_config
 
 from megatron_step.config.data import DataConfig
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 from megatron_step.training.run import run
 
 

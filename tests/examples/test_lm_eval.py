@@ -14,7 +14,7 @@ from small_run import small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_step.config.data import DataConfig
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 from megatron_step.training.run import run
 
 _FOLDER = REPOSITORY / "examples/lm_eval"

@@ -15,7 +15,7 @@ from megatron_step.data.hf_tokenizer import (
 )
 from megatron_step.data.probes import Encode, first_difference, marked_texts, plain_texts
 from megatron_step.data.tokenizer import SentencePieceTokenizer, Tokenizer
-from megatron_step.export.fast_tokenizer import fast_tokenizer
+from megatron_step.huggingface.fast_tokenizer import fast_tokenizer
 
 _FILES = (
     "tokenizer.json",

@@ -8,8 +8,8 @@ from hf_checkpoints import MODELS
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.export.architectures import hf_config
-from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
+from megatron_step.huggingface.architectures import hf_config
+from megatron_step.huggingface.hf_mapping import MappedWeight, hf_mapping
 
 _CLASSES = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 

@@ -13,14 +13,14 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from megatron_step.checkpoint.manifest import read_manifest
 from megatron_step.config.data import DataConfig
 from megatron_step.data.tokenizer import load_tokenizer
-from megatron_step.export.from_hf import import_model
-from megatron_step.export.kept_settings import (
+from megatron_step.huggingface.from_hf import import_model
+from megatron_step.huggingface.kept_settings import (
     generation_config,
     kept_context,
     kept_settings,
     with_kept_config,
 )
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 from megatron_step.training.run import run
 
 CONFIG: dict[str, Any] = {

@@ -8,10 +8,10 @@ from planted_faults import FAULTS, Exports, rotate_otherwise
 from safetensors.torch import load_file, save_file
 
 from megatron_step.engine.parallel import Parallel
-from megatron_step.export.comparison import wrong_setting
-from megatron_step.export.hf_mapping import hf_mapping
-from megatron_step.export.saved_weights import SavedWeights
-from megatron_step.export.written_tensors import wrong_tensor
+from megatron_step.huggingface.comparison import wrong_setting
+from megatron_step.huggingface.hf_mapping import hf_mapping
+from megatron_step.huggingface.saved_weights import SavedWeights
+from megatron_step.huggingface.written_tensors import wrong_tensor
 
 
 @pytest.fixture(scope="module", params=[(4, "fp32"), (4, "bf16"), (30, "fp32"), (30, "bf16")], ids=str)

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from worlds import Worlds
 
 from megatron_step.config.run import RunConfig
-from megatron_step.export import hf_mapping, to_hf
-from megatron_step.export.to_hf import DifferentModelError, ExportOptions, export_model
+from megatron_step.huggingface import hf_mapping, to_hf
+from megatron_step.huggingface.to_hf import DifferentModelError, ExportOptions, export_model
 
 
 class Saved:

@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from megatron_step.export.hf_mapping import MappedWeight
-from megatron_step.export.peft_adapter import ADAPTER_CONFIG, ADAPTER_FILE, factor_names
-from megatron_step.export.safetensors_files import HFTensors
-from megatron_step.export.saved_weights import SavedWeights
+from megatron_step.huggingface.hf_mapping import MappedWeight
+from megatron_step.huggingface.peft_adapter import ADAPTER_CONFIG, ADAPTER_FILE, factor_names
+from megatron_step.huggingface.safetensors_files import HFTensors
+from megatron_step.huggingface.saved_weights import SavedWeights
 from megatron_step.plan.names import factor_keys
 
 _BLOCK_ELEMENTS = 1 << 22  # of a weight that is compared at once in fp64

@@ -22,12 +22,12 @@ from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.config.run import EvaluationConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import StagesConfig
 from megatron_step.data.tokenizer import end_of_document_line, fitting_tokenizer, load_tokenizer
-from megatron_step.export.architectures import hf_config
-from megatron_step.export.hf_folder import HFFolder, open_folder
-from megatron_step.export.kept_settings import kept_settings
-from megatron_step.export.new_folder import check_new, new_folder
-from megatron_step.export.safetensors_files import weight_bytes
-from megatron_step.export.tokenizer_files import check_exportable, copy_tokenizer
+from megatron_step.huggingface.architectures import hf_config
+from megatron_step.huggingface.hf_folder import HFFolder, open_folder
+from megatron_step.huggingface.kept_settings import kept_settings
+from megatron_step.huggingface.new_folder import check_new, new_folder
+from megatron_step.huggingface.safetensors_files import weight_bytes
+from megatron_step.huggingface.tokenizer_files import check_exportable, copy_tokenizer
 from megatron_step.planner.plan import make_plan
 
 _SPARE_BYTES = 64 << 20  # room for tokenizer and other small files

@@ -9,7 +9,7 @@ from worlds import Worlds
 
 from megatron_step.checkpoint.load import find_at
 from megatron_step.engine.parallel import Parallel
-from megatron_step.export.saved_weights import SavedWeights
+from megatron_step.huggingface.saved_weights import SavedWeights
 
 
 def test_adapters_are_merged_and_rounded_by_the_reader_only(worlds: Worlds, tmp_path: Path, alone: Parallel) -> None:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.export.architectures import hf_config, model_config
-from megatron_step.export.config_json import read_config
+from megatron_step.huggingface.architectures import hf_config, model_config
+from megatron_step.huggingface.config_json import read_config
 
 LLAMA = ModelConfig(num_layers=2, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, seq_length=32)
 SOUND: dict[str, Any] = hf_config(LLAMA, 250, "float32", None, 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_step.engine.output_lock import InUseError
-from megatron_step.export.new_folder import new_folder
+from megatron_step.huggingface.new_folder import new_folder
 
 
 def test_a_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:

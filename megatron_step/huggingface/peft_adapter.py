@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from megatron_step.config.stages import AdapterConfig
-from megatron_step.export.hf_mapping import MappedWeight
-from megatron_step.export.safetensors_files import write_safetensors
+from megatron_step.huggingface.hf_mapping import MappedWeight
+from megatron_step.huggingface.safetensors_files import write_safetensors
 from megatron_step.plan.names import factor_keys, layer_of
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

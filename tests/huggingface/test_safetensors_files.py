@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_step.export.hf_mapping import MappedWeight
-from megatron_step.export.safetensors_files import HFTensors, plan_shards, write_safetensors, write_shards
+from megatron_step.huggingface.hf_mapping import MappedWeight
+from megatron_step.huggingface.safetensors_files import HFTensors, plan_shards, write_safetensors, write_shards
 
 _WEIGHTS = [
     MappedWeight(f"decoder.layers.{layer}.w", (6, 2), (f"a.{layer}", f"b.{layer}"), (2, 1)) for layer in range(4)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_step.config.model import ModelConfig, RopeScalingConfig
-from megatron_step.export.config_json import CONFIG_FILE, MODEL_KEYS, read_config
+from megatron_step.huggingface.config_json import CONFIG_FILE, MODEL_KEYS, read_config
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",

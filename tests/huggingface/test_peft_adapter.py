@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from worlds import Worlds
 
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.export.architectures import model_config
-from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
-from megatron_step.export.safetensors_files import HFTensors
+from megatron_step.huggingface.architectures import model_config
+from megatron_step.huggingface.hf_mapping import MappedWeight, hf_mapping
+from megatron_step.huggingface.safetensors_files import HFTensors
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The number formats that are read, as safetensors and as torch call them."""

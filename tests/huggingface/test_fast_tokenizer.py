@@ -10,8 +10,8 @@ from small_corpus import REPOSITORY
 
 from megatron_step.data.tokenizer import SentencePieceTokenizer
 from megatron_step.data.train_tokenizer import train_tokenizer
-from megatron_step.export import fast_tokenizer as module
-from megatron_step.export.fast_tokenizer import fast_tokenizer
+from megatron_step.huggingface import fast_tokenizer as module
+from megatron_step.huggingface.fast_tokenizer import fast_tokenizer
 
 TEXT = (REPOSITORY / "examples/data/austen.txt").read_text(encoding="utf-8")[:250_000]
 STRANGE = [" two  spaces\n\n\n", "\t\r\n", "Ünï¢ödé 漢字 🎉👩‍👧", "\x00\x01", "▁", "1234567", "", " "]

@@ -22,18 +22,18 @@ from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.export.architectures import hf_config
-from megatron_step.export.comparison import Comparison, compare, wrong_setting
-from megatron_step.export.hf_mapping import MappedWeight, hf_mapping
-from megatron_step.export.kept_settings import GENERATION_FILE, generation_config, kept_context, with_kept_config
-from megatron_step.export.model_card import DescribedModel, Metrics, model_card
-from megatron_step.export.new_folder import check_new, new_folder
-from megatron_step.export.peft_adapter import write_adapter
-from megatron_step.export.safetensors_files import plan_shards, weight_bytes, write_shards
-from megatron_step.export.saved_weights import SavedWeights
-from megatron_step.export.tokenizer_files import write_tokenizer
-from megatron_step.export.written_tensors import wrong_tensor
 from megatron_step.growth.weights import saved_stage
+from megatron_step.huggingface.architectures import hf_config
+from megatron_step.huggingface.comparison import Comparison, compare, wrong_setting
+from megatron_step.huggingface.hf_mapping import MappedWeight, hf_mapping
+from megatron_step.huggingface.kept_settings import GENERATION_FILE, generation_config, kept_context, with_kept_config
+from megatron_step.huggingface.model_card import DescribedModel, Metrics, model_card
+from megatron_step.huggingface.new_folder import check_new, new_folder
+from megatron_step.huggingface.peft_adapter import write_adapter
+from megatron_step.huggingface.safetensors_files import plan_shards, weight_bytes, write_shards
+from megatron_step.huggingface.saved_weights import SavedWeights
+from megatron_step.huggingface.tokenizer_files import write_tokenizer
+from megatron_step.huggingface.written_tensors import wrong_tensor
 
 _SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
 

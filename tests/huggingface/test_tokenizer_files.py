@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from megatron_step.config.data import DataConfig
 from megatron_step.data.tokenizer import load_tokenizer
-from megatron_step.export import tokenizer_files
-from megatron_step.export.tokenizer_files import check_exportable, copy_tokenizer, write_tokenizer
+from megatron_step.huggingface import tokenizer_files
+from megatron_step.huggingface.tokenizer_files import check_exportable, copy_tokenizer, write_tokenizer
 
 TEXT = "Emma Woodhouse,  handsome\n\nand clever: 12 é 🎉"
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

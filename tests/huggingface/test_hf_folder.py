@@ -11,9 +11,9 @@ from hf_checkpoints import word_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from megatron_step.export.from_hf import import_model
-from megatron_step.export.hf_folder import open_folder
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.from_hf import import_model
+from megatron_step.huggingface.hf_folder import open_folder
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_step.export.transformers_model import load_in_transformers
+from megatron_step.huggingface.transformers_model import load_in_transformers
 
 
 def test_weights_and_their_number_format(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.engine.parallel import parallel_layout
-from megatron_step.export.from_hf import import_model
-from megatron_step.export.to_hf import ExportOptions, export_model
+from megatron_step.huggingface.from_hf import import_model
+from megatron_step.huggingface.to_hf import ExportOptions, export_model
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
 from megatron_step.training.step import train_step

@@ -8,8 +8,8 @@ from hf_checkpoints import MODELS
 from small_run import manifest_facts, small_config
 
 from megatron_step.checkpoint.manifest import Manifest
-from megatron_step.export.architectures import hf_config
-from megatron_step.export.model_card import DescribedModel, model_card
+from megatron_step.huggingface.architectures import hf_config
+from megatron_step.huggingface.model_card import DescribedModel, model_card
 
 CONFIG = small_config(
     model=MODELS["llama"], stages={"count": 2, "layers": [2, 2], "start_from": "imported/llama"}, steps=8

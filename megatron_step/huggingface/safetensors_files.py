@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_step.export.hf_mapping import MappedWeight
+from megatron_step.huggingface.hf_mapping import MappedWeight
 from megatron_step.plan.names import layer_of
 
 _SINGLE = "model.safetensors"

@@ -8,8 +8,8 @@ from hf_checkpoints import MODELS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.export.architectures import hf_config
-from megatron_step.export.reference import reference_logits
+from megatron_step.huggingface.architectures import hf_config
+from megatron_step.huggingface.reference import reference_logits
 
 _SIZES = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4, "seq_length": 32}
 

@@ -10,7 +10,7 @@ from hf_checkpoints import MODELS
 from transformers import AutoConfig
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.export.architectures import hf_config, model_config
+from megatron_step.huggingface.architectures import hf_config, model_config
 
 _SIZES: dict[str, Any] = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4}
 LLAMA = ModelConfig(**_SIZES, seq_length=32)

@@ -7,7 +7,7 @@ import torch
 from planted_faults import FAULTS, Exports, rotate_otherwise
 
 from megatron_step.engine.parallel import Parallel
-from megatron_step.export.comparison import (
+from megatron_step.huggingface.comparison import (
     Comparison,
     compare_logits,
     exported_model,
@@ -15,8 +15,8 @@ from megatron_step.export.comparison import (
     trained_model,
     wrong_setting,
 )
-from megatron_step.export.reference import reference_logits
-from megatron_step.export.saved_weights import SavedWeights
+from megatron_step.huggingface.reference import reference_logits
+from megatron_step.huggingface.saved_weights import SavedWeights
 
 TOKENS = torch.arange(32)[None] * 7 % 250
 

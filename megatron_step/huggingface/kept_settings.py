@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from megatron_step.export.config_json import CONFIG_FILE, MODEL_KEYS, read_config, read_json, whole_number
+from megatron_step.huggingface.config_json import CONFIG_FILE, MODEL_KEYS, read_config, read_json, whole_number
 
 Kept = dict[str, Any]
 """`config`, `generation` and `card`, values by name, and `files`, texts by name; JSON throughout."""

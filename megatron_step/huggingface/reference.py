@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.export.architectures import model_config
-from megatron_step.export.peft_adapter import ADAPTER_CONFIG, ADAPTER_FILE, factor_names
-from megatron_step.export.safetensors_files import HFTensors
+from megatron_step.huggingface.architectures import model_config
+from megatron_step.huggingface.peft_adapter import ADAPTER_CONFIG, ADAPTER_FILE, factor_names
+from megatron_step.huggingface.safetensors_files import HFTensors
 
 Read = Callable[[str], Tensor]
 
