@@ -21,7 +21,7 @@ from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
-from megatron_step.training.state import TrainState, build_state
+from megatron_step.training.state import TrainState, build_stage_model, make_trainable
 from megatron_step.training.step import evaluate_batch, train_step
 
 _ODD_GROUPS = {"num_attention_heads": 6, "num_query_groups": 2, "hidden_size": 96}
@@ -115,9 +115,9 @@ def save_stages(configs: Sequence[RunConfig], folders: Sequence[Path], merges: b
 def _save_stages(config: RunConfig, folder: Path, merges: bool, parallel: Parallel) -> Any:
     plan = make_plan(config, VOCAB_SIZE)
     stage = plan.stages[1]
-    state = build_state(
-        config, plan, stage, stage.first_step, VOCAB_SIZE, parallel, fill=lambda chunks: spread(chunks, parallel)
-    )
+    chunks = build_stage_model(config, stage, VOCAB_SIZE, parallel)
+    spread(chunks, parallel)
+    state = make_trainable(chunks, config, plan, stage, stage.first_step, parallel)
     for step in range(stage.first_step, stage.last_step):
         train_step(state, made_up_batch(config, step, parallel), 2e-3, config, parallel, False)
     yield _save(state, config, folder / "live", stage.last_step - (not merges), parallel)

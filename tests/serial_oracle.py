@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from small_run import VOCAB_SIZE, gather_gradients, made_up_batch, manifest_facts, whole_tensors
 
-from megatron_step.checkpoint.load import find_checkpoint, load_checkpoint
+from megatron_step.checkpoint.load import find_checkpoint, load_optimizer_states, load_weights
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.parallel import Parallel, parallel_layout
@@ -70,7 +70,8 @@ def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | 
         state = state_of(config, stage_index, parallel)
         found = find_checkpoint(folder, "auto", parallel)
         assert found is not None
-        load_checkpoint(found, state.chunks, state.optimizer, "fp32", parallel)
+        load_weights(found.path, state.chunks, parallel)
+        load_optimizer_states(found.path, state.chunks, state.optimizer, "fp32", parallel)
         if fault is not None:
             fault(state)
         gradient = first_gradient(state, config, parallel)

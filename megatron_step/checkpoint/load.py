@@ -9,7 +9,6 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
@@ -97,30 +96,29 @@ def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:
     return (manifest, "") if first is None else (None, first)
 
 
-def load_checkpoint(
-    found: FoundCheckpoint,
-    chunks: list[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-    precision: str,
-    parallel: Parallel,
-) -> None:
-    """Load weights and optimizer states, in place, whatever layout wrote them.
+def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
+    """Load the weights of a checkpoint into the chunks, in place, whatever layout wrote them.
 
     Raises ValueError if the checkpoint lacks a tensor, has another shape of it, or holds values that are not finite.
     """
-    load_weights(found.path, chunks, parallel)
-    weights = sharded_weights(chunks, parallel)
-    # One state at a time: with the distributed optimizer each is whole for a moment.
-    for name in state_names(precision):
-        states = load_tensors(found.path, optimizer_state_requests(weights, name))
-        set_optimizer_state(optimizer, weights, name, states)
-
-
-def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
-    """Load the weights alone, in place, whatever layout wrote them; raises as `load_checkpoint` does."""
     loaded = load_tensors(path, sharded_weights(chunks, parallel))
     for key, shard in sharded_weights(chunks, parallel).items():  # made again: loading takes its request apart
         shard.data.data.copy_(loaded[key])
+
+
+def load_optimizer_states(
+    path: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: MegatronOptimizer | None,
+    precision: str,
+    parallel: Parallel,
+) -> None:
+    """Load the optimizer states of the chunks' trained weights, in place; raises as `load_weights` does."""
+    weights = sharded_weights(chunks, parallel)
+    # One state at a time: with the distributed optimizer each is whole for a moment.
+    for name in state_names(precision):
+        states = load_tensors(path, optimizer_state_requests(weights, name))
+        set_optimizer_state(optimizer, weights, name, states)
 
 
 def load_tensors(path: Path, requests: dict[str, Sharded], shared: bool = False) -> dict[str, Tensor]:
@@ -128,7 +126,7 @@ def load_tensors(path: Path, requests: dict[str, Sharded], shared: bool = False)
 
     `shared` is for ranks that ask for the same part of a tensor: else each is to be asked for once.
 
-    Raises ValueError, on every rank, as `load_checkpoint` does.
+    Raises ValueError, on every rank, as `load_weights` does.
     """
     _check_request(path, requests)
     names = {key: shard.key for key, shard in requests.items()}

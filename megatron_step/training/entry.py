@@ -1,10 +1,13 @@
-"""How training comes to a stage: with initial weights, from a checkpoint of the stage, or grown from one before it."""
+"""How training enters a stage: with initial weights, from a checkpoint of the stage, or grown from the stage before.
+
+Each way is the same four lines: build the model, fill in its weights, make it trainable, fill in its optimizer states.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_step.checkpoint.directory import checkpoint_name
-from megatron_step.checkpoint.load import FoundCheckpoint, find_at, load_checkpoint
+from megatron_step.checkpoint.load import FoundCheckpoint, find_at, load_optimizer_states, load_weights
 from megatron_step.checkpoint.manifest import read_manifest, saved_config
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
@@ -13,7 +16,7 @@ from megatron_step.growth.moments import grow_moments
 from megatron_step.growth.weights import grow_weights, growth_source, saved_stage
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.training.memory import measure_peak
-from megatron_step.training.state import TrainState, build_state
+from megatron_step.training.state import TrainState, build_stage_model, build_state, make_trainable
 
 
 def first_state(
@@ -24,9 +27,9 @@ def first_state(
     vocab_size: int,
     parallel: Parallel,
 ) -> TrainState:
-    """The state in which a process begins to train: as `found` holds it, grown where its stage was at its end.
+    """Return the state in which a process begins to train: that of the checkpoint `found`, grown if its stage is over.
 
-    Without a checkpoint of the run, the first stage with initial weights or with those of `stages.start_from`.
+    Without a checkpoint of the run, it is the first stage with initial weights or with those of `stages.start_from`.
 
     Raises ValueError, FileNotFoundError or DamagedCheckpointError if that checkpoint cannot be used.
     """
@@ -39,20 +42,29 @@ def first_state(
         return _grow(config, plan, stage, step, started, vocab_size, parallel, own=False)
     if stage.index > found.manifest.stage_index:
         return _grow(config, plan, stage, step, found, vocab_size, parallel)
-    state = build_state(config, plan, stage, step, vocab_size, parallel)
-    load_checkpoint(found, state.chunks, state.optimizer, config.training.precision, parallel)
-    return replace(state, kept_settings=found.manifest.kept_settings)
+    return _load(config, plan, stage, found, vocab_size, parallel)
 
 
 def next_stage(
     state: TrainState, config: RunConfig, plan: StagePlan, vocab_size: int, parallel: Parallel
 ) -> TrainState:
-    """The state grown into the stage after its own, from the checkpoint that ended this one; `state` is released."""
+    """Grow into the next stage from the checkpoint that ended this one. `state` is released first."""
     step, stage = state.step, plan.stages[state.stage.index + 1]
     state.release()
     path = Path(config.output_dir) / "checkpoints" / checkpoint_name(step)
     found = FoundCheckpoint(path, read_manifest(path), [])
     return _grow(config, plan, stage, step, found, vocab_size, parallel)
+
+
+def _load(
+    config: RunConfig, plan: StagePlan, stage: Stage, found: FoundCheckpoint, vocab_size: int, parallel: Parallel
+) -> TrainState:
+    """Load the state of `stage` from a checkpoint in the middle of it."""
+    chunks = build_stage_model(config, stage, vocab_size, parallel)
+    load_weights(found.path, chunks, parallel)
+    state = make_trainable(chunks, config, plan, stage, found.manifest.step, parallel)
+    load_optimizer_states(found.path, state.chunks, state.optimizer, config.training.precision, parallel)
+    return replace(state, kept_settings=found.manifest.kept_settings)
 
 
 def _grow(
@@ -65,20 +77,14 @@ def _grow(
     parallel: Parallel,
     own: bool = True,
 ) -> TrainState:
-    """The state of `stage` grown from a checkpoint of the run's own, or with the weights alone of another's."""
+    """Grow a checkpoint into `stage`: one of this run (`own`), or the weights alone of another run's."""
     source = growth_source(found)
     keeps = own and config.adapter.at_stage_end == "keep"
 
     def grow() -> TrainState:
-        state = build_state(
-            config,
-            plan,
-            stage,
-            step,
-            vocab_size,
-            parallel,
-            fill=lambda chunks: grow_weights(chunks, source, stage, config.growth, keeps, parallel),
-        )
+        chunks = build_stage_model(config, stage, vocab_size, parallel)
+        grow_weights(chunks, source, stage, config.growth, keeps, parallel)
+        state = make_trainable(chunks, config, plan, stage, step, parallel)
         if own:
             grow_moments(found.path, state.chunks, state.optimizer, stage, config.training.precision, parallel)
         return state
@@ -90,7 +96,7 @@ def _grow(
 def _start_checkpoint(
     config: RunConfig, plan: StagePlan, tokenizer: Tokenizer, vocab_size: int, parallel: Parallel
 ) -> FoundCheckpoint:
-    """The checkpoint of `stages.start_from`, if its model is that of the first stage."""
+    """Return the checkpoint of `stages.start_from`; raises ValueError if its model is not that of the first stage."""
     path = config.stages.start_from
     assert path is not None
     found = find_at(Path(path), parallel)

@@ -1,19 +1,20 @@
-"""All that changes while a run trains, and how a stage's model and optimizer are built."""
+"""The state of a run in training: a stage's model, its optimizer, and the steps done."""
 
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer.module import Float16Module
 
 from megatron_step.adapters.attach import attach_adapters
 from megatron_step.adapters.freeze import apply_treatment
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import build_model
+from megatron_step.model.gpt import GPTModel
 from megatron_step.optim.optimizer import build_optimizer, set_update_counts, wrap_data_parallel
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.trainable import has_adapters, treatment
@@ -47,23 +48,25 @@ class TrainState:
 
 
 def initial_state(config: RunConfig, vocab_size: int, parallel: Parallel) -> TrainState:
-    """The first stage's model with initial weights and its optimizer, before the first step."""
+    """Build the first stage's model with initial weights and its optimizer, before the first step."""
     plan = make_plan(config, vocab_size)
     return build_state(config, plan, plan.stages[0], 0, vocab_size, parallel)
 
 
 def build_state(
-    config: RunConfig,
-    plan: StagePlan,
-    stage: Stage,
-    step: int,
-    vocab_size: int,
-    parallel: Parallel,
-    fill: Callable[[list[torch.nn.Module]], None] | None = None,
+    config: RunConfig, plan: StagePlan, stage: Stage, step: int, vocab_size: int, parallel: Parallel
 ) -> TrainState:
-    """The model of a stage and its optimizer, after `step` steps of the run, with initial weights and zero moments.
+    """Build a stage's model with initial weights and its optimizer with zero moments, after `step` steps of the run."""
+    chunks = build_stage_model(config, stage, vocab_size, parallel)
+    return make_trainable(chunks, config, plan, stage, step, parallel)
 
-    `fill` puts weights into the model, before gradients and optimizer states are allocated.
+
+def build_stage_model(
+    config: RunConfig, stage: Stage, vocab_size: int, parallel: Parallel
+) -> list[GPTModel | Float16Module]:
+    """Build this rank's model chunks of a stage: initial weights, fresh adapters, no gradients or optimizer states.
+
+    Load or grow other weights into the chunks before `make_trainable`: then the states are not yet in memory.
     """
     precision, seed = config.training.precision, config.training.seed
     chunks = build_model(config.model, vocab_size, parallel, precision, seed, stage.layout)
@@ -72,10 +75,23 @@ def build_state(
             chunk, config.model, config.adapter, lambda layer: has_adapters(layer, stage, config), parallel, seed
         )
         apply_treatment(chunk, lambda key: treatment(key, stage, config), parallel)
-    if fill is not None:
-        fill(chunks)
+    return chunks
+
+
+def make_trainable(
+    chunks: list[GPTModel | Float16Module],
+    config: RunConfig,
+    plan: StagePlan,
+    stage: Stage,
+    step: int,
+    parallel: Parallel,
+) -> TrainState:
+    """Give the chunks of `build_stage_model` gradient buffers and an optimizer with zero moments.
+
+    Main weights are copies of the chunks' weights as they are now. `step` steps of the run are finished.
+    """
     wrapped = wrap_data_parallel(chunks, parallel)
-    optimizer = build_optimizer(config.optimizer, wrapped, precision)
+    optimizer = build_optimizer(config.optimizer, wrapped, config.training.precision)
     # Adam's moments have seen the steps since the stage in which they began.
-    set_update_counts(optimizer, {part.index: step - part.first_step for part in plan.stages})
+    set_update_counts(optimizer, {one.index: step - one.first_step for one in plan.stages})
     return TrainState(step=step, stage=stage, chunks=wrapped, optimizer=optimizer)

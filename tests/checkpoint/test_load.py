@@ -9,7 +9,7 @@ import torch
 from small_run import TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config
 from worlds import WorldError, Worlds
 
-from megatron_step.checkpoint.load import find_checkpoint, load_checkpoint
+from megatron_step.checkpoint.load import find_checkpoint, load_optimizer_states, load_weights
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
@@ -185,7 +185,8 @@ def load(config: RunConfig, folder: Path, again: Path | None = None) -> list[int
         assert found is not None
         plan = make_plan(config, VOCAB_SIZE)
         state = build_state(config, plan, plan.stages[0], found.manifest.step, VOCAB_SIZE, parallel)
-        load_checkpoint(found, state.chunks, state.optimizer, config.training.precision, parallel)
+        load_weights(found.path, state.chunks, parallel)
+        load_optimizer_states(found.path, state.chunks, state.optimizer, config.training.precision, parallel)
         if again is not None:
             save(CheckpointSaver(again, config.checkpoint, parallel), state, config, parallel)
         return [int(group["step"]) for group in state.optimizer.param_groups]

@@ -27,7 +27,7 @@ from megatron_step.planner.costs.memory import growth_bytes, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training import entry
 from megatron_step.training.entry import first_state, next_stage
-from megatron_step.training.state import TrainState, build_state
+from megatron_step.training.state import TrainState, build_stage_model, build_state
 from megatron_step.training.step import train_step
 
 # What differs from the default between runs: what is frozen, and what becomes of adapters.
@@ -269,14 +269,14 @@ def left_at_growth(config: RunConfig, folder: Path) -> tuple[list[str], int]:
     config = replace(config, output_dir=str(folder))
     left: list[str] = []
 
-    def build(*arguments: Any, **named: Any) -> TrainState:
+    def build(*arguments: Any) -> Any:
         left.extend(name for name, reference in references if reference() is not None)
-        return build_state(*arguments, **named)
+        return build_stage_model(*arguments)
 
     with parallel_layout(config.parallel, 1) as parallel:
         state = trained_and_saved(config, 1, parallel)
         references = [(name, weakref.ref(tensor.untyped_storage())) for name, tensor in tensors_of(state)]
-        with patch.object(entry, "build_state", build):
+        with patch.object(entry, "build_stage_model", build):
             grown = next_stage(state, config, make_plan(config, VOCAB_SIZE), VOCAB_SIZE, parallel)
     assert grown.stage.index == 2
     return left, len(references)

@@ -15,7 +15,7 @@ from small_run import whole_tensors as whole
 from torch import Tensor
 from worlds import Worlds
 
-from megatron_step.checkpoint.load import find_checkpoint, load_checkpoint
+from megatron_step.checkpoint.load import find_checkpoint, load_weights
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import RunConfig
@@ -26,7 +26,7 @@ from megatron_step.model.build import build_model
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
-from megatron_step.training.state import build_state
+from megatron_step.training.state import build_stage_model, build_state, make_trainable
 from megatron_step.training.step import evaluate_batch, train_step
 
 Tensors = dict[str, Tensor]
@@ -310,9 +310,9 @@ def write_stage(config: RunConfig, folder: Path, stage_index: int) -> None:
     with parallel_layout(config.parallel, 1) as parallel:
         plan = make_plan(config, VOCAB_SIZE)
         stage = plan.stages[stage_index]
-        state = build_state(
-            config, plan, stage, stage.first_step, VOCAB_SIZE, parallel, fill=lambda chunks: spread(chunks, parallel)
-        )
+        chunks = build_stage_model(config, stage, VOCAB_SIZE, parallel)
+        spread(chunks, parallel)
+        state = make_trainable(chunks, config, plan, stage, stage.first_step, parallel)
         for step in range(stage.first_step, stage.last_step):
             train_step(state, made_up_batch(config, step, parallel), 2e-3, config, parallel, False)
         saver = CheckpointSaver(folder, config.checkpoint, parallel)
@@ -359,7 +359,7 @@ def outputs(config: RunConfig, folder: Path, grown: bool) -> tuple[Tensor | None
             state = first_state(config, plan, found, None, VOCAB_SIZE, parallel)
         else:
             state = build_state(config, plan, plan.stages[found.manifest.stage_index], 0, VOCAB_SIZE, parallel)
-            load_checkpoint(found, state.chunks, state.optimizer, config.training.precision, parallel)
+            load_weights(found.path, state.chunks, parallel)
         loss = evaluate_batch(state.chunks, made_up_batch(config, 7, parallel), config, parallel)
         if parallel.world_size > 1:
             return None, loss

@@ -9,15 +9,15 @@ from small_run import VOCAB_SIZE, small_config
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.state import TrainState, build_state, initial_state
+from megatron_step.training.state import TrainState, build_stage_model, build_state, initial_state, make_trainable
 
 STAGES: dict[str, Any] = {"count": 3, "layers": [2, 1, 1], "steps": [8, 12, 10]}
 
 
-def _state(config: RunConfig, index: int, parallel: Parallel, in_stage: int = 0, **arguments: Any) -> TrainState:
+def _state(config: RunConfig, index: int, parallel: Parallel, in_stage: int = 0) -> TrainState:
     plan = make_plan(config, VOCAB_SIZE)
     stage = plan.stages[index]
-    return build_state(config, plan, stage, stage.first_step + in_stage, VOCAB_SIZE, parallel, **arguments)
+    return build_state(config, plan, stage, stage.first_step + in_stage, VOCAB_SIZE, parallel)
 
 
 def _optimized(state: TrainState) -> int:
@@ -64,18 +64,16 @@ def test_groups_count_the_steps_since_their_moments_began(alone: Parallel, at_st
     assert counts == {("embedding", 0): 19, ("base", 0): 19, ("base", 1): 13, ("new_layer", 2): 4, **adapters}
 
 
-def test_weights_are_filled_before_gradients_and_moments_are_allocated(alone: Parallel) -> None:
-    seen: list[bool] = []
-
-    def fill(chunks: list[torch.nn.Module]) -> None:
-        seen.extend(hasattr(param, "main_grad") for chunk in chunks for param in chunk.parameters())
-        for chunk in chunks:
-            for param in chunk.parameters():
-                param.data.fill_(0.5)
-
-    state = _state(small_config(stages=STAGES, training={"precision": "bf16"}), 1, alone, fill=fill)
-    assert seen
-    assert not any(seen)
+def test_a_stages_model_takes_its_weights_before_gradients_and_moments_are_allocated(alone: Parallel) -> None:
+    config = small_config(stages=STAGES, training={"precision": "bf16"})
+    plan = make_plan(config, VOCAB_SIZE)
+    chunks = build_stage_model(config, plan.stages[1], VOCAB_SIZE, alone)
+    params = [param for chunk in chunks for param in chunk.parameters()]
+    assert any(param.requires_grad for param in params)
+    assert not any(hasattr(param, "main_grad") for param in params)
+    for param in params:
+        param.data.fill_(0.5)
+    state = make_trainable(chunks, config, plan, plan.stages[1], plan.stages[1].first_step, alone)
     assert all((param == 0.5).all() for param in state.chunks[0].parameters())
     main = [param for group in state.optimizer.param_groups for param in group["params"]]
     assert all((param == 0.5).all() for param in main), "the fp32 main weights are those that were filled in"
