@@ -65,10 +65,10 @@ def _init(folder: Path, size_name: str, machine: str, steps: int | None) -> str:
             f"  cd {folder}",
             f"  megatron-step tokenizer --input TEXT --vocab-size {config.model.vocab_size} "
             f"--output {config.data.tokenizer}",
-            f"  megatron-step preprocess --input TEXT --tokenizer {config.data.tokenizer} "
-            f"--output {config.data.train[0][1]}",
+            f"  megatron-step preprocess --input TEXT --document-separator '\\n\\n' "
+            f"--tokenizer {config.data.tokenizer} --output {config.data.train[0][1]}",
             f"  {_start(cluster, on_cpu)} --config config.yaml",
-            "A .txt file is one document; preprocess --document-separator '\\n\\n' splits it at blank lines.",
+            "The separator splits .txt files into documents at blank lines; without it a .txt file is one document.",
         ]
     )
 

@@ -103,31 +103,31 @@ def starting_text(config: RunConfig, size_name: str, machine: str, planned: Fore
     tokens = training.global_batch_size * model.seq_length
     on_cpu = config.planner.cluster is None
     return f"""\
-# A model of {size_name} parameters on {machine}. Paths are relative to the folder that the command is started in.
-# Every key and its default: megatron-step train --help
-output_dir: {config.output_dir}  # config, metrics, checkpoints, TensorBoard
+# A model of {size_name} parameters for the machine {machine}. Paths start in the folder where you start the command.
+# megatron-step train --help lists every key with its meaning and default.
+output_dir: {config.output_dir}  # for config, metrics, checkpoints, TensorBoard
 
 model:
   num_layers: {model.num_layers}
   hidden_size: {model.hidden_size}
   ffn_hidden_size: {model.ffn_hidden_size}
   num_attention_heads: {model.num_attention_heads}
-  num_query_groups: {groups}  # key and value heads; null for as many as query heads
+  num_query_groups: {groups}  # key and value heads; null: as many as query heads
   seq_length: {model.seq_length}  # tokens of a sample
-  vocab_size: {model.vocab_size}  # at least the tokenizer's; null takes the tokenizer's
+  vocab_size: {model.vocab_size}  # at least the tokenizer's tokens; null: exactly these
 
 data:
-  tokenizer: {config.data.tokenizer}  # made by megatron-step tokenizer, or a Hugging Face tokenizer's folder
-  train: [[1.0, {config.data.train[0][1]}]]  # weight and prefix of each corpus that megatron-step preprocess made
+  tokenizer: {config.data.tokenizer}  # from megatron-step tokenizer, or a Hugging Face tokenizer folder
+  train: [[1.0, {config.data.train[0][1]}]]  # weight and prefix of each corpus, from megatron-step preprocess
   split: [99, 1]  # shares of the documents for training and validation
 
 # The model grows in stages. Each stage trains its new layers; older layers are frozen and get adapters.
-# count: 1 trains all layers from the start, as usual, and needs more memory.
+# count: 1 is ordinary training: all layers from the start, with more memory.
 stages:
   count: {config.stages.count}
-  layers: auto  # the planner chooses those of the smallest peak memory: {" + ".join(map(str, layers))} here
-  steps: {config.stages.steps}  # optimizer steps that each stage's learning rate is laid out for
-  grow_at: {config.stages.grow_at:g}  # the model grows after this share of them
+  layers: auto  # the planner chooses the layers with the smallest peak memory: {" + ".join(map(str, layers))} here
+  steps: {config.stages.steps}  # optimizer steps of each stage's learning-rate schedule
+  grow_at: {config.stages.grow_at:g}  # the model grows after this share of the steps
 
 adapter: {{rank: {config.adapter.rank}, alpha: {config.adapter.alpha:g}}}  # low-rank adapters on the frozen layers
 
@@ -137,7 +137,7 @@ schedule: {{kind: wsd, warmup_steps: {schedule.warmup_steps}, rewarm_steps: {sch
 
 training:
   global_batch_size: {training.global_batch_size}  # samples of a step: {tokens:,} tokens
-  micro_batch_size: {training.micro_batch_size}  # samples that a rank holds at once: fewer need less memory
+  micro_batch_size: {training.micro_batch_size}  # samples that a rank holds at once; fewer need less memory
   precision: {training.precision}
   seed: 1
 
@@ -145,11 +145,12 @@ parallel:
   tensor_parallel_size: {parallel.tensor_parallel_size}
   pipeline_parallel_size: {parallel.pipeline_parallel_size}
   sequence_parallel: {str(parallel.sequence_parallel).lower()}
-  recompute: {parallel.recompute}  # full computes activations again in the backward pass: less memory, more time
+  recompute: {parallel.recompute}  # full: compute activations again in the backward pass; less memory, more time
 
-planner: {{cluster: {"null" if on_cpu else config.planner.cluster}}}  # machines whose memory a plan must fit
+# cluster: file with the machines, whose memory the plan must fit; null: no limit
+planner: {{cluster: {"null" if on_cpu else config.planner.cluster}}}
 
-# interval: steps between evaluations, checkpoints and shown lines
+# interval: steps between evaluations, between checkpoints, and between shown lines
 evaluation: {{interval: {config.evaluation.interval}, steps: {config.evaluation.steps}}}
 checkpoint: {{interval: {config.checkpoint.interval}, keep: {config.checkpoint.keep}}}
 logging: {{interval: {config.logging.interval}, tensorboard: true, wandb: null}}
