@@ -1,16 +1,20 @@
-# make demo | make test | make lint | make kernels | make clean     PYTHON=python3.12 chooses the interpreter of a new .venv
+# make demo | make test | make test-long | make lint | make kernels | make clean     PYTHON=python3.12 chooses the interpreter of a new .venv
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint kernels clean
+.PHONY: demo test test-long lint kernels clean
 
 demo: $(INSTALLED)
 	PATH="$(BIN):$$PATH" examples/step/run.sh
 
 test: lint
 	$(BIN)/python -m pytest
+
+# All pairs of layouts and settings, and twenty times the random inputs: hours.
+test-long: lint
+	$(BIN)/python -m pytest -m "long or not long" --hypothesis-profile long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

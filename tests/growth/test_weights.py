@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from zlib import crc32
 
 import pytest
 import torch
+from long_suite import cases
 from small_run import PLAIN, TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config, spread
 from small_run import whole_tensors as whole
 from torch import Tensor
@@ -58,9 +60,13 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "PP4": (4, {"pipeline_parallel_size": 4}, STAGES),
 }
 
-# By architecture: the layout that wrote the checkpoint of a grown stage, those it grows in, and the ways.
+# By architecture: the layout that wrote the checkpoint of a grown stage, those that `make test` grows it in, the ways.
 SAVED_BY = {"gated": "TP2 PP2", "tied": "PP2 VPP2", "plain": "one"}
-GROWN_IN = {"gated": [*LAYOUTS], "tied": ["TP2 SP", "PP2 uneven", "PP2 VPP2", "TP2 PP2"], "plain": ["TP2 SP", "PP4"]}
+GROWN_IN = {
+    "gated": ["one", "PP2 VPP2", "DP2 distributed", "TP2 PP2"],
+    "tied": ["TP2 SP", "PP2 uneven"],
+    "plain": ["TP2 SP", "PP4"],
+}
 WAYS = {"gated": [("mean", "merge"), ("copy", "keep")], "tied": [("mean", "keep")], "plain": [("random", "merge")]}
 
 
@@ -223,7 +229,10 @@ def test_stacked_layers_repeat_the_model(saved: Saved, layout: str) -> None:
     check(saved, folder, configs, layout, lambda init: [((layer,), new) for new in (False, True) for layer in range(4)])
 
 
-@pytest.mark.parametrize(("model", "layout"), [(model, layout) for model in MODELS for layout in GROWN_IN[model]])
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    cases(product(MODELS, LAYOUTS), [(model, layout) for model, layouts in GROWN_IN.items() for layout in layouts]),
+)
 def test_layout_grows_the_weights_of_any_other(saved: Saved, model: str, layout: str) -> None:
     """From six layers, all but the fifth with adapters, to seven: the new one comes above the fifth."""
     folder = saved.folder(config_of(model, SAVED_BY[model]), SAVED_BY[model], 1)

@@ -6,11 +6,13 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from long_suite import cases
 from run_files import assert_close_losses, assert_same_checkpoint, close, equal, last_step, losses
 from small_run import small_config
 from worlds import WorldError, Worlds
@@ -79,8 +81,15 @@ def straight(
 
 @pytest.mark.parametrize(
     ("name", "kill"),
-    # A killed world starts slowly: those of several ranks are killed at two of the places.
-    [(name, kill) for name, (size, _) in RUNS.items() for kill in (KILLS if size == 1 else list(KILLS)[:2])],
+    # A killed world starts slowly: those of several ranks are killed at one of the places.
+    cases(
+        product(RUNS, KILLS),
+        [
+            *product(["one process"], KILLS),
+            ("bf16 DP2 distributed", "before the last step of a stage"),
+            ("bf16 TP2 PP2 uneven, kept adapters", "in the middle of growth"),
+        ],
+    ),
 )
 def test_killed_around_growth_it_goes_on_bit_for_bit(
     worlds: Worlds, straight: Callable[[str], tuple[int, RunConfig]], tmp_path: Path, name: str, kill: str
