@@ -74,7 +74,9 @@ def _config(
     return RunConfig(
         output_dir="runs/first",
         model=size.model,
-        data=DataConfig(train=[(1.0, "data/train")], tokenizer="data/tokenizer.model", split=(99.0, 1.0)),
+        data=DataConfig(
+            train=[(1.0, "data/train")], tokenizer="data/tokenizer.model", split=(95.0, 5.0) if on_cpu else (99.0, 1.0)
+        ),
         stages=StagesConfig(count=_NUM_STAGES, steps=steps, grow_at=_GROW_AT),
         adapter=AdapterConfig(rank=size.adapter_rank, alpha=2.0 * size.adapter_rank),
         optimizer=OptimizerConfig(learning_rate=size.learning_rate),
@@ -119,7 +121,7 @@ model:
 data:
   tokenizer: {config.data.tokenizer}  # from megatron-step tokenizer, or a Hugging Face tokenizer folder
   train: [[1.0, {config.data.train[0][1]}]]  # weight and prefix of each corpus, from megatron-step preprocess
-  split: [99, 1]  # shares of the documents for training and validation
+  split: {[*map(int, config.data.split or ())]}  # shares of the documents for training and validation
 
 # The model grows in stages. Each stage trains its new layers; older layers are frozen and get adapters.
 # count: 1 is ordinary training: all layers from the start, with more memory.

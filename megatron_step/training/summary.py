@@ -29,7 +29,7 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
         groups["trained" if trained else "frozen", _NAMES[role]] += elements
     lines = [
         f"stage {stage.number} of {len(plan.stages)}: {stage.num_layers} layers, {stage.num_new_layers} of them "
-        f"new, in pipeline parts of {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
+        f"new, pipeline layout {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
         f"  operations on {current_device()}: {ops.backend(current_device())}",
         *([_growth(config.growth)] if stage.index > 0 and state.growth_peak_bytes is not None else []),
         f"  {'':8}{'':24}{'parameters':>16}{'weights':>14}{'gradients':>14}{'optimizer':>14}",
