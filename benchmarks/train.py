@@ -25,9 +25,10 @@ from benchmarks.train_arms import (
 )
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
+from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel
-from megatron_step.model.transformer_config import DTYPES
+from megatron_step.plan.states import RECIPES
 from megatron_step.training.state import TrainState, initial_state
 
 _OURS = "megatron_step"
@@ -63,7 +64,7 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, pre
         arms: dict[str, Arm] = {name: partial(call, _STEP) for name, call in calls.items()}
         check_same_loss(arms)
         stack.enter_context(keep_freed_memory())  # for the products, which are measured here
-        products = product_arms(model, tokens, DTYPES[precision])
+        products = product_arms(model, tokens, tensor_type(RECIPES[precision].weight))
         seconds = interleave({**arms, **products}, repeats)
         parts = calls[_OURS](_PARTS)
     flops = product_flops(model, tokens)

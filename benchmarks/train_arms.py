@@ -21,8 +21,9 @@ from torch import Tensor
 from benchmarks.timing import use_all_cores
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
+from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.model.transformer_config import DTYPES
+from megatron_step.plan.states import RECIPES
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import train_step
 
@@ -112,7 +113,7 @@ def megatron_core_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
 def _stock_model(config: RunConfig) -> GPTModel:
     """A GPTModel of megatron-core's local spec in the shape of `config`, with the defaults of its TransformerConfig."""
     model = config.model
-    dtype = DTYPES[config.training.precision]
+    dtype = tensor_type(RECIPES[config.training.precision].weight)
     return GPTModel(
         config=TransformerConfig(
             num_layers=model.num_layers,
@@ -153,7 +154,7 @@ def _stock_optimizer(chunk: DistributedDataParallel, config: RunConfig) -> Any:
             adam_eps=settings.epsilon,
             clip_grad=settings.clip_grad,
             bf16=precision == "bf16",
-            params_dtype=DTYPES[precision],
+            params_dtype=tensor_type(RECIPES[precision].weight),
         ),
         [chunk],
     )
@@ -163,7 +164,9 @@ def transformers_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
     """transformers' Llama with SDPA and torch's fused AdamW; in bf16 all of it is bf16, moments and updates too."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(_llama_config(config), dtype=DTYPES[config.training.precision])
+    model = AutoModelForCausalLM.from_config(
+        _llama_config(config), dtype=tensor_type(RECIPES[config.training.precision].weight)
+    )
     model.load_state_dict(llama_weights(weights, config.model))
     model.train()
     settings = config.optimizer

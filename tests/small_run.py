@@ -19,7 +19,7 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, RunConfig, TrainingConfig
-from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, StagesConfig
+from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, OldLayersConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, first_problem
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import TrainState
@@ -42,6 +42,7 @@ def small_config(
     stages: dict[str, Any] | None = None,
     growth: dict[str, Any] | None = None,
     freeze: dict[str, Any] | None = None,
+    old_layers: dict[str, Any] | None = None,
     adapter: dict[str, Any] | None = None,
     parallel: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
@@ -58,6 +59,7 @@ def small_config(
         stages=StagesConfig(**{"steps": steps, **(stages or {})}),
         growth=GrowthConfig(**(growth or {})),
         freeze=FreezeConfig(**(freeze or {})),
+        old_layers=OldLayersConfig(**(old_layers or {})),
         adapter=AdapterConfig(**{"rank": 4, "alpha": 8, **(adapter or {})}),
         # A step that does not make training chaotic, and an epsilon above tiny gradients: rounding errors stay small.
         optimizer=OptimizerConfig(learning_rate=2e-3, epsilon=1e-6),

@@ -1,9 +1,11 @@
-"""A plugin: a growth operator that repeats every layer in place, and a tracker that posts metrics over HTTP.
+"""A plugin: a growth operator that repeats every layer in place, a policy that trains every second old layer, and a
+tracker that posts metrics over HTTP.
 
 A config names it, and every process of the run imports it:
 
     plugins: [my_plugin]
     growth: {operator: repeat, init: identity}
+    old_layers: {policy: every_second}
 
 The tracker posts to the address in METRICS_URL; without one there is no tracker.
 """
@@ -13,8 +15,13 @@ import os
 from collections.abc import Sequence
 from urllib.request import Request, urlopen
 
+from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import GrowthConfig
-from megatron_step.plan.operators import New, Old, Operator, register
+from megatron_step.plan import old_layers, operators
+from megatron_step.plan.names import is_norm, layer_of
+from megatron_step.plan.old_layers import Policy, Treatment
+from megatron_step.plan.operators import New, Old, Operator
+from megatron_step.plan.stages import Stage
 from megatron_step.training.trackers.tracker import Metrics, TrackedRun
 
 TIMEOUT_SECONDS = 5.0  # training waits for an answer as long as this
@@ -37,6 +44,21 @@ class Repeat(Operator):
         return [place for layer in range(num_layers) for place in (Old(layer), *[New(layer)] * copies)]
 
 
+class EverySecond(Policy):
+    """Trains every second old layer in full and freezes the others, except for their norms."""
+
+    name = "every_second"
+    period = 2
+
+    def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
+        """Layer 0 is trained, layer 1 is frozen, and so on."""
+        layer = layer_of(key)
+        if is_norm(key):
+            return Treatment(True, "base", since=stage.layers[layer].born)
+        # Growth moves layers, so a trained one may have been frozen before: its optimizer states begin in this stage.
+        return Treatment(layer % 2 == 0, "base", since=stage.index)
+
+
 class PostedLines:
     """Posts each shown step as a line of JSON."""
 
@@ -55,5 +77,6 @@ class PostedLines:
         """Nothing is left to post."""
 
 
-register(Repeat())
+operators.register(Repeat())
+old_layers.register(EverySecond())
 trackers = [PostedLines] if "METRICS_URL" in os.environ else []

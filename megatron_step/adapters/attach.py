@@ -1,12 +1,12 @@
 """Puts adapters on the linears of layers, in place: the names of the base weights stay as they are."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from megatron.core.transformer.module import Float16Module, MegatronModule
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.config.stages import AdapterConfig
+from megatron_step.config.stages import AdapterConfig, Target
 from megatron_step.engine.parallel import Parallel
 from megatron_step.layers.adapter import AdaptableLinear, Adapter
 from megatron_step.layers.te_adapter import make_adaptable
@@ -21,20 +21,22 @@ def attach_adapters(
     chunk: GPTModel | Float16Module,
     model: ModelConfig,
     config: AdapterConfig,
-    adapted: Callable[[int], bool],
+    targets: Callable[[int], Collection[Target]],
     parallel: Parallel,
     seed: int,
 ) -> None:
-    """Give the target linears of the chunk's layers for which `adapted(number)` holds fresh adapters, in place.
+    """Put fresh adapters on the linears `targets(number)` of each of the chunk's layers, in place.
 
-    A fresh adapter changes nothing: its B is zero. Layers are numbered bottom up over the whole model, from 0.
+    A fresh adapter changes nothing: its B is zero. Layers are numbered bottom up over the whole model, from 0. Rank,
+    alpha and dropout are those of `config`.
 
     Raises ValueError if the rank cannot be split over the tensor-parallel ranks.
     """
     linears = layer_linears(model)
     for number, layer in numbered_layers(chunk):
+        wanted = targets(number)
         for site, (target, place) in enumerate(linears.items()):
-            if target not in config.targets or not adapted(number):
+            if target not in wanted:
                 continue
             linear = make_adaptable(layer.get_submodule(place.key), parallel.config.sequence_parallel)
             linear.adapter = Adapter(

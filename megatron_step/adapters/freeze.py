@@ -10,7 +10,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_state
 from megatron_step.model.gpt import GPTModel
-from megatron_step.plan.trainable import Treatment
+from megatron_step.plan.old_layers import Treatment
 
 
 def apply_treatment(

@@ -20,9 +20,10 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from megatron_step.engine.compat.optimizers import owned_slice, owned_states
+from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_state
-from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES
+from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES, SAVED_STATE
 
 Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
 
@@ -69,7 +70,7 @@ def optimizer_state_requests(weights: dict[str, Sharded], name: str) -> dict[str
     """Room on the CPU for one state of every trainable weight, whole over data-parallel ranks, to load into."""
     return {
         key: make_sharded_optimizer_tensor(
-            shard, torch.empty(param.shape, dtype=torch.float32), prefix=f"optimizer.state.{name}"
+            shard, torch.empty(param.shape, dtype=tensor_type(SAVED_STATE)), prefix=f"optimizer.state.{name}"
         )
         for key, shard in weights.items()
         for param in [shard.data]

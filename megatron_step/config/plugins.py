@@ -3,7 +3,7 @@
 A plugin may have
     hooks       a list of functions that are called after each step
     trackers    a list of tracker classes, or of functions that make trackers
-and calls `register` for each growth operator as it is imported.
+and calls `register` for each growth operator and each policy for old layers as it is imported.
 """
 
 import importlib

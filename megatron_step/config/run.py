@@ -13,7 +13,14 @@ from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.paths import expand_path
 from megatron_step.config.sections import as_section, section_keys
-from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, StagesConfig
+from megatron_step.config.stages import (
+    AdapterConfig,
+    FreezeConfig,
+    GrowthConfig,
+    OldLayersConfig,
+    StagesConfig,
+    old_layer_policy,
+)
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,8 @@ class RunConfig:
     """How new layers are made."""
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     """What is no longer trained after growth."""
+    old_layers: OldLayersConfig = field(default_factory=OldLayersConfig)
+    """What happens to the layers of earlier stages."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """Adapters on what is frozen."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -163,12 +172,13 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """What the run shows."""
     plugins: list[str] = field(default_factory=list)
-    """Modules outside the package that add hooks, trackers and growth operators, as in [my_plugin]."""
+    """Modules outside the package, as in [my_plugin], that add hooks, trackers, growth operators and policies for old
+    layers."""
 
     @property
-    def adapts(self) -> bool:
-        """Whether layers that are frozen after growth get adapters."""
-        return self.stages.count > 1 and self.freeze.layers and self.adapter.rank > 0
+    def old_layer_policy(self) -> str:
+        """Name of the policy for the layers of earlier stages."""
+        return old_layer_policy(self.old_layers.policy, self.freeze.layers, self.adapter.rank)
 
     def __post_init__(self) -> None:
         for name, key in section_keys(RunConfig).items():
@@ -235,7 +245,13 @@ def _check_stages(config: RunConfig) -> None:
         raise ValueError(
             f"planner.recipe {config.planner.recipe} counts weights in 16 bits: set training.precision to bf16"
         )
-    if config.adapts and config.adapter.rank % config.parallel.tensor_parallel_size:
+    if config.stages.count > 1 and config.old_layer_policy == "adapters":
+        check_adapter_rank(config)
+
+
+def check_adapter_rank(config: RunConfig) -> None:
+    """Raise ValueError if tensor-parallel ranks cannot split the adapters."""
+    if config.adapter.rank % config.parallel.tensor_parallel_size:
         raise ValueError(
             f"adapter.rank {config.adapter.rank} is not divisible by parallel.tensor_parallel_size "
             f"{config.parallel.tensor_parallel_size}, over which adapters are split: {_other_ranks(config)}"

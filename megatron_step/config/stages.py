@@ -97,6 +97,24 @@ class FreezeConfig:
 
 
 @dataclass(frozen=True)
+class OldLayersConfig:
+    """What happens to the layers of earlier stages once the model has grown."""
+
+    policy: str | None = None
+    """frozen, adapters, trained, or the name of a registered policy (plan/old_layers.py). null follows the other keys:
+    trained if freeze.layers is false, frozen if adapter.rank is 0, otherwise adapters."""
+
+
+def old_layer_policy(policy: str | None, freezes_layers: bool, adapter_rank: int) -> str:
+    """Return the name of the policy for old layers, from old_layers.policy, freeze.layers and adapter.rank."""
+    if policy is not None:
+        return policy
+    if not freezes_layers:
+        return "trained"
+    return "adapters" if adapter_rank else "frozen"
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     """Low-rank adapters on the frozen linears (LoRA, Hu et al., 2022): y = x W^T + alpha / rank (drop(x) A^T) B^T."""
 

@@ -23,6 +23,7 @@ from megatron_step.checkpoint.load import FoundCheckpoint, load_tensors
 from megatron_step.checkpoint.manifest import Manifest
 from megatron_step.checkpoint.sharding import Sharded, sharded_weights
 from megatron_step.config.stages import GrowthConfig
+from megatron_step.engine.formats import decode
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
 from megatron_step.plan.layout import num_chunks
@@ -160,7 +161,7 @@ def _factor_requests(weight_key: str, source: GrowthSource, shard: Sharded) -> I
 
 def _merged(shard: Sharded, loaded: Mapping[str, Tensor], key: str, scaling: float) -> Tensor:
     """The part of W + s B A that `shard` is, in fp32."""
-    weight = loaded[key].float()
+    weight = decode(loaded[key])
     in_key, out_key = factor_keys(key)
     if in_key in loaded:
         part = replace(

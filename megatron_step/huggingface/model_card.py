@@ -9,6 +9,7 @@ import yaml
 
 from megatron_step.checkpoint.manifest import Manifest, saved_config
 from megatron_step.config.run import RunConfig, consumed_samples
+from megatron_step.plan.old_layers import adapts
 from megatron_step.plan.operators import describe_growth
 from megatron_step.plan.stages import Stage, plan_from_dict
 from megatron_step.planner.costs.memory import stage_memory
@@ -105,7 +106,7 @@ def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
     if manifest.stage_index > 0:
         adapter = config.adapter
         grown = f" It grew by {describe_growth(config.growth)}"
-        grown += f"; adapters had rank {adapter.rank} and alpha {adapter.alpha:g}." if config.adapts else "."
+        grown += f"; adapters had rank {adapter.rank} and alpha {adapter.alpha:g}." if adapts(config) else "."
     return [
         f"Pre-trained with megatron_step for {manifest.step:,} steps, "
         f"{manifest.consumed_samples * config.model.seq_length:,} tokens, in {config.training.precision}."

@@ -13,6 +13,7 @@ from megatron_step.layers.attention import SDPAttention, SelfAttention
 from megatron_step.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megatron_step.layers.mlp import MLP
 from megatron_step.layers.norm import RMSNorm
+from megatron_step.plan.names import ATTENTION_NORM, MLP_NORM
 
 
 def local_layer_spec(qk_norm: bool) -> ModuleSpec:
@@ -39,8 +40,8 @@ def local_layer_spec(qk_norm: bool) -> ModuleSpec:
             mlp_bda=get_bias_dropout_add,
             # In checkpoints the norms are called as TransformerEngine's fused norm-linears call them.
             sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+                "input_layernorm.": ATTENTION_NORM.removesuffix("weight"),
+                "pre_mlp_layernorm.": MLP_NORM.removesuffix("weight"),
             },
         ),
     )

@@ -8,8 +8,10 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.parallel import ParallelConfig
+from megatron_step.engine.formats import tensor_type
+from megatron_step.plan.states import RECIPES
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu}
 
 
 def transformer_config(
@@ -19,7 +21,7 @@ def transformer_config(
 
     `layout` gives the layers of every chunk of the pipeline, in the order of the layers.
     """
-    dtype = DTYPES[precision]
+    dtype = tensor_type(RECIPES[precision].weight)
     return TransformerConfig(
         # Shape
         num_layers=model.num_layers,
@@ -32,7 +34,7 @@ def transformer_config(
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.gated_mlp,
-        activation_func=F.silu if model.mlp == "swiglu" else F.gelu,
+        activation_func=_ACTIVATIONS[model.mlp],
         add_bias_linear=False,
         add_qkv_bias=model.qkv_bias,
         qk_layernorm=model.qk_norm,

@@ -16,21 +16,25 @@ from megatron.core.transformer.module import MegatronModule
 from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.engine.compat.operations import foreach_mul_
 from megatron_step.engine.compat.optimizers import adam_class
+from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.adam import FusedAdam
+from megatron_step.plan.states import FP32, RECIPES
 
 _ROW = 512
 """Squares that are added in fp32."""
 
 
-def wrap_data_parallel(chunks: list[MegatronModule], parallel: Parallel) -> list[DistributedDataParallel]:
-    """Give the trainable weights of every model chunk fp32 gradient buffers that are averaged over data-parallel ranks.
+def wrap_data_parallel(
+    chunks: list[MegatronModule], precision: str, parallel: Parallel
+) -> list[DistributedDataParallel]:
+    """Give the trainable weights of every model chunk gradient buffers that are averaged over data-parallel ranks.
 
     What is trainable is fixed here: a weight that is unfrozen later would never be updated.
     """
     overlap = parallel.config.overlap_grad_reduce and parallel.dp_size > 1
     config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=RECIPES[precision].gradient == FP32,
         overlap_grad_reduce=overlap,
         use_distributed_optimizer=parallel.config.distributed_optimizer,
     )
@@ -71,7 +75,7 @@ def build_optimizer(
     gradients) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
     the first step.
     """
-    ddp_config = chunks[0].ddp_config
+    ddp_config, recipe = chunks[0].ddp_config, RECIPES[precision]
     with adam_class(FusedAdam):
         optimizer = megatron_optimizer.get_megatron_optimizer(
             MegatronOptimizerConfig(
@@ -84,8 +88,8 @@ def build_optimizer(
                 adam_eps=config.epsilon,
                 # The norm is always computed, for the log; an infinite limit never scales.
                 clip_grad=config.clip_grad if config.clip_grad > 0 else float("inf"),
-                bf16=precision == "bf16",
-                params_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+                bf16=recipe.main is not None,
+                params_dtype=tensor_type(recipe.weight),
                 use_distributed_optimizer=ddp_config.use_distributed_optimizer,
             ),
             chunks,

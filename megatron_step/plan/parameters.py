@@ -6,18 +6,18 @@ biases with the rows of their matrix; norms are whole on every rank.
 
 from dataclasses import dataclass
 from math import prod
-from typing import get_args
 
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import Target
 from megatron_step.plan.blocks.embedding import embedding_of
 from megatron_step.plan.blocks.head import head_of
-from megatron_step.plan.blocks.layer import layer_blocks
+from megatron_step.plan.blocks.layer import layer_blocks, layer_linears
 from megatron_step.plan.blocks.linear import Handling
 from megatron_step.plan.layout import Chunk
 from megatron_step.plan.names import layer_key
+from megatron_step.plan.old_layers import Treatment, adapter_targets
 from megatron_step.plan.stages import Stage
-from megatron_step.plan.trainable import Treatment, has_adapters, treatment
+from megatron_step.plan.trainable import treatment
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ def _parameter(key: str, shape: tuple[int, ...], config: RunConfig, stage: Stage
 
 def _ranks(config: RunConfig, stage: Stage, layer: int) -> dict[Target, int]:
     """Ranks of the adapters on a layer's linears; 0 for none."""
-    adapted = config.adapter.targets if has_adapters(layer, stage, config) else []
-    return {target: config.adapter.rank if target in adapted else 0 for target in get_args(Target)}
+    adapted = adapter_targets(layer, stage, config)
+    return {target: config.adapter.rank if target in adapted else 0 for target in layer_linears(config.model)}

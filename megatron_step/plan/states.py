@@ -49,6 +49,8 @@ class Format:
 
 
 FP32, BF16, INT8 = Format(4), Format(2), Format(1)
+SAVED_STATE = FP32
+"""Format of optimizer states in checkpoints, whatever the recipe of the run."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Recipe:
     """Each of Adam's two moments, if it is trained."""
     frozen_matrix: Format | None = None
     """The matrix of a frozen linear, with a scale for each row; None for the format of weights."""
+
+    def state_format(self, name: str) -> Format:
+        """Return the format of the optimizer state that checkpoints call `name`."""
+        if name == MAIN_WEIGHT:
+            assert self.main is not None  # it is among `optimizer_states` only then
+            return self.main
+        return self.moments
 
     @property
     def optimizer_states(self) -> tuple[str, ...]:

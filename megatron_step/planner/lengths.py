@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from math import lcm
 
 from megatron_step.config.run import RunConfig, batch_size_at, consumed_samples
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.stages import Stage, StagePlan
 
 
@@ -50,21 +51,21 @@ def _of_stage(config: RunConfig, stage: Stage) -> Iterator[str]:
             f"stages.grow_at {config.stages.grow_at} of the {budget} steps of stage {number} is less than a step: "
             "the model grows after one step"
         )
-    if stage.index and config.adapts:
-        yield from _of_restarts(config, number, steps)
+    if stage.index:
+        yield from _of_changes(config, number, steps)
 
 
-def _of_restarts(config: RunConfig, number: int, steps: int) -> Iterator[str]:
-    """Restarts of adapters against a stage's steps, and the re-warm-up against the distance of restarts."""
-    interval, rewarm = config.adapter.restart_interval, config.schedule.rewarm_steps
+def _of_changes(config: RunConfig, number: int, steps: int) -> Iterator[str]:
+    """Changes of old layers against a stage's steps, and the re-warm-up against the interval of changes."""
+    policy, rewarm = policy_of(config), config.schedule.rewarm_steps
+    interval, key = policy.change_interval(config), policy.interval_key
     if interval >= steps:
         yield (
-            f"adapter.restart_interval {interval} is not less than the {steps} steps of stage {number}: its adapters "
-            "never restart"
+            f"{key} {interval} is not less than the {steps} steps of stage {number}: it never comes due in that stage"
         )
     elif 0 < interval < rewarm:
         yield (
-            f"schedule.rewarm_steps {rewarm} is more than adapter.restart_interval {interval}: after a restart the "
+            f"schedule.rewarm_steps {rewarm} is more than {key} {interval}: after each of these intervals the "
             f"learning rate gets to {interval / rewarm:.1%} of its peak. Set it to at most {interval}"
         )
 

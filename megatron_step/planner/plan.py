@@ -7,6 +7,7 @@ from itertools import accumulate
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, batch_size_at
 from megatron_step.plan.layout import num_chunks
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import GrownLayer, first_layers, grow, operator_of
 from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps
 from megatron_step.planner.costs.machines import pipeline_machines
@@ -30,6 +31,7 @@ def make_plan(
     hold a stage, or if the plan does not fit the machines.
     """
     operator_of(config.growth)
+    policy_of(config).check(config)
     budgets = _step_budgets(config)
     spans = first_steps(budgets, config.stages.grow_at)
     depths = _given_depths(config, chosen)

@@ -6,6 +6,7 @@ from itertools import combinations
 
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, check_world
+from megatron_step.plan.old_layers import adapts
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.forecast import Forecast, forecast
 
@@ -73,7 +74,7 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, _Change]]:
     values: list[_Change] = []
     if config.stages.layers == "auto":
         values += [{"stages.count": config.stages.count + more} for more in (1, 2)]
-    if config.adapts and config.adapter.rank % 2 == 0:
+    if adapts(config) and config.adapter.rank % 2 == 0:
         values.append({"adapter.rank": config.adapter.rank // 2})
     if training.micro_batch_size % 2 == 0:
         values.append({"training.micro_batch_size": training.micro_batch_size // 2})

@@ -11,6 +11,7 @@ from typing import Literal
 
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, check_world
+from megatron_step.plan.old_layers import adapts
 from megatron_step.planner.forecast import Forecast, forecast
 from megatron_step.report.text_table import aligned, format_bytes
 
@@ -98,7 +99,7 @@ def front_table(front: list[Candidate]) -> str:
                 f"{item.step_seconds:.3g}",
                 str(len(plan.stages)),
                 "+".join(str(stage.num_new_layers) for stage in plan.stages),
-                str(item.config.adapter.rank) if item.config.adapts else "-",
+                str(item.config.adapter.rank) if adapts(item.config) else "-",
                 str(parallel.tensor_parallel_size),
                 str(parallel.pipeline_parallel_size),
                 str(item.dp_size),

@@ -14,6 +14,7 @@ from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.moments import grow_moments
 from megatron_step.growth.weights import grow_weights, growth_source, saved_stage
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.training.memory import measure_peak
 from megatron_step.training.state import TrainState, build_stage_model, build_state, make_trainable
@@ -60,7 +61,7 @@ def _load(
     config: RunConfig, plan: StagePlan, stage: Stage, found: FoundCheckpoint, vocab_size: int, parallel: Parallel
 ) -> TrainState:
     """Load the state of `stage` from a checkpoint in the middle of it."""
-    chunks = build_stage_model(config, stage, vocab_size, parallel)
+    chunks = build_stage_model(config, stage, found.manifest.step, vocab_size, parallel)
     load_weights(found.path, chunks, parallel)
     state = make_trainable(chunks, config, plan, stage, found.manifest.step, parallel)
     load_optimizer_states(found.path, state.chunks, state.optimizer, config.training.precision, parallel)
@@ -79,10 +80,10 @@ def _grow(
 ) -> TrainState:
     """Grow a checkpoint into `stage`: one of this run (`own`), or the weights alone of another run's."""
     source = growth_source(found)
-    keeps = own and config.adapter.at_stage_end == "keep"
+    keeps = own and policy_of(config).keeps_adapters(config)
 
     def grow() -> TrainState:
-        chunks = build_stage_model(config, stage, vocab_size, parallel)
+        chunks = build_stage_model(config, stage, step, vocab_size, parallel)
         grow_weights(chunks, source, stage, config.growth, keeps, parallel)
         state = make_trainable(chunks, config, plan, stage, step, parallel)
         if own:

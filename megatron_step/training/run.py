@@ -30,7 +30,7 @@ from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.hooks.evaluation import evaluation_hook
 from megatron_step.training.hooks.gradients import gradient_check_hook
 from megatron_step.training.hooks.logging import logging_hook
-from megatron_step.training.hooks.restart import restart_hook
+from megatron_step.training.hooks.old_layers import old_layers_hook
 from megatron_step.training.hooks.saving import check_resumable, description, saving_hook
 from megatron_step.training.messages import say, warn
 from megatron_step.training.output_folder import output_folder
@@ -119,7 +119,7 @@ def _run(
             if config.data.has_validation and config.evaluation.steps:
                 read_batch = validation_reader(datasets, config, parallel)
                 called.append(evaluation_hook(read_batch, config, parallel))
-            called += [restart_hook(config, parallel), *hooks, log]
+            called += [old_layers_hook(config, parallel), *hooks, log]
             called.append(saving_hook(saver, config, describe, parallel))
 
             def grow(state: TrainState) -> TrainState:

@@ -9,6 +9,7 @@ from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.signals import StopRequest
 from megatron_step.optim.schedule import learning_rate
+from megatron_step.plan.old_layers import since_change
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.costs.memory import RankMemory
 from megatron_step.training.memory import measure_step
@@ -89,14 +90,12 @@ def step_learning_rate(config: RunConfig, stage: Stage, step: int) -> float:
     peak = rates[stage.index] if rates is not None else config.optimizer.learning_rate
     schedule, in_stage = config.schedule, step - stage.first_step
     warmup_steps = schedule.rewarm_steps if stage.index > 0 else schedule.warmup_steps
-    restarts = config.adapts and stage.index > 0 and config.adapter.restart_interval > 0
-    since_restart = in_stage % config.adapter.restart_interval if restarts else in_stage
     return learning_rate(
         schedule,
         peak,
         in_stage,
         stage.schedule_steps,
         warmup_steps=warmup_steps,
-        since_restart=since_restart,
+        since_restart=since_change(step, stage, config),
         grows=stage.grows,
     )

@@ -16,8 +16,9 @@ from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import build_model
 from megatron_step.model.gpt import GPTModel
 from megatron_step.optim.optimizer import build_optimizer, set_update_counts, wrap_data_parallel
+from megatron_step.plan.old_layers import adapter_targets, turn_at
 from megatron_step.plan.stages import Stage, StagePlan
-from megatron_step.plan.trainable import has_adapters, treatment
+from megatron_step.plan.trainable import treatment
 from megatron_step.planner.plan import make_plan
 
 
@@ -57,24 +58,26 @@ def build_state(
     config: RunConfig, plan: StagePlan, stage: Stage, step: int, vocab_size: int, parallel: Parallel
 ) -> TrainState:
     """Build a stage's model with initial weights and its optimizer with zero moments, after `step` steps of the run."""
-    chunks = build_stage_model(config, stage, vocab_size, parallel)
+    chunks = build_stage_model(config, stage, step, vocab_size, parallel)
     return make_trainable(chunks, config, plan, stage, step, parallel)
 
 
 def build_stage_model(
-    config: RunConfig, stage: Stage, vocab_size: int, parallel: Parallel
+    config: RunConfig, stage: Stage, step: int, vocab_size: int, parallel: Parallel
 ) -> list[GPTModel | Float16Module]:
     """Build this rank's model chunks of a stage: initial weights, fresh adapters, no gradients or optimizer states.
 
+    What is trained is what the stage trains after `step` finished steps of the run.
+
     Load or grow other weights into the chunks before `make_trainable`: then the states are not yet in memory.
     """
-    precision, seed = config.training.precision, config.training.seed
+    precision, seed, turn = config.training.precision, config.training.seed, turn_at(step, stage, config)
     chunks = build_model(config.model, vocab_size, parallel, precision, seed, stage.layout)
     for chunk in chunks:
         attach_adapters(
-            chunk, config.model, config.adapter, lambda layer: has_adapters(layer, stage, config), parallel, seed
+            chunk, config.model, config.adapter, lambda layer: adapter_targets(layer, stage, config), parallel, seed
         )
-        apply_treatment(chunk, lambda key: treatment(key, stage, config), parallel)
+        apply_treatment(chunk, lambda key: treatment(key, stage, config, turn), parallel)
     return chunks
 
 
@@ -90,7 +93,7 @@ def make_trainable(
 
     Main weights are copies of the chunks' weights as they are now. `step` steps of the run are finished.
     """
-    wrapped = wrap_data_parallel(chunks, parallel)
+    wrapped = wrap_data_parallel(chunks, config.training.precision, parallel)
     optimizer = build_optimizer(config.optimizer, wrapped, config.training.precision)
     # Adam's moments have seen the steps since the stage in which they began.
     set_update_counts(optimizer, {one.index: step - one.first_step for one in plan.stages})

@@ -10,11 +10,12 @@ from worlds import WorldError, Worlds
 
 from megatron_step.adapters.attach import adapted_linears, attach_adapters, numbered_layers
 from megatron_step.config.run import RunConfig
-from megatron_step.config.stages import AdapterConfig
+from megatron_step.config.stages import AdapterConfig, Target
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.model.build import build_model
 
 STAGES: dict[str, Any] = {"count": 2, "layers": [3, 1]}
+TARGETS: list[Target] = ["qkv", "proj", "fc1", "fc2"]
 
 
 def _model(config: RunConfig, parallel: Parallel) -> torch.nn.Module:
@@ -28,7 +29,7 @@ def test_a_fresh_adapter_changes_nothing(alone: Parallel, precision: str) -> Non
     chunk = _model(config, alone)
     tokens = torch.arange(32).expand(2, 32)
     before = chunk(input_ids=tokens, position_ids=None, attention_mask=None)
-    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: True, alone, seed=1)
+    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: TARGETS, alone, seed=1)
     chunk.eval()
     assert torch.equal(chunk(input_ids=tokens, position_ids=None, attention_mask=None), before)
 
@@ -37,7 +38,7 @@ def test_names_of_base_weights_stay(alone: Parallel) -> None:
     config = small_config()
     chunk = _model(config, alone)
     before = dict(chunk.named_parameters())
-    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: True, alone, seed=1)
+    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: TARGETS, alone, seed=1)
     after = dict(chunk.named_parameters())
     assert all(after[name] is param for name, param in before.items())
     added = after.keys() - before.keys()
@@ -50,7 +51,7 @@ def test_factors_are_marked_as_split_as_their_base(alone: Parallel, mlp: str) ->
     """megatron-core counts norms, and takes weights apart, by these marks."""
     config = small_config(model={"mlp": mlp})
     chunk = _model(config, alone)
-    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: True, alone, seed=1)
+    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: TARGETS, alone, seed=1)
     for linear in adapted_linears(chunk):
         factors = (linear.adapter.linear_in.weight, linear.adapter.linear_out.weight)
         assert all(factor.tensor_model_parallel for factor in factors)
@@ -61,8 +62,8 @@ def test_factors_are_marked_as_split_as_their_base(alone: Parallel, mlp: str) ->
 def test_only_the_targets_of_the_chosen_layers_get_one(alone: Parallel) -> None:
     config = small_config()
     chunk = _model(config, alone)
-    adapter = AdapterConfig(rank=8, targets=["proj", "fc1"])
-    attach_adapters(chunk, config.model, adapter, lambda layer: layer in (1, 3), alone, seed=1)
+    wanted: dict[int, list[Target]] = {1: ["proj", "fc1"], 3: ["proj", "fc1"]}
+    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: wanted.get(layer, []), alone, seed=1)
     for number, layer in numbered_layers(chunk):
         has = [
             linear.adapter is not None
@@ -80,7 +81,7 @@ def test_only_the_targets_of_the_chosen_layers_get_one(alone: Parallel) -> None:
 def test_each_has_a_place_of_its_own_for_its_dropout(alone: Parallel) -> None:
     config = small_config()
     chunk = _model(config, alone)
-    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: True, alone, seed=1)
+    attach_adapters(chunk, config.model, AdapterConfig(rank=8), lambda layer: TARGETS, alone, seed=1)
     sites = [linear.adapter.site for linear in adapted_linears(chunk)]
     assert len(set(sites)) == len(sites) == 16
 
@@ -118,4 +119,4 @@ def attach_rank_3() -> None:
     config = small_config(parallel={"tensor_parallel_size": 2})
     with parallel_layout(config.parallel, 1) as parallel:
         chunk = _model(config, parallel)
-        attach_adapters(chunk, config.model, AdapterConfig(rank=3), lambda layer: True, parallel, seed=1)
+        attach_adapters(chunk, config.model, AdapterConfig(rank=3), lambda layer: TARGETS, parallel, seed=1)

@@ -119,8 +119,8 @@ def test_sections_that_do_not_fit_are_one_clear_line(tmp_path: Path, sections: d
     assert "\n" not in str(caught.value)
 
 
-def test_no_adapters_without_frozen_layers(tmp_path: Path) -> None:
-    assert _load(tmp_path).adapts
-    assert not _load(tmp_path, adapter={"rank": 0}).adapts
-    assert not _load(tmp_path, freeze={"layers": False}).adapts
-    assert not _load(tmp_path, stages={"steps": 5}).adapts
+def test_the_policy_for_old_layers_follows_older_keys_unless_it_is_named(tmp_path: Path) -> None:
+    assert _load(tmp_path).old_layer_policy == "adapters"
+    assert _load(tmp_path, adapter={"rank": 0}).old_layer_policy == "frozen"
+    assert _load(tmp_path, freeze={"layers": False}).old_layer_policy == "trained"
+    assert _load(tmp_path, old_layers={"policy": "frozen"}).old_layer_policy == "frozen"

@@ -7,7 +7,8 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import in_layer, is_adapter, layer_of
-from megatron_step.plan.trainable import has_adapters, treatment
+from megatron_step.plan.old_layers import adapter_targets
+from megatron_step.plan.trainable import treatment
 from megatron_step.planner.plan import make_plan
 
 STAGES = {"count": 3, "layers": [2, 1, 1]}  # layers by the stage that added them: 0 2 1 0
@@ -48,7 +49,7 @@ def test_old_matrices_are_frozen_and_their_norms_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "key"),
+    ("name", "key"),
     [
         ("embedding", EMBEDDING),
         ("output_layer", OUTPUT),
@@ -56,16 +57,16 @@ def test_old_matrices_are_frozen_and_their_norms_are_not() -> None:
         ("norms", _layer(0, "mlp.linear_fc1.layer_norm_weight")),
     ],
 )
-def test_each_policy_freezes_its_own(policy: str, key: str) -> None:
+def test_each_key_freezes_its_own(name: str, key: str) -> None:
     assert _all(_config(), 1, key)[0]
-    assert not _all(_config(freeze={policy: True}), 1, key)[0]
-    assert _all(_config(freeze={policy: True}), 0, key)[0]
+    assert not _all(_config(freeze={name: True}), 1, key)[0]
+    assert _all(_config(freeze={name: True}), 0, key)[0]
 
 
 def test_growth_without_freezing_trains_all() -> None:
     config = _config(freeze={"layers": False})
     assert _all(config, 2, _layer(0, "mlp.linear_fc2.weight")) == (True, "base", 0)
-    assert not any(has_adapters(layer, make_plan(config, VOCAB_SIZE).stages[2], config) for layer in range(4))
+    assert not any(adapter_targets(layer, make_plan(config, VOCAB_SIZE).stages[2], config) for layer in range(4))
 
 
 def test_adapters_begin_anew_in_each_stage_or_with_the_layers_freezing() -> None:
@@ -73,7 +74,7 @@ def test_adapters_begin_anew_in_each_stage_or_with_the_layers_freezing() -> None
     kept = _config(adapter={"at_stage_end": "keep"})
     stage = make_plan(kept, VOCAB_SIZE).stages[2]
     for number, layer in enumerate(stage.layers):
-        assert has_adapters(number, stage, kept) is (layer.born < 2)
+        assert bool(adapter_targets(number, stage, kept)) is (layer.born < 2)
         if layer.born < 2:
             assert _all(_config(), 2, _layer(number, key)) == (True, "adapter", 2)
             assert _all(kept, 2, _layer(number, key)) == (True, "adapter", layer.born + 1)
@@ -82,8 +83,8 @@ def test_adapters_begin_anew_in_each_stage_or_with_the_layers_freezing() -> None
 def test_a_stage_that_adds_no_layer_adapts_them_all() -> None:
     config = small_config(stages={"count": 2, "layers": [4, 0]})
     stage = make_plan(config, VOCAB_SIZE).stages[1]
-    assert all(has_adapters(layer, stage, config) for layer in range(4))
-    assert not has_adapters(0, stage, small_config(stages={"count": 2, "layers": [4, 0]}, adapter={"rank": 0}))
+    assert all(adapter_targets(layer, stage, config) for layer in range(4))
+    assert not adapter_targets(0, stage, small_config(stages={"count": 2, "layers": [4, 0]}, adapter={"rank": 0}))
 
 
 def test_keys_name_layers() -> None:

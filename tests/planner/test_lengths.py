@@ -50,7 +50,7 @@ def _warnings(schedule: dict[str, Any] | None = None, logging: int = 5, **sectio
         ),
         (
             {"stages": _TWO_STAGES, "adapter": {"restart_interval": 10}},
-            "adapter.restart_interval 10 is not less than the 10 steps of stage 2: its adapters never restart",
+            "adapter.restart_interval 10 is not less than the 10 steps of stage 2: it never comes due in that stage",
         ),
         (
             {"stages": _TWO_STAGES, "adapter": {"restart_interval": 4}, "schedule": {"rewarm_steps": 8}},

@@ -1,7 +1,7 @@
 """Bytes and seconds of each pipeline rank in a stage, as a function of which of the stage's layers it holds.
 
-To the planner a layer is new (trained) or old (frozen, with adapters). A rank that holds the layers x + 1, ..., y of a
-stage needs
+To the planner a layer is new (trained) or old (as its policy says; on average, where old layers differ). A rank that
+holds the layers x + 1, ..., y of a stage needs
 
     c + S(y) - S(x)                              model states
     + max(m + (f - 1) (K(y) - K(x)) + B(x, y), g)        activations, or growing into the stage
@@ -18,7 +18,7 @@ A step of m micro-batches through P ranks of V chunks (1F1B; interleaved: Naraya
 with t the seconds of a micro-batch on the slowest rank: its operations, and what tensor-parallel ranks exchange.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.blocks.tape import Use
 from megatron_step.plan.layout import num_microbatches, rank_chunks
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import GrownLayer
 from megatron_step.plan.parameters import Parameter, layer_parameters, outer_parameters
 from megatron_step.plan.stages import Stage
@@ -90,7 +91,7 @@ class StageCosts:
     new: LayerCost
     """A layer that the stage adds; in the first stage, every layer."""
     old: LayerCost
-    """A layer that it found."""
+    """A layer of an earlier stage, on average."""
     ranks: tuple[RankCost, ...]
     """The pipeline ranks."""
     slots: float
@@ -99,12 +100,13 @@ class StageCosts:
 
 def stage_costs(config: RunConfig, vocab_size: int, dp_size: int, *, first: bool) -> StageCosts:
     """Costs of the `first` stage, or of any later one, on `dp_size` data-parallel ranks."""
-    stage = stage_of((0,), index=0) if first else stage_of((0, 1), index=1)
+    period = policy_of(config).period
+    stage = stage_of((0,), index=0) if first else stage_of((0,) * period + (1,), index=1)
     pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
     microbatches = num_microbatches(config.training, dp_size)
     return StageCosts(
         new=_layer_cost(config, stage, stage.num_layers - 1, dp_size),
-        old=_layer_cost(config, stage, 0, dp_size),
+        old=_mean([_layer_cost(config, stage, layer, dp_size) for layer in range(1 if first else period)]),
         ranks=tuple(
             _rank_cost(config, stage, vocab_size, dp_size, microbatches, pp_rank) for pp_rank in range(pipeline)
         ),
@@ -127,6 +129,21 @@ def _layer_cost(config: RunConfig, stage: Stage, layer: int, dp_size: int) -> La
         flops=flops * tokens // tensor,
         exchanged_bytes=exchanges * batch.whole(config.model.hidden_size) // tensor,
         reduced_bytes=_reduced_bytes(parameters, config, dp_size),
+    )
+
+
+def _mean(layers: Sequence[LayerCost]) -> LayerCost:
+    """Mean of the layers' costs, rounded up; of the backward pass, which comes to one layer after another, the most."""
+
+    def mean(values: Iterable[int]) -> int:
+        return ceil(Fraction(sum(values), len(layers)))
+
+    return LayerCost(
+        state_bytes=mean(layer.state_bytes for layer in layers),
+        use=Use(mean(layer.use.kept for layer in layers), max(layer.use.backward for layer in layers)),
+        flops=mean(layer.flops for layer in layers),
+        exchanged_bytes=mean(layer.exchanged_bytes for layer in layers),
+        reduced_bytes=mean(layer.reduced_bytes for layer in layers),
     )
 
 

@@ -1,31 +1,15 @@
-"""Restarts the adapters every so many steps, as a hook of the training loop (ReLoRA, Lialin et al., 2023)."""
+"""Restarts adapters: merges them, draws fresh ones and prunes their optimizer states (ReLoRA, Lialin et al., 2023)."""
 
 import torch
 
 from megatron_step.adapters.restart import restart_adapters
 from megatron_step.checkpoint.sharding import own_states, set_optimizer_state, sharded_weights
 from megatron_step.config.run import RunConfig
+from megatron_step.engine.formats import decode
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.prune import prune_moments
 from megatron_step.plan.states import FIRST_MOMENT, MAIN_WEIGHT, RECIPES, SECOND_MOMENT
-from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
-
-
-def restart_hook(config: RunConfig, parallel: Parallel) -> Hook:
-    """A hook that restarts the adapters every `adapter.restart_interval` steps of a stage, but not at its end.
-
-    It adds `pruned_share` to the metrics: the share of the adapters' first moments that are zero after it.
-    """
-    interval = config.adapter.restart_interval
-
-    def hook(context: StepContext) -> None:
-        stage, step = context.state.stage, context.state.step
-        in_stage = step - stage.first_step
-        if interval and stage.index > 0 and config.adapts and in_stage % interval == 0 and step < stage.last_step:
-            context.metrics["pruned_share"] = restart(context.state, config, parallel)
-
-    return hook
 
 
 def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
@@ -36,7 +20,7 @@ def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
         name: shard for name, shard in sharded_weights(state.chunks, parallel).items() if shard.data.role == "adapter"
     }
     if RECIPES[config.training.precision].main:
-        fresh = {name: shard.data.detach().float() for name, shard in weights.items()}
+        fresh = {name: decode(shard.data.detach()) for name, shard in weights.items()}
         set_optimizer_state(state.optimizer, weights, MAIN_WEIGHT, fresh)
     nothing = torch.empty(0, device=parallel.device)
     states = [own_states(state.optimizer, shard.data) for shard in weights.values()]

@@ -7,6 +7,7 @@ from typing import Any
 from megatron_step.checkpoint.manifest import Manifest
 from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.run import RunConfig, consumed_samples
+from megatron_step.config.stages import old_layer_policy
 from megatron_step.data.fingerprint import check_fingerprint
 from megatron_step.engine.parallel import Parallel
 from megatron_step.plan.stages import StagePlan, plan_from_dict
@@ -84,6 +85,11 @@ def check_resumable(
     ]
     if manifest.vocab_size != vocab_size:
         differences.append(f"vocabulary {manifest.vocab_size} -> {vocab_size}")
+    saved_policy = old_layer_policy(
+        saved.get("old_layers", {}).get("policy"), saved["freeze"]["layers"], saved["adapter"]["rank"]
+    )
+    if saved_policy != config.old_layer_policy:
+        differences.append(f"old_layers.policy {saved_policy} -> {config.old_layer_policy}")
     differences += _plan_differences(plan_from_dict(manifest.plan), plan)
     if differences:
         raise ValueError(

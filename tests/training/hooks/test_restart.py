@@ -12,8 +12,7 @@ from worlds import Worlds
 from megatron_step.checkpoint.sharding import own_states, sharded_weights
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.training.hooks.restart import restart, restart_hook
-from megatron_step.training.stage import StepContext
+from megatron_step.training.hooks.restart import restart
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import train_step
 
@@ -22,28 +21,6 @@ STAGES: dict[str, Any] = {"count": 2, "layers": [4, 0], "steps": [4, 10], "grow_
 
 def _config(**sections: Any) -> RunConfig:
     return small_config(stages=STAGES, **{"adapter": {"restart_interval": 3}, **sections})
-
-
-def test_it_comes_every_interval_but_not_at_the_end_of_a_stage(alone: Parallel) -> None:
-    for interval, expected in ((3, [7, 10, 13]), (5, [9]), (0, [])):
-        config = _config(adapter={"restart_interval": interval})
-        hook, restarted = restart_hook(config, alone), []
-        state = state_of(config, 1, alone)
-        for step in range(5, 15):
-            state.step = step
-            metrics: dict[str, Any] = {}
-            hook(StepContext(state, metrics, None, False))
-            restarted += [step] if "pruned_share" in metrics else []
-        assert restarted == expected
-
-
-def test_the_first_stage_has_nothing_to_restart(alone: Parallel) -> None:
-    config = _config()
-    state = state_of(config, 0, alone)
-    metrics: dict[str, Any] = {}
-    state.step = 3
-    restart_hook(config, alone)(StepContext(state, metrics, None, False))
-    assert metrics == {}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
