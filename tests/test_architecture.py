@@ -195,6 +195,12 @@ def test_a_source_file_has_a_test_file(path: Path) -> None:
     assert test.is_file(), f"{_name(path)} has no {_name(test)}"
 
 
+@pytest.mark.parametrize("path", [p for p in sorted((REPOSITORY / "csrc").iterdir()) if p.is_file()], ids=_name)
+def test_files_of_kernels_are_short(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_FILE_LINES, f"{_name(path)} has {lines} lines: split it by subject"
+
+
 @pytest.mark.parametrize("path", [*_python_files(*SOURCE_FOLDERS), REPOSITORY / "setup.py"], ids=_name)
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
