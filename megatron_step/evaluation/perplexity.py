@@ -21,11 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from megatron_step.evaluation.models import LanguageModel
 from megatron_step.evaluation.text import TokenizedText
 
 _TOKENS_AT_ONCE = 4096
+_FLOAT64_ELEMENTS = 2**22
+"""Logits that are widened to float64 at a time, 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,12 @@ def _nats(model: LanguageModel, tokens: np.ndarray, batch: Sequence[Window]) -> 
     nats = 0.0
     for window, window_logits, window_ids in zip(batch, logits, ids):
         scored = slice(-window.num_scored, None)
-        losses = torch.nn.functional.cross_entropy(
-            window_logits[scored].float(), window_ids[scored], reduction="none"
-        )  # [num_scored]
-        nats += float(losses.double().sum())
+        nats += float(_cross_entropy(window_logits[scored], window_ids[scored]))
     return nats
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of -ln p over all labels in float64: logits [t, v], labels [t] -> []. It widens a block of rows at a time."""
+    rows = max(1, _FLOAT64_ELEMENTS // logits.shape[1])
+    blocks = zip(logits.split(rows), labels.split(rows))
+    return torch.stack([F.cross_entropy(block.double(), part, reduction="sum") for block, part in blocks]).sum()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from worlds import Worlds
 
+from megatron_step.config.data import DataConfig
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.engine.parallel import Parallel
 from megatron_step.evaluation.models import LanguageModel, open_model
@@ -51,6 +52,20 @@ def test_a_case_by_hand(alone: Parallel, exported: Path) -> None:
         assert result.perplexity == pytest.approx(4, rel=1e-6)
         assert result.bits_per_byte == pytest.approx(2, rel=1e-6)
         assert (result.num_tokens, result.num_bytes) == (3, 3)
+
+
+def test_the_sum_is_exact_for_many_tokens_and_a_large_vocabulary(alone: Parallel, small_data: DataConfig) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # As in trained models: one logit stands out, and -ln p is small beside the logits that it is the difference of.
+    table = torch.randn(7, 50_000, generator=generator)
+    nats = torch.empty(7, dtype=torch.float64)
+    for token in range(7):
+        table[token, (token + 1) % 7] = 24.0
+        nats[token] = table[token].double().logsumexp(0) - 24.0
+    tokens = np.arange(1025) % 7
+    model = LanguageModel(Path(), lambda ids: table[ids], 256, load_tokenizer(small_data.tokenizer), alone)
+    result = text_loss(model, TokenizedText(tokens, num_documents=1, num_bytes=1))
+    assert result.nats == pytest.approx(float(nats[torch.from_numpy(tokens[:-1])].sum()), rel=1e-8)
 
 
 def test_a_hopeless_loss_has_a_perplexity() -> None:
