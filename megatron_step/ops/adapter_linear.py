@@ -24,7 +24,7 @@ from torch import Tensor
 
 from megatron_step.ops import adapter_kernels
 from megatron_step.ops.adapter_dropout import AdapterDropout, drop, dropout_mask_reference
-from megatron_step.ops.dispatch import use_cuda_kernel, use_kernel
+from megatron_step.ops.dispatch import prefer_onednn, use_cuda_kernel, use_kernel
 from megatron_step.ops.linear import linear_input_gradient, linear_output
 
 _BLOCK_ELEMENTS = 2**18
@@ -188,8 +188,12 @@ def _use_kernel(*tensors: Tensor) -> bool:
 
 
 def _sum_over_rows(narrow: Tensor, wide: Tensor) -> Tensor:
-    """narrowᵀ wide: [tokens, r], [tokens, k] -> [r, k]. The transposed copy is small and the product faster with it."""
-    return linear_output(narrow.t().contiguous(), wide.t())
+    """narrowᵀ wide: [tokens, r], [tokens, k] -> [r, k]."""
+    if wide.device.type != "cpu" or prefer_onednn():
+        # The transposed copy is small, and the product faster with it.
+        return linear_output(narrow.t().contiguous(), wide.t())
+    # The BLAS adds the terms of a product with few columns one after the other, which is slow and errs more.
+    return narrow.t().mm(wide) if narrow.shape[1] <= wide.shape[1] else wide.t().mm(narrow).t()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

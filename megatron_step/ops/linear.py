@@ -1,7 +1,8 @@
-"""Linear map y = x Wᵀ with its two gradient products, each sent to the faster library.
+"""Linear map y = x Wᵀ with its two gradient products, each sent to the faster library that is as exact as torch.
 
-On the CPU ``torch.mm`` in float32 goes to the BLAS torch was built with; oneDNN's product, which bfloat16 uses anyway,
-is faster on many processors (figures in csrc/README.md), so float32 goes there too. Elsewhere this is torch's product.
+On a CPU ``torch.mm`` in float32 goes to the BLAS that torch was built with. With AVX-512 oneDNN's product is faster
+(figures in csrc/README.md), so float32 goes there. Without AVX-512 long sums of oneDNN are not exact enough: float32
+stays with the BLAS. Elsewhere this is torch's product.
 """
 
 from typing import Any

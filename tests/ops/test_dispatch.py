@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 
+from megatron_step.engine.compat.operations import has_onednn_linear, onednn_uses_avx512
 from megatron_step.ops import dispatch, fakes
 
 
@@ -48,6 +49,17 @@ def test_kernels_take_only_their_types_and_device(kernel):
     assert not dispatch.use_kernel(torch.ones(2), torch.ones(2).half())
     assert not dispatch.use_kernel(torch.ones(2, device="meta"))
     assert not dispatch.use_onednn(torch.ones(2).bfloat16())
+
+
+def test_onednn_takes_products_where_it_computes_with_avx512(monkeypatch):
+    dispatch._prefer_onednn.cache_clear()
+    try:
+        assert dispatch.use_onednn(torch.ones(2)) == (has_onednn_linear() and onednn_uses_avx512())
+        dispatch._prefer_onednn.cache_clear()
+        monkeypatch.setattr(dispatch, "onednn_uses_avx512", lambda: False)
+        assert not dispatch.use_onednn(torch.ones(2))
+    finally:
+        dispatch._prefer_onednn.cache_clear()
 
 
 def test_backend_says_what_a_device_takes(path, monkeypatch):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from megatron_step.ops import linear, linear_input_gradient, linear_weight_gradient
+from megatron_step.engine.compat.operations import has_onednn_linear
+from megatron_step.ops import dispatch, linear, linear_input_gradient, linear_weight_gradient
 from megatron_step.ops.linear import linear_reference
 
 
@@ -13,7 +14,10 @@ def test_error_is_at_most_twice_that_of_torch(path, assert_as_exact_as_torch, ro
     assert_as_exact_as_torch(linear, linear_reference, inputs)
 
 
-def test_strided_operands(path):
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_strided_operands(path, by_onednn, monkeypatch):
+    if by_onednn:
+        monkeypatch.setattr(dispatch, "_prefer_onednn", has_onednn_linear)  # on any CPU
     torch.manual_seed(0)
     x, weight, dy = torch.randn(6, 4, 10).transpose(0, 1), torch.randn(10, 12).t(), torch.randn(4, 6, 12)
     torch.testing.assert_close(linear(x, weight), x @ weight.t())

@@ -1,5 +1,6 @@
 """Operations of torch that have no public name, and how to follow the operations that run."""
 
+import os
 from typing import Any
 
 import torch
@@ -39,6 +40,18 @@ def argument_names(name: str) -> list[str] | None:
 def has_onednn_linear() -> bool:
     """Whether `onednn_linear` works in this build of torch."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_uses_avx512() -> bool:
+    """Whether oneDNN computes with AVX-512: the CPU has AVX-512, and no variable of the environment forbids it.
+
+    torch finds out what the CPU has; ATEN_CPU_CAPABILITY can lower what torch says, and counts here too.
+    """
+    # oneDNN reads the first of the two that is set, in any case of letters (oneDNN 3.12.0).
+    names = [name for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA") if name in os.environ]
+    limit = os.environ[names[0]].upper() if names else "DEFAULT"
+    allowed = limit not in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
+    return allowed and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def onednn_linear(x: Tensor, weight: Tensor) -> Any:

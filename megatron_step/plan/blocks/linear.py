@@ -120,5 +120,8 @@ class Linear:
 
 
 def weight_gradient(rows: int, columns: int, element: int) -> int:
-    """Bytes of a weight's gradient as it is made: oneDNN's fp32 product is turned round (ops/linear.py)."""
+    """Bytes of a weight's gradient as it is made: oneDNN's fp32 product is turned round (ops/linear.py).
+
+    The BLAS, which takes the product on CPUs without AVX-512, needs no copy; a plan covers both kinds of CPU.
+    """
     return rows * columns * element * (2 if element == 4 and rows > columns else 1)

@@ -59,6 +59,28 @@ def test_onednn_linear_is_the_product(transposed: bool) -> None:
     torch.testing.assert_close(operations.onednn_linear(x, weight), x @ weight.t())
 
 
+@pytest.mark.parametrize(
+    ("capability", "variables", "uses"),
+    [
+        ("AVX512", {}, True),
+        ("AVX512", {"ONEDNN_MAX_CPU_ISA": "avx512_core", "DNNL_MAX_CPU_ISA": "AVX2"}, True),
+        ("AVX512", {"ONEDNN_MAX_CPU_ISA": "avx2"}, False),
+        ("AVX512", {"DNNL_MAX_CPU_ISA": "SSE41"}, False),
+        ("AVX2", {}, False),
+        ("DEFAULT", {"ONEDNN_MAX_CPU_ISA": "ALL"}, False),
+    ],
+)
+def test_onednn_uses_avx512_where_cpu_and_environment_allow_it(
+    monkeypatch: pytest.MonkeyPatch, capability: str, variables: dict[str, str], uses: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert operations.onednn_uses_avx512() is uses
+
+
 def test_a_dispatch_mode_sees_every_operation_of_its_block() -> None:
     seen = []
 
