@@ -149,6 +149,8 @@ def _summary(found: Forecast) -> str:
         lines.append("it does NOT fit the cluster: --explain says what is short, and what would make it fit")
     if solution is not None and solution.status == "optimal":
         lines.append(f"proven: no plan has less {solution.kind}")
+    elif solution is not None and solution.bound == 0:
+        lines.append("not proven: old layers differ under their policy, and the search took the mean of their costs")
     elif solution is not None:
         gap = 1 - solution.bound / solution.objective
         lines.append(

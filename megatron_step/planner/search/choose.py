@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.layout import num_chunks
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import operator_of
 from megatron_step.plan.stages import Solution
 from megatron_step.planner.costs.machines import Machine
@@ -65,7 +66,7 @@ def choose(
         best = _fastest(stages, 1.0, (), deadline)
         _check_found(best, stages, config)
         found = stages.of(best.depths, layouts.least_share)
-        return _choice(stages, best.depths, found, 1.0, Solution(_status(best), "time", best.cost, best.bound))
+        return _choice(stages, best.depths, found, 1.0, _solution(best, "time", config))
     least = _least_share(stages, deadline)
     _check_found(least, stages, config)
     if planner.objective == "memory":
@@ -74,8 +75,7 @@ def choose(
         best = _fastest(stages, least.cost, least.depths, deadline)
     found = stages.of(best.depths, partial(layouts.least_share, thorough=True))
     proven = Depths(best.depths, max(split.cost for split in found), least.bound)
-    solution = Solution(_status(proven), "memory", proven.cost, proven.bound)
-    return _choice(stages, best.depths, found, proven.cost, solution)
+    return _choice(stages, best.depths, found, proven.cost, _solution(proven, "memory", config))
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,11 @@ class _Stages:
         return found
 
 
-def _status(found: Depths) -> Literal["optimal", "feasible"]:
-    return "optimal" if found.is_optimal else "feasible"
+def _solution(found: Depths, kind: Literal["memory", "time"], config: RunConfig) -> Solution:
+    """Return how good the depths are. Where old layers differ, their mean costs prove nothing: the bound is 0."""
+    if config.stages.count > 1 and policy_of(config).period > 1:
+        return Solution("feasible", kind, found.cost, 0.0)
+    return Solution("optimal" if found.is_optimal else "feasible", kind, found.cost, found.bound)
 
 
 def _choice(stages: _Stages, depths: Sequence[int], found: Sequence[Split], limit: float, solution: Solution) -> Choice:

@@ -12,6 +12,10 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.cluster import Cluster, NodeGroup
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.names import layer_of
+from megatron_step.plan.old_layers import Policy, Treatment, register
+from megatron_step.plan.stages import Stage
+from megatron_step.planner.costs.stage_costs import stage_costs
 from megatron_step.planner.forecast import StageForecast, forecast
 from megatron_step.planner.plan import make_plan
 from megatron_step.planner.search.depths import growths
@@ -215,3 +219,28 @@ def test_a_cluster_that_is_too_small_for_any_plan() -> None:
     cluster = Cluster([replace(GPU, memory_gib=1e-4)])
     with pytest.raises(ValueError, match=r"no plan fits the memory of the cluster.*megatron-step plan --explain"):
         make_plan(config, VOCAB_SIZE, cluster=cluster)
+
+
+class Alternating(Policy):
+    """Trains every second old layer."""
+
+    name = "alternating"
+    period = 2
+
+    def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
+        return Treatment(layer_of(key) % 2 == 0, "base", stage.index)
+
+
+def test_old_layers_that_differ_count_with_their_mean_and_prove_nothing() -> None:
+    register(Alternating())
+    costs = {}
+    for policy in ("frozen", "trained", "alternating"):
+        config = small_config(stages={"count": 2}, freeze={"norms": True}, old_layers={"policy": policy})
+        costs[policy] = stage_costs(config, VOCAB_SIZE, 1, first=False).old
+    for field in ("state_bytes", "flops", "reduced_bytes"):
+        frozen, trained, mean = (getattr(costs[policy], field) for policy in ("frozen", "trained", "alternating"))
+        # Under freeze.norms the policy `trained` freezes two norms of 64 weights that the other one trains.
+        assert mean == pytest.approx((frozen + trained) / 2, rel=0.01)
+    solution = make_plan(config, VOCAB_SIZE).solution
+    assert solution is not None
+    assert (solution.status, solution.bound) == ("feasible", 0.0)
