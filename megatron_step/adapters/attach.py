@@ -52,7 +52,7 @@ def attach_adapters(
 
 
 def initialize_adapters(chunk: GPTModel | Float16Module, model: ModelConfig, parallel: Parallel, seed: int) -> None:
-    """Fill the chunk's adapters as fresh ones, in place; A is drawn from `seed`, the same in every layout."""
+    """Initialize the chunk's adapters, in place: B is zero, A is drawn from `seed`, the same in every layout."""
     shards = sharded_state(chunk, parallel)
     initialize({name: shard for name, shard in shards.items() if is_adapter(name)}, model, seed)
 

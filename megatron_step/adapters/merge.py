@@ -16,15 +16,17 @@ def add_product(piece: ShardedTensor, a: Tensor, b: Tensor, scaling: float) -> N
 
 @torch.no_grad()
 def merge_adapter(linear: AdaptableLinear) -> None:
-    """Add the adapter's product to the linear's weight, in place; the adapter stays as it is. Every rank of the
-    tensor-parallel group must call it."""
+    """Add the adapter's product to the linear's weight, in place; the adapter does not change.
+
+    Every rank of the tensor-parallel group must call it.
+    """
     assert linear.adapter is not None
     a, b = whole_rank(linear.adapter)
     linear.weight.copy_(linear.weight.float().addmm_(b.float(), a.float(), alpha=linear.adapter.scaling))
 
 
 def whole_rank(adapter: Adapter) -> tuple[Tensor, Tensor]:
-    """A and B for this rank's part of the weight, [r, k] and [n, r] with all of the rank."""
+    """Return A and B of this rank's part of the weight, [r, k] and [n, r], gathered over the adapter's rank r."""
     a, b = adapter.linear_in.weight.detach(), adapter.linear_out.weight.detach()
     if adapter.split == "column":
         return all_gather(a, adapter.group)[0], b

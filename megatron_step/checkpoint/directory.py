@@ -82,7 +82,7 @@ def prune(folder: Path, step: int, keep: int, keep_every: int) -> list[Path]:
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after `step`, so that they no longer count as the run's; returns their new paths.
+    """Rename the checkpoints after `step`, so that the run no longer finds them; return their new paths.
 
     A run that goes back to an older checkpoint writes another history: its newest one must be found from then on.
     """

@@ -38,9 +38,10 @@ class FoundCheckpoint:
 
 
 def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheckpoint | None:
-    """The checkpoint to resume from: with "auto" the newest whole one in `folder`, with "none" none, else that path's.
+    """Find the checkpoint to resume from: "auto" is the newest whole one in `folder`; else `resume` is a path.
 
-    Every file is read and compared with its checksum, each by one rank.
+    Returns None for "none", and for "auto" if there is no checkpoint. Each file is read by one rank and compared with
+    its checksum.
 
     Raises FileNotFoundError if there is nothing at the path, and DamagedCheckpointError if the checkpoint there is
     damaged, or all of those in `folder` are.
@@ -77,16 +78,16 @@ def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
     with current_ranks().together():
         if not path.is_dir():
             raise FileNotFoundError(f"there is no checkpoint {path}")
-    of_run = path / "checkpoints"
+    run_folder = path / "checkpoints"
     # Made absolute, a folder called auto or none is a path like any other.
-    found = find_checkpoint(of_run, "auto" if of_run.is_dir() else os.path.abspath(path), parallel)
+    found = find_checkpoint(run_folder, "auto" if run_folder.is_dir() else os.path.abspath(path), parallel)
     if found is None:
         raise ValueError(f"{path} has no checkpoint yet")
     return found
 
 
 def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:
-    """The manifest of a checkpoint, if all its files are whole; else None and what is wrong. Alike on every rank."""
+    """Return a checkpoint's manifest if all files are whole; else None and the problem. The same on every rank."""
     try:
         manifest = read_manifest(path)
         problem = damage(path, manifest.files, sorted(manifest.files)[parallel.global_rank :: parallel.world_size])
@@ -122,9 +123,9 @@ def load_optimizer_states(
 
 
 def load_tensors(path: Path, requests: dict[str, Sharded], shared: bool = False) -> dict[str, Tensor]:
-    """The requested tensors' parts of this rank; `requests` is used up. Every rank must call it.
+    """Load this rank's parts of the requested tensors; `requests` is used up. Every rank must call it.
 
-    `shared` is for ranks that ask for the same part of a tensor: else each is to be asked for once.
+    Set `shared` if several ranks ask for the same part of a tensor.
 
     Raises ValueError, on every rank, as `load_weights` does.
     """
@@ -149,7 +150,7 @@ def _check_request(path: Path, requests: dict[str, Sharded]) -> None:
 
 
 def _mismatches(path: Path, requests: dict[str, Sharded]) -> Iterator[str]:
-    """What a checkpoint has not as requested, in words."""
+    """Yield in words what the checkpoint lacks or has in another shape."""
     saved = dist_checkpointing.load_tensors_metadata(str(path))
     for shard in requests.values():
         for tensor in shard.build() if isinstance(shard, ShardedTensorFactory) else [shard]:

@@ -93,7 +93,7 @@ def content_files(folder: Path) -> list[str]:
 
 
 def damage(folder: Path, files: dict[str, tuple[int, int]], names: Iterable[str]) -> str | None:
-    """What is wrong with the named files of a checkpoint, in words; None if nothing is."""
+    """Return what is wrong with the named files of a checkpoint, in words; None if they are whole."""
     for name in names:
         path = folder / name
         size, crc = files[name]

@@ -102,7 +102,7 @@ def _set_slice(part: DistributedOptimizer, param: Tensor, name: str, tensor: Ten
 
 
 def own_states(optimizer: MegatronOptimizer, param: Tensor) -> dict[str, Tensor]:
-    """What this rank holds of a trainable weight's optimizer states, live, by name; nothing if it holds no part."""
+    """Return this rank's part of a trained weight's optimizer states, live, by name; empty if it holds none."""
     for part in optimizer.chained_optimizers:
         if part.is_stub_optimizer:
             continue

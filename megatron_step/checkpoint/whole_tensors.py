@@ -31,7 +31,7 @@ class WholeTensors:
         """Their names."""
 
     def read(self, key: str) -> Tensor:
-        """One of them, in the number format in which it was saved.
+        """Read a tensor in the number format in which it was saved.
 
         Raises ValueError if it is missing, or holds values that are not finite.
         """
@@ -43,13 +43,13 @@ class WholeTensors:
         if len(pieces) > 1:
             whole = torch.empty(entry.size, dtype=entry.properties.dtype)
             for chunk, piece in pieces:
-                whole[tuple(slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes))] = piece
+                whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes))] = piece
         if not is_finite(whole):
             raise ValueError(f"{self._path} holds values of {key} that are not finite: take an earlier checkpoint")
         return whole
 
     def _piece(self, index: MetadataIndex) -> Tensor:
-        """What one rank saved of a tensor."""
+        """Read the part of a tensor that one rank saved."""
         place = self._places[index]
         with (self._path / place.relative_path).open("rb", buffering=0) as file:
             return torch.load(file_view(file, place.offset, place.length), weights_only=True)

@@ -50,7 +50,7 @@ def grow_moments(
 
 
 def _goes_on(shard: Sharded, stage: Stage) -> bool:
-    """Whether the weight was trained in the stage before, too."""
+    """Whether the previous stage trained the weight, too."""
     return shard.data.requires_grad and shard.data.since < stage.index
 
 

@@ -11,7 +11,7 @@ from megatron_step.plan.stages import Stage
 def turns(
     shards: Mapping[str, Sharded], stage: Stage, parallel: Parallel
 ) -> Iterator[tuple[int | None, dict[str, Sharded]]]:
-    """This rank's tensors in parts: those outside the layers (None), then those of one layer after another.
+    """Yield this rank's tensors in parts: those outside the layers (None), then one layer after another.
 
     Every rank gets as many parts, since all must take part in reading each; where a rank has no layer left, empty ones.
     """

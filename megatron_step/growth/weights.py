@@ -45,7 +45,7 @@ class GrowthSource:
 
 
 def growth_source(found: FoundCheckpoint) -> GrowthSource:
-    """What growth needs to know of a checkpoint."""
+    """Return what growth needs to know about a checkpoint."""
     metadata = dist_checkpointing.load_tensors_metadata(str(found.path))
     return GrowthSource(
         found.path,
@@ -82,7 +82,7 @@ def grow_weights(
 
 
 def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel: Parallel) -> None:
-    """Fill the chunks, a model without adapters as deep as the checkpoint's, with its weights, adapters merged.
+    """Fill a model without adapters, as deep as the checkpoint's, with its weights; adapters are merged.
 
     Raises ValueError if the checkpoint lacks a tensor that the model needs, or has it in another shape.
     """
@@ -97,7 +97,7 @@ def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel:
 
 
 def saved_stage(manifest: Manifest) -> Stage:
-    """The stage whose model a checkpoint holds."""
+    """Return the stage whose model a checkpoint holds."""
     return plan_from_dict(manifest.plan).stages[manifest.stage_index]
 
 
@@ -147,12 +147,12 @@ def _grow_layer(
 
 
 def _kept(shard: Sharded, sources: Sequence[int], source: GrowthSource, merges: bool) -> bool:
-    """Whether an adapter goes on from the checkpoint, rather than begin afresh."""
+    """Whether an adapter continues from the checkpoint instead of starting fresh."""
     return not merges and in_layer(shard.key, sources[0]) in source.tensors
 
 
 def _factor_requests(weight_key: str, source: GrowthSource, shard: Sharded) -> Iterator[tuple[str, ShardedTensor]]:
-    """Room for the whole A and B on a weight, where the checkpoint has them."""
+    """Yield requests for the whole A and B on a weight, if the checkpoint has them."""
     for key in factor_keys(weight_key):
         if weight_key.endswith(".weight") and key in source.tensors:
             whole = torch.empty(source.tensors[key], dtype=shard.data.dtype, device=shard.data.device)

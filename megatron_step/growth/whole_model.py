@@ -10,7 +10,7 @@ from megatron_step.model.build import build_model
 
 
 def whole_model(found: FoundCheckpoint, precision: str, parallel: Parallel) -> torch.nn.Module:
-    """The checkpoint's model with its adapters merged, in evaluation mode, for a layout of one process.
+    """Load the checkpoint's model with merged adapters on one process, in evaluation mode.
 
     Raises ValueError if the checkpoint lacks a tensor that the model needs, or has it in another shape.
     """

@@ -69,7 +69,7 @@ class _SingleReplica(DistributedDataParallel):
 def build_optimizer(
     config: OptimizerConfig, chunks: list[DistributedDataParallel], precision: str
 ) -> MegatronOptimizer:
-    """AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
+    """Build AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
 
     Weights with another `role` (their learning rate may differ) or `since` (Adam has seen another number of their
     gradients) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
@@ -102,7 +102,7 @@ def build_optimizer(
 
 
 def _group_overrides(chunks: list[DistributedDataParallel]) -> dict[ParamKey, dict[str, Any]]:
-    """What puts weights into groups, as megatron-core takes it; groups of other ranks are added there, empty."""
+    """Return the rules that sort weights into groups; megatron-core adds the groups of other ranks, empty."""
     overrides: dict[ParamKey, dict[str, Any]] = {
         _where("one_dimensional", lambda param: param.dim() == 1): {"wd_mult": 0.0}
     }
@@ -118,7 +118,7 @@ def _where(name: str, condition: Callable[[torch.Tensor], bool]) -> ParamKey:
 
 
 def _kind(param: torch.Tensor) -> tuple[str, int]:
-    """What a weight is to the optimizer, and the stage in which its moments began."""
+    """Role of a weight in the optimizer, and the stage in which its moments began."""
     return getattr(param, "role", "base"), getattr(param, "since", 0)
 
 

@@ -44,8 +44,8 @@ def _thresholds(bits: Sequence[Tensor], counts: Tensor, groups: Sequence[torch.d
     high = torch.full_like(low, 2**_BITS - 1)  # enough do not
     for _ in range(_BITS + 1):
         middle = (low + high) // 2
-        below = _total([int((part <= bound).sum()) for part, bound in zip(bits, middle.tolist())], groups)
-        enough = below >= counts
+        counted = _total([int((part <= bound).sum()) for part, bound in zip(bits, middle.tolist())], groups)
+        enough = counted >= counts
         high = torch.where(enough & (middle > low), middle, high)
         low = torch.where(enough, low, middle)
     return torch.where(counts > 0, high, -1)

@@ -15,7 +15,7 @@ from megatron_step.training.step import Microbatch
 
 
 def run_datasets(config: RunConfig, num_steps: int, tokenizer: Tokenizer, parallel: Parallel) -> Datasets:
-    """The whole run's training samples and the validation set, on the ranks that have the embedding or the loss."""
+    """Build the run's training samples and validation set, on the ranks that have the embedding or the loss."""
     return build_datasets(
         config.data,
         config.model.seq_length,
@@ -27,7 +27,7 @@ def run_datasets(config: RunConfig, num_steps: int, tokenizer: Tokenizer, parall
 
 
 def data_warnings(config: RunConfig) -> list[str]:
-    """What does not fit between a run's validation set and its corpora, in words; they have been checked."""
+    """Return warnings where the validation set does not fit its corpora, which are already checked."""
     num_samples = config.evaluation.steps * config.training.global_batch_size
     return repeated_validation(config.data, config.model.seq_length, num_samples)
 
@@ -36,7 +36,7 @@ def data_warnings(config: RunConfig) -> list[str]:
 def training_batches(
     datasets: Datasets, config: RunConfig, parallel: Parallel, steps: range
 ) -> Iterator[Iterator[list[Microbatch]]]:
-    """The micro-batches of each of `steps`, which count from 0 over the whole run."""
+    """Yield the micro-batches of each of `steps`, which count from 0 over the whole run."""
     schedule = list(_positions(config, steps))
     if datasets.train is None:
         yield ([None] * num_microbatches(config.training, parallel.dp_size, size) for _, size in schedule)
@@ -56,7 +56,7 @@ def _positions(config: RunConfig, steps: range) -> Iterator[tuple[int, int]]:
 
 
 def validation_reader(datasets: Datasets, config: RunConfig, parallel: Parallel) -> Callable[[int], list[Microbatch]]:
-    """Gives this rank's micro-batches of the i-th global batch of the validation set."""
+    """Return a function that reads this rank's micro-batches of the i-th global batch of the validation set."""
     size = config.training.global_batch_size
 
     def read(index: int) -> list[Microbatch]:

@@ -21,12 +21,12 @@ def measure_step(state: TrainState, step: Callable[[], T]) -> tuple[T, RankMemor
 
 
 def measure_peak(work: Callable[[], T]) -> tuple[T, int]:
-    """What `work` returns, and the most bytes that it had in use at once beside what there was before."""
+    """Run `work`; return its result and the most bytes that it had allocated at once."""
     if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         result = work()
-        return result, torch.cuda.max_memory_allocated() - before
+        return result, torch.cuda.max_memory_allocated() - allocated
     with _StorageTracker() as tracker:
         result = work()
     return result, tracker.peak_bytes

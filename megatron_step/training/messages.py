@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a warning on standard error, or nothing where that takes nothing either."""
+    """Print a warning on standard error; do nothing if standard error takes no text either."""
     with contextlib.suppress(OSError, ValueError):
         print(f"warning: {text}", file=sys.stderr, flush=True)
 

@@ -19,7 +19,7 @@ _PROBE_BYTES = 1 << 16
 
 @contextmanager
 def output_folder(folder: Path, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
-    """Keep other runs out of `folder` during the block; every rank must come to it.
+    """Keep other runs out of `folder` during the block. Every rank must enter it.
 
     Raises ValueError, on every rank, if another run has it or a rank does not see rank 0's folder. Raises OSError if a
     rank cannot write to it or to its folder for temporary files.

@@ -68,7 +68,7 @@ ADVICE = {
 
 
 def rank_facts(config: RunConfig, fingerprint: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What this rank would train with, by section and name; `fingerprint` is that of its data.
+    """Return what this rank would train with, by section and name. `fingerprint` is that of its data.
 
     The number of CPU threads counts where the CPU computes: sums are split over them, so that copies of a weight would
     drift apart. With CUDA it may differ, as may the devices.
@@ -122,7 +122,7 @@ def _versions() -> dict[str, str]:
 
 
 def _source_hash() -> str:
-    """Of every Python file of this package, with its name."""
+    """Hash of the names and contents of all Python files of this package."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

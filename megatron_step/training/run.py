@@ -48,7 +48,7 @@ def run(
     hooks: Sequence[Hook] = (),
     trackers: Sequence[MakeTracker] = (),
 ) -> bool:
-    """Train as `config` says; whether training got to its end, or was asked to stop before.
+    """Train as `config` says. Return True if training reached its end, False if it was asked to stop before.
 
     `stop` is the caller's watch for signals that ask for it; without one, the run has its own. `hooks` are called after
     those of the config and before the trackers, so that they may add to the metrics; `trackers` get every step's.
@@ -73,7 +73,7 @@ def run(
 def _run(
     config: RunConfig, stop: StopRequest, hooks: Sequence[Hook], trackers: Sequence[MakeTracker], ranks: Ranks
 ) -> bool:
-    """The run, as one of the ranks of its world."""
+    """Run as one of the ranks of the world."""
     with ranks.together():
         plugins = import_plugins(config.plugins)
         hooks = [*hooks, *plugin_list(plugins, "hooks")]
@@ -140,13 +140,13 @@ def train_stages(
     stop: StopRequest,
     grow: Callable[[TrainState], TrainState],
 ) -> bool:
-    """Train from `state` to the end of the last stage, growing in between; whether it got there."""
+    """Train from `state` to the end of the last stage, growing in between. Return whether the end was reached."""
     while True:
         summary = stage_summary(state, plan, config, parallel)
         if parallel.is_main:
             say(summary)
-        of_stage = islice(batches, state.stage.last_step - state.step)
-        if not train_stage(state, of_stage, config, parallel, hooks, stop):
+        stage_batches = islice(batches, state.stage.last_step - state.step)
+        if not train_stage(state, stage_batches, config, parallel, hooks, stop):
             if parallel.is_main:
                 say(f"stopped after step {state.step}, which is saved: start the same command again to go on")
             return False
@@ -156,7 +156,7 @@ def train_stages(
 
 
 def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, parallel: Parallel) -> Forecast:
-    """The plan of the run; the layers that a planner chose when it began stay as they are.
+    """Return the plan of the run. A resumed run keeps the layers that were chosen when it began.
 
     Raises ValueError if there is none, or it does not fit the machines.
     """
@@ -203,7 +203,7 @@ def _announce(found: FoundCheckpoint, plan: StagePlan, parallel: Parallel) -> No
 
 
 def _set_aside_later(config: RunConfig, found: FoundCheckpoint) -> None:
-    """Where the user chose the checkpoint: keep later ones under names that `--resume auto` does not take."""
+    """Rename checkpoints after the one that the user chose, so that `--resume auto` does not take them."""
     for path in set_aside(Path(config.output_dir) / "checkpoints", found.manifest.step):
         say(f"kept a later checkpoint, which no longer counts, as {path}")
 

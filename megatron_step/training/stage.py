@@ -48,9 +48,9 @@ def train_stage(
     hooks: list[Hook],
     stop: StopRequest,
 ) -> bool:
-    """Train from `state.step` to the end of the state's stage; whether it got there, or was asked to stop.
+    """Train from `state.step` to the end of the stage. Return True if the end was reached, False if asked to stop.
 
-    Asked in the last step before growth, it leaves growth to the next process.
+    If it is asked to stop in the last step before growth, the next process grows the model.
 
     `batches` gives each step's micro-batches, from the sample that the state has reached.
     """
@@ -66,15 +66,17 @@ def train_stage(
         measured = state.step == min(first_step + 1, last_step - 1)
         result, memory = measure_step(state, step) if measured else (step(), None)
         seconds = perf_counter() - start
-        before, after = (consumed_samples(config.training, count) for count in (state.step - 1, state.step))
+        samples_before, samples_after = (
+            consumed_samples(config.training, count) for count in (state.step - 1, state.step)
+        )
         metrics = {
             "step": state.step,
             "stage_index": state.stage.index,
             "loss": result.loss,
             "learning_rate": rate,
             "grad_norm": result.grad_norm,
-            "tokens": after * config.model.seq_length,
-            "tokens_per_second": (after - before) * config.model.seq_length / seconds,
+            "tokens": samples_after * config.model.seq_length,
+            "tokens_per_second": (samples_after - samples_before) * config.model.seq_length / seconds,
         }
         is_last = result.stop or state.step == last_step
         for hook in hooks:

@@ -66,7 +66,7 @@ def train_step(
 
 
 def _update(state: TrainState, optimizer: MegatronOptimizer, parallel: Parallel) -> float:
-    """Clip the gradient and update the weights; returns the norm before clipping."""
+    """Clip the gradient and update the weights; return the norm before clipping."""
     optimizer.prepare_grads()
     grad_norm = gradient_norm(optimizer, parallel.device)
     if not math.isfinite(grad_norm):
@@ -90,7 +90,7 @@ def evaluate_batch(
 
 
 def microbatch_seeds(seed: int, step: int, num_microbatches: int, parallel: Parallel) -> list[int]:
-    """A seed for each of this rank's micro-batches: that of their samples, in every layout and after a resume."""
+    """Return a seed for each of this rank's micro-batches. It depends on the samples, not on layout or resume."""
     places = range(parallel.dp_rank, num_microbatches * parallel.dp_size, parallel.dp_size)
     return [((seed * 1_000_003 + step) * 1_000_003 + place) % (1 << 62) for place in places]
 
@@ -102,7 +102,7 @@ def forward_backward(
     forward_only: bool,
     seeds: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """Run the schedule of the pipeline layout; returns the mean loss of each micro-batch on the last pipeline rank.
+    """Run the schedule of the pipeline layout; return the mean loss of each micro-batch on the last pipeline rank.
 
     `seeds` are the micro-batches' own, which adapters draw their dropout from.
     """
@@ -131,7 +131,7 @@ def _forward_step(microbatches: Iterator[tuple[Microbatch, int]], chunk: Megatro
 
 
 def _mean_loss(losses: Tensor) -> tuple[Tensor, Tensor]:
-    """losses [b, s] of a micro-batch -> what is differentiated, and what is reported."""
+    """Reduce losses [b, s] of a micro-batch to the loss that is differentiated and the loss that is reported."""
     loss = losses.mean()
     return loss, loss.detach().clone()  # a copy: the schedule divides the loss by the number of micro-batches in place
 

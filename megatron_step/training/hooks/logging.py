@@ -86,7 +86,7 @@ def _tensorboard(run: TrackedRun) -> Tracker:
 def _memory_entry(
     own: RankMemory, growth_peak_bytes: int | None, planned: Sequence[RankMemory], parallel: Parallel
 ) -> dict[str, Any]:
-    """The largest of each kind over ranks, and of each rank, in their order, what was planned and measured."""
+    """Return the most bytes of each kind over all ranks, and the planned and measured bytes of each rank."""
     gathered: list[Any] = [None] * parallel.world_size
     torch.distributed.all_gather_object(gathered, (parallel.pp_rank, own, growth_peak_bytes))
     entry: dict[str, Any] = {"planned_bytes": max(memory.peak_bytes for memory in planned)}
@@ -102,7 +102,7 @@ def _memory_entry(
 
 
 def _kinds(memory: RankMemory) -> dict[str, int]:
-    """Bytes by kind, with what they come to."""
+    """Bytes by kind, with their sums."""
     return {**asdict(memory), "model_state_bytes": memory.model_state_bytes, "peak_bytes": memory.peak_bytes}
 
 

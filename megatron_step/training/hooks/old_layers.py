@@ -15,7 +15,7 @@ resumes after it must build the same state from the checkpoint of that step."""
 
 
 def _restart(state: TrainState, config: RunConfig, parallel: Parallel) -> dict[str, float]:
-    """`pruned_share` is the share of the adapters' first moments that are zero after it."""
+    """Restart the adapters. `pruned_share` is the share of their first moments that are zero afterwards."""
     return {"pruned_share": restart(state, config, parallel)}
 
 

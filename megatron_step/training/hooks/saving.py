@@ -53,7 +53,7 @@ def _warn(error: SaveError, parallel: Parallel) -> None:
 def description(
     config: RunConfig, plan: StagePlan, vocab_size: int, fingerprint: dict[str, Any], parallel: Parallel
 ) -> Callable[[TrainState], dict[str, Any]]:
-    """What the manifest of a checkpoint says beside its tensors, as a function of the state."""
+    """Return a function of the state that gives what a manifest says beside the tensors."""
     layout = {
         "tensor_parallel_size": config.parallel.tensor_parallel_size,
         "pipeline_parallel_size": config.parallel.pipeline_parallel_size,
@@ -110,7 +110,7 @@ _FIXED: dict[str, set[str] | None] = {
 
 
 def _plan_differences(saved: StagePlan, plan: StagePlan) -> list[str]:
-    """How the stages of two plans differ, but for their layouts, which may change."""
+    """Return how the stages of two plans differ. Layouts may change, so they are left out."""
     if len(saved.stages) != len(plan.stages):
         return [f"stages.count {len(saved.stages)} -> {len(plan.stages)}"]
     found = []

@@ -30,7 +30,7 @@ class MetricsFile:
 
 
 def _plain(value: Any) -> float | str:
-    """A value that a hook added and JSON has no form for: a number, such as of a tensor, or text."""
+    """Convert a value that JSON does not know, such as a tensor, to a number or to text."""
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -50,7 +50,7 @@ def _cut(path: Path, last_step: int) -> None:
 
 
 def _step(line: bytes) -> float:
-    """The step that a line tells of; infinity for a line that a crash cut off."""
+    """Step of a line; infinity for a line that a crash cut off."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

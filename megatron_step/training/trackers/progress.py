@@ -20,7 +20,7 @@ class ProgressLines:
             say(progress_line(metrics, self._num_steps))
 
     def close(self) -> None:
-        """Nothing is left to print."""
+        """Do nothing: every line is printed."""
 
 
 class ProgressBar:

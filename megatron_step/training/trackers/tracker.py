@@ -44,7 +44,7 @@ _SHARE = 10  # a tracker that fails slowly costs at most a tenth of the time
 
 @contextmanager
 def guarded(make: MakeTracker, run: TrackedRun) -> Iterator[Callable[[Metrics, bool], None]]:
-    """Make a tracker, give its `write` and close it at the end; its errors are said once and do not end training.
+    """Make a tracker, yield its `write` and close it. Its errors are reported once and do not end training.
 
     A tracker that cannot be made is left out. One that cannot write is asked again, after ten times as long as its
     failure took.
@@ -103,5 +103,5 @@ def _name(make: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """One line, whatever the error says."""
+    """Return the error's text in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
