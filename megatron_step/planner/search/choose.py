@@ -182,8 +182,8 @@ def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: floa
 def _check_saves(config: RunConfig, layouts: StageLayouts) -> None:
     if config.stages.count > 1 and not layouts.old_layers_save:
         raise ValueError(
-            "stages.layers auto: an old layer takes the memory of a new one (freeze.layers is false, or the adapters "
-            "large), so that no choice of layers saves any; name them, as in stages.layers [5, 4, 3]"
+            f"staging saves no memory here: under the policy {policy_of(config).name} an old layer costs as much as a "
+            "new one. Set stages.layers yourself, as in [5, 4, 3]"
         )
 
 

@@ -9,6 +9,7 @@ from small_run import VOCAB_SIZE, small_config
 from megatron_step.checkpoint.manifest import Manifest
 from megatron_step.checkpoint.save import SaveError
 from megatron_step.config.run import RampUpConfig, RunConfig
+from megatron_step.config.stages import OldLayersConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.saving import check_resumable, description, saving_hook
@@ -140,3 +141,14 @@ def test_layout_micro_batch_and_learning_rate_may_change(alone: Parallel) -> Non
     other = small_config(parallel={"tensor_parallel_size": 2}, training={"micro_batch_size": 4})
     other = replace(other, optimizer=replace(other.optimizer, learning_rate=1.0))
     _check(_manifest(small_config(), alone), other)
+
+
+def test_the_policy_for_old_layers_follows_a_run_by_what_it_comes_to(alone: Parallel) -> None:
+    config = small_config(stages={"count": 2, "layers": [3, 1]})
+    manifest = _manifest(config, alone)
+    named = replace(config, old_layers=OldLayersConfig("adapters"))
+    _check(manifest, named)  # raises nothing: the default came to the same
+    older = {key: section for key, section in manifest.config.items() if key != "old_layers"}
+    _check(replace(manifest, config=older), named)  # a checkpoint from before the key
+    with pytest.raises(ValueError, match="old_layers.policy adapters -> frozen; restore these keys to go on"):
+        _check(replace(manifest, config=older), replace(config, old_layers=OldLayersConfig("frozen")))
