@@ -1,4 +1,4 @@
-"""The package from Python: what `import megatron_step` offers. torch is imported by the calls that need it."""
+"""The Python API: the names that `import megatron_step` offers. Only the calls that need torch import it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +23,10 @@ __all__ = ["RunConfig", "export_model", "forecast", "import_model", "load_config
 
 
 def load_config(path: str | Path | None = None, /, **keys: Any) -> RunConfig:
-    """The config of a YAML file, with `keys` in place of the file's; without a file, of `keys` alone.
+    """Load a config from a YAML file and from `keys`, which replace the file's; without a file, from `keys` alone.
 
-    A section is a dict, of which only the keys given replace the file's: `load_config("a.yaml", training={"seed": 2})`.
+    Give a section as a dict: its keys replace the file's, and the file's other keys of this section stay, as in
+    `load_config("a.yaml", training={"seed": 2})`.
 
     Raises ValueError if the file cannot be read, a key is unknown or missing, or a value is not valid.
     """
@@ -34,7 +35,7 @@ def load_config(path: str | Path | None = None, /, **keys: Any) -> RunConfig:
 
 
 def _merged(values: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `keys`, section by section."""
+    """Return `values` with the values of `keys` in place of theirs, section by section."""
     merged = dict(values)
     for name, value in keys.items():
         inside = merged.get(name)
@@ -43,12 +44,12 @@ def _merged(values: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forecast(config: RunConfig, world_size: int | None = None) -> Forecast:
-    """The plan of a run and what it will need: bytes of every rank in every stage, and time. No world is made.
+    """Plan a run, without a process group: bytes of every rank in every stage, and seconds.
 
-    `world_size` are the ranks; None for all GPUs of planner.cluster, or for one copy of the model without a cluster.
+    `world_size` is the number of ranks; None takes the GPUs of planner.cluster, or without a cluster one model copy.
 
-    Raises ValueError if there is no such plan, and FileNotFoundError without the tokenizer, where it says the
-    vocabulary. A plan that does not fit the cluster has `status` "infeasible".
+    Raises ValueError if the config cannot be planned, and FileNotFoundError if the tokenizer is missing and
+    model.vocab_size is null. A plan that does not fit the cluster has `status` "infeasible".
     """
     import_plugins(config.plugins)
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
@@ -61,24 +62,24 @@ def forecast(config: RunConfig, world_size: int | None = None) -> Forecast:
 
 
 def planned_world_size(config: RunConfig, cluster: Cluster | None, world_size: int | None) -> int:
-    """The ranks that a run is planned for: those given, or all of the cluster, or one copy of the model.
+    """Return the number of ranks that a run is planned for: `world_size`, else the cluster's GPUs, else one model copy.
 
-    Raises ValueError if the cluster is too small for the layout, or fewer than one rank are given.
+    Raises ValueError if the cluster has too few GPUs for the layout, or if `world_size` is below 1.
     """
     needed = config.parallel.model_parallel_size
     if cluster is not None and cluster.num_gpus < needed:
         raise ValueError(
             f"the cluster has {cluster.num_gpus} GPUs, fewer than parallel.tensor_parallel_size "
             f"{config.parallel.tensor_parallel_size} x parallel.pipeline_parallel_size "
-            f"{config.parallel.pipeline_parallel_size} = {needed}"
+            f"{config.parallel.pipeline_parallel_size} = {needed}: reduce one of these sizes, or add nodes"
         )
     if world_size is not None and world_size < 1:
-        raise ValueError(f"the world size must be at least 1, not {world_size}")
+        raise ValueError(f"the world size is {world_size}: it must be at least 1")
     return world_size or (cluster.num_gpus if cluster else needed)
 
 
 def planned_vocab_size(config: RunConfig) -> int:
-    """Tokens of the vocabulary: model.vocab_size, or else the tokenizer's."""
+    """Return the number of tokens in the vocabulary: model.vocab_size, else the tokenizer's."""
     if config.model.vocab_size is not None:
         return config.model.vocab_size
     from megatron_step.data.tokenizer import load_tokenizer
@@ -87,16 +88,17 @@ def planned_vocab_size(config: RunConfig) -> int:
 
 
 def run(config: RunConfig, hooks: Sequence["Hook"] = (), trackers: Sequence["MakeTracker"] = ()) -> bool:
-    """Train as `config` says, with this process as the world or as one of torchrun's ranks.
+    """Train as `config` says, in this process alone or as one of torchrun's ranks.
 
     `hooks` are called after each step, before the trackers; each gets a `StepContext` (training/stage.py).
-    `trackers` are classes or functions that make a `Tracker` (training/trackers/tracker.py); rank 0 makes them.
+    `trackers` are classes or functions that make a `Tracker` (training/trackers/tracker.py); rank 0 calls them.
 
-    Returns whether training got to its end; False if a signal asked it to stop, which saves first. Signals are watched
-    in the main thread only. The process leaves its process group however the run ends, so that the next run can begin.
+    Returns True at the end of training, and False if a signal stopped the run; the run saves a checkpoint first.
+    Signals are handled in the main thread only. The process group is destroyed however the run ends, so that another
+    run can follow in the same process.
 
-    Raises ValueError, FileNotFoundError or OSError for input that cannot be used, before anything is written, and
-    NonFiniteError, NoGradientError or SaveError where training cannot go on.
+    Raises ValueError, FileNotFoundError or OSError for bad input, before anything is written. Raises NonFiniteError,
+    NoGradientError or SaveError if training cannot go on.
     """
     from megatron_step.engine.parallel import stop_world
     from megatron_step.training.run import run as train
@@ -111,12 +113,12 @@ def run(config: RunConfig, hooks: Sequence["Hook"] = (), trackers: Sequence["Mak
 def open_model(
     path: str | Path, tokenizer: str | None = None, seq_length: int | None = None
 ) -> Iterator["LanguageModel"]:
-    """Load the model of a checkpoint, of the newest one of a run's folder, or of a Hugging Face model's folder.
+    """Load a model from a checkpoint, from a run's folder (its newest checkpoint) or from a Hugging Face folder.
 
-    `tokenizer` is where the tokenizer lies, None for where the run had it; `seq_length` are the tokens of a window,
-    None for as many as the model is made for. `model.logits(tokens)` takes tokens [b, s] to logits [b, s, v].
+    `tokenizer` is the tokenizer's path; None takes the path that the run used. `seq_length` is the number of tokens in
+    a window; None takes the model's context length. `model.logits(tokens)` maps tokens [b, s] to logits [b, s, v].
 
-    Raises FileNotFoundError or ValueError if there is no such model or it is damaged.
+    Raises FileNotFoundError if there is no model at `path`, and ValueError if the model is damaged.
     """
     from megatron_step.evaluation.models import open_model as opened
 
@@ -125,13 +127,13 @@ def open_model(
 
 
 def export_model(checkpoint: str | Path, out: str | Path, **options: Any) -> "Comparison | None":
-    """Write the model of a checkpoint, or of the newest one of a run's folder, as a Hugging Face model.
+    """Write the model of a checkpoint, or of a run's newest checkpoint, as a Hugging Face model.
 
-    `options` are those of `ExportOptions` (huggingface/to_hf.py): dtype, max_shard_bytes, adapter_only, check and
+    `options` are the fields of `ExportOptions` (huggingface/to_hf.py): dtype, max_shard_bytes, adapter_only, check and
     tokenizer.
 
-    Returns the comparison of logits that `check=True` asks for. Raises ValueError, FileNotFoundError or FileExistsError
-    for input that cannot be used, and DifferentModelError where the comparison fails; nothing is left at `out` then.
+    Returns the comparison of logits with `check=True`, else None. Raises ValueError, FileNotFoundError or
+    FileExistsError for bad input, and DifferentModelError if the comparison fails. After an error `out` does not exist.
     """
     from megatron_step.huggingface.to_hf import ExportOptions
     from megatron_step.huggingface.to_hf import export_model as export
@@ -149,10 +151,10 @@ def import_model(
 ) -> "Imported":
     """Write a Hugging Face model as a checkpoint that a run can start from.
 
-    `seq_length` are the tokens of a training sample, None for as many as the model is made for; `tokenizer` is where
-    its tokenizer lies, None for `source`. `progress` gets the bytes written and those to write.
+    `seq_length` is the number of tokens in a training sample; None takes the model's context length. `tokenizer` is the
+    tokenizer's path; None takes `source`. `progress` is called with the bytes written so far and the total bytes.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for input that cannot be used; nothing is left at `out`.
+    Raises ValueError, FileNotFoundError or FileExistsError for bad input. After an error `out` does not exist.
     """
     from megatron_step.huggingface.from_hf import import_model as import_from_hf
 

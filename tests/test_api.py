@@ -73,7 +73,7 @@ def test_a_forecast_needs_no_world(tmp_path: Path) -> None:
     assert found.peak_bytes < found.vanilla.peak_bytes
     assert sum(stage.stage.num_new_layers for stage in found.stages) == 4
     assert not torch.distributed.is_initialized()
-    with pytest.raises(ValueError, match="world size must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="world size is 0: it must be at least 1"):
         megatron_step.forecast(config, world_size=0)
 
 

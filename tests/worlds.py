@@ -215,7 +215,7 @@ def _serve(connection: Connection, rank: int, size: int, folder: str) -> None:
 
 
 def _answer(path: str, name: str, store: str, arguments: dict[str, Any], rank: int, size: int) -> tuple[bool, Any]:
-    """Whether the case succeeded, and what it returned or its traceback."""
+    """Return whether the case succeeded, and what it returned or its traceback."""
     import torch
 
     answer = _call(path, name, store, arguments, rank, size)

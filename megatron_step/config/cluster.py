@@ -10,18 +10,18 @@ from megatron_step.config.paths import expand_path
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes of one kind."""
+    """A group of identical nodes."""
 
     count: int
-    """Nodes."""
+    """Number of nodes."""
     gpus_per_node: int
     """GPUs of a node; tensor-parallel ranks share a node."""
     memory_gib: float
-    """Memory of a GPU that a run may fill, in GiB: what the framework and NCCL take is not in it."""
+    """Memory of a GPU that a run may fill, in GiB, without the memory that the framework and NCCL take."""
     relative_speed: float = 1.0
-    """Speed of a GPU against that of `Cluster.teraflops`."""
+    """Speed of a GPU as a multiple of `Cluster.teraflops`."""
     bandwidth_inside: float = 450.0
-    """GB/s that a GPU sends to others of its node."""
+    """GB/s that a GPU sends to the other GPUs of its node."""
     bandwidth_between: float = 50.0
     """GB/s that a GPU sends to other nodes."""
 
@@ -39,9 +39,9 @@ class Cluster:
     """Node groups, in the order in which the launcher numbers their nodes."""
 
     nodes: list[NodeGroup]
-    """The groups."""
+    """The node groups."""
     teraflops: float = 400.0
-    """Dense 10^12 operations that a GPU of relative speed 1 sustains in a second, in matrix products of training."""
+    """TFLOP/s that a GPU of relative speed 1 sustains in the dense matrix products of training."""
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -57,24 +57,25 @@ class Cluster:
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """What the planner is to make smallest, and for which machines."""
+    """The planner's objective and its machines."""
 
     objective: Literal["memory", "time", "memory_then_time"] = "memory"
-    """memory: the largest share of a rank's memory that any stage needs, and of equal plans the one that is deep early;
-    time: that of the whole run, within the cluster's memory; memory_then_time: of the plans with the smallest share,
-    the fastest."""
+    """Quantity to minimise. memory: the largest share of a rank's memory over all stages; among equal plans, the one
+    that is deep early wins. time: seconds of the whole run, within the cluster's memory. memory_then_time: the fastest
+    plan among those with the smallest share."""
     cluster: str | None = None
-    """YAML file with the machines; null for ranks of one kind without a limit."""
+    """YAML file with the machines; null for equal ranks with unlimited memory."""
     plan: str | None = None
-    """A plan that megatron-step plan wrote, whose layers and layouts are taken; null to make a new plan."""
+    """File of a plan that megatron-step plan wrote, whose layers and layouts the run takes; null to make a new plan."""
     attention: Literal["sdpa", "unfused"] = "sdpa"
-    """Core attention that is counted: scaled_dot_product_attention, which training always uses, or for a plan alone the
-    one of other engines that keeps every score, as megatron-core's local one."""
+    """Core attention whose bytes are counted. Training always uses sdpa (scaled_dot_product_attention). unfused is for
+    plans only: attention that keeps every score, as in megatron-core's local spec."""
     recipe: Literal["paper", "adam8bit", "int8_base", "adam8bit_int8_base"] | None = None
-    """Bytes that weights, gradients and optimizer states are counted by (plan/states.py): null for those of
-    training.precision, which training always has; for a plan alone the paper's, 8-bit moments, an 8-bit frozen base."""
+    """Bytes per value of weights, gradients and optimizer states (plan/states.py); null takes those of
+    training.precision, as training does. The others are for plans only: the paper's, 8-bit moments, an 8-bit frozen
+    base."""
     time_limit: float = 60.0
-    """Seconds after which the planner takes the best plan that it has, and says how far from the optimum it may be."""
+    """Seconds after which the planner returns its best plan so far and says how far from the optimum it may be."""
 
     def __post_init__(self) -> None:
         check_finite("planner", self)
@@ -82,12 +83,14 @@ class PlannerConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, expand_path(getattr(self, name)))
         if self.objective == "time" and self.cluster is None:
-            raise ValueError("planner.objective time needs planner.cluster: the memory within which a plan must stay")
+            raise ValueError(
+                "planner.objective time needs the memory of the machines: set planner.cluster to a cluster file"
+            )
         if not self.time_limit > 0:
             raise ValueError(f"planner.time_limit must be positive, not {self.time_limit}")
 
     @property
     def of_other_engines(self) -> str:
-        """Keys and values by which a plan counts what training does not have; empty if there are none."""
+        """Keys and values that make a plan count features that training does not have; empty if there are none."""
         keys = {"attention": self.attention != "sdpa", "recipe": self.recipe is not None}
         return ", ".join(f"planner.{key} {getattr(self, key)}" for key, differs in keys.items() if differs)

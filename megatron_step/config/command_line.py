@@ -1,4 +1,4 @@
-"""The command line of a run: its config file, and the keys that are set beside it."""
+"""The command line of a run: its config file, and the keys that override the file's."""
 
 from collections.abc import Sequence
 from dataclasses import is_dataclass
@@ -16,9 +16,9 @@ USAGE = (
 
 
 def split_arguments(arguments: Sequence[str], cls: type) -> tuple[Path, list[tuple[str, str]]]:
-    """Return the config file, and pairs of a key's dotted name and the text it is set to; `--resume` is spelt out.
+    """Return the config file, and pairs of a key's dotted name and its text; `--resume` becomes `checkpoint.resume`.
 
-    Raises ValueError if the file is not named, an option is unknown, or lacks its value.
+    Raises ValueError if the file is not named, if an option is unknown, or if an option lacks its value.
     """
     path, pairs = None, []
     known = list(dotted_names(cls))
@@ -43,12 +43,12 @@ def split_arguments(arguments: Sequence[str], cls: type) -> tuple[Path, list[tup
 
 
 def override(values: dict[str, Any], name: str, text: str, cls: type, prefix: str = "") -> None:
-    """Set the key `name` of a config's values, in place, to what `text` says.
+    """Set the key `name` of a config's values, in place, to the value `text`.
 
-    A section as a whole is given as YAML, `{start: 4, increment: 2}`, or as the name of a YAML file; its keys replace
-    those that are there.
+    For a whole section, `text` is YAML, as in `{start: 4, increment: 2}`, or the name of a YAML file. Its keys replace
+    the old ones of that section.
 
-    Raises ValueError if a section's text is no section.
+    Raises ValueError if a section's text does not describe a section.
     """
     first, _, rest = name.partition(".")
     key = section_keys(cls)[first]
@@ -69,7 +69,7 @@ def override(values: dict[str, Any], name: str, text: str, cls: type, prefix: st
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return `old` with the keys of `new`, section by section."""
+    """Return `old` with the values of `new` in place of its own, section by section."""
     both = {name: _merged(old[name], value) for name, value in new.items() if _are_sections(old.get(name), value)}
     return {**old, **new, **both}
 

@@ -1,4 +1,4 @@
-"""Which text a run trains and evaluates on."""
+"""The text that a run trains and evaluates on."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -17,13 +17,13 @@ class DataConfig:
     tokenizer: str
     """A SentencePiece .model file, or a folder with a Hugging Face tokenizer."""
     end_of_document: str | None = None
-    """Token that ends each document, as <|endoftext|>; null for the tokenizer's end-of-text token."""
+    """Token that ends each document, such as <|endoftext|>; null for the tokenizer's end-of-text token."""
     validation: list[tuple[float, str]] | None = None
-    """Pairs of weight and path prefix to evaluate on; null evaluates nothing, or `split`'s second share."""
+    """Pairs of weight and path prefix to evaluate on; null takes the second share of `split`, or nothing."""
     split: tuple[float, float] | None = None
-    """Shares of the training corpora's documents for training and validation, as (99, 1); excludes `validation`."""
+    """Shares of the training documents for training and validation, such as (99, 1); excludes `validation`."""
     seed: int = 1
-    """Seed of the order in which samples are drawn."""
+    """Seed of the order of the samples."""
     cache_dir: str | None = None
     """Folder for the datasets' index files; null for a folder `cache` beside the first corpus."""
 
@@ -46,7 +46,7 @@ class DataConfig:
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is anything to evaluate on."""
+        """Return whether there is text to evaluate on."""
         return self.validation is not None or (self.split is not None and self.split[1] > 0)
 
 

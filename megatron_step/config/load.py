@@ -1,4 +1,4 @@
-"""Reads a run's config: a YAML file, with any key overridden on the command line."""
+"""Load a run's config from a YAML file and from keys on the command line."""
 
 import re
 from collections.abc import Sequence
@@ -22,9 +22,11 @@ _Section = TypeVar("_Section", RunConfig, Cluster)
 
 
 def load_config(arguments: Sequence[str]) -> RunConfig:
-    """The config that command-line arguments such as `--config FILE --training.seed 2` describe.
+    """Load the config that command-line arguments such as `--config FILE --training.seed 2` describe.
 
-    Raises ValueError with one line that says what is wrong and what to do; `--help` prints the keys and exits.
+    `--help` prints the keys and exits.
+
+    Raises ValueError, with one line that says what is wrong and what to do.
     """
     if "--help" in arguments or "-h" in arguments:
         _parser(RunConfig).print_help()
@@ -37,7 +39,7 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
 
 
 def config_from_values(values: dict[str, Any]) -> RunConfig:
-    """The config with these values by key; a section is a dict. Its plugins are imported.
+    """Make a config from values by key (a section is a dict), and import the config's plugins.
 
     Raises ValueError if a key is unknown, a value is not valid or a plugin cannot be imported.
     """
@@ -47,7 +49,7 @@ def config_from_values(values: dict[str, Any]) -> RunConfig:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The values of a config file by key; a section is a dict.
+    """Return the values of a config file by key; a section is a dict.
 
     Raises ValueError if the file cannot be read or has an unknown key.
     """
@@ -55,12 +57,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def config_text(config: RunConfig) -> str:
-    """Every key of `config` as YAML."""
+    """Return every key of `config` as YAML."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, width=120)
 
 
 def config_from_text(text: str) -> RunConfig:
-    """The config that `config_text` wrote.
+    """Make the config whose YAML `config_text` returned.
 
     Raises ValueError if a key is unknown or a value is not valid.
     """
@@ -68,9 +70,9 @@ def config_from_text(text: str) -> RunConfig:
 
 
 def load_cluster(path: Path) -> Cluster:
-    """The cluster that a YAML file describes.
+    """Load a cluster from a YAML file.
 
-    Raises ValueError with one line that says what is wrong and what to do.
+    Raises ValueError, with one line that says what is wrong and what to do.
     """
     values = _read(path, "cluster", "nodes")
     groups = values.get("nodes")
@@ -107,12 +109,12 @@ def _parser(cls: type) -> ArgumentParser:
 
 
 def _instantiate(values: dict[str, Any], cls: type[_Section]) -> _Section:
-    """The section of some values.
+    """Make a section from its values by key.
 
-    Raises ValueError if a key is missing, or has a value of another type.
+    Raises ValueError if a key is missing, or has a value of the wrong type.
     """
     check_complete(values, cls)
-    parser = _parser(cls)  # type: ignore[arg-type]  # a class can be hashed, whatever its values can
+    parser = _parser(cls)  # type: ignore[arg-type]  # lru_cache hashes the class, not its instances
     try:
         made = parser.instantiate(parser.parse_object(values, defaults=False)).as_dict()
     except ArgumentError as error:
@@ -121,7 +123,7 @@ def _instantiate(values: dict[str, Any], cls: type[_Section]) -> _Section:
 
 
 def _explain(error: ArgumentError, values: dict[str, Any], cls: type) -> str:
-    """What is wrong with a value, in words; the library speaks of Python's types."""
+    """Say what is wrong with a value in the config's words; jsonargparse names Python's types."""
     message = " ".join(str(error).split())
     key = re.match(r'Parser key "([\w.]+)"', message)
     if key is None or (cls is Cluster and key[1] == "nodes"):
@@ -133,7 +135,7 @@ def _explain(error: ArgumentError, values: dict[str, Any], cls: type) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with tuples as lists, which YAML has a plain form for."""
+    """Return `value` with tuples as lists: YAML has no plain form for tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -24,9 +24,14 @@ class RopeScalingConfig:
         if self.factor < 1.0:
             raise ValueError(f"model.rope_scaling.factor must be at least 1, not {self.factor}")
         if not 0.0 < self.low_freq_factor < self.high_freq_factor:
-            raise ValueError("model.rope_scaling needs 0 < low_freq_factor < high_freq_factor")
+            raise ValueError(
+                f"model.rope_scaling.low_freq_factor {self.low_freq_factor} must be positive and below "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
         if self.original_max_position < 1:
-            raise ValueError("model.rope_scaling.original_max_position must be at least 1 token")
+            raise ValueError(
+                f"model.rope_scaling.original_max_position must be at least 1 token, not {self.original_max_position}"
+            )
 
 
 @dataclass(frozen=True)
@@ -34,35 +39,35 @@ class ModelConfig:
     """Sizes and switches of the architecture (RMSNorm, SwiGLU, RoPE, grouped-query attention)."""
 
     num_layers: int
-    """Transformer layers of the finished model."""
+    """Number of transformer layers after the last stage."""
     hidden_size: int
     """Width of the residual stream."""
     ffn_hidden_size: int
-    """Width of the MLP; of a gated one, of the gate and of the up projection each."""
+    """Width of the MLP. In a gated MLP the gate and the up projection each have this width."""
     num_attention_heads: int
     """Query heads of a layer."""
     seq_length: int
     """Tokens of one training sample."""
     max_position_embeddings: int | None = None
-    """Tokens that the model is made for at most, which an export states; null for seq_length. Nothing here uses it."""
+    """Context length in tokens that an export states; null for seq_length. Training does not use it."""
     num_query_groups: int | None = None
-    """Key and value heads of a layer; null for as many as query heads."""
+    """Key and value heads of a layer; null for num_attention_heads."""
     head_size: int | None = None
     """Width of one head; null for hidden_size / num_attention_heads."""
     vocab_size: int | None = None
-    """Tokens of the vocabulary; null takes the tokenizer's."""
+    """Tokens of the vocabulary; null takes the tokenizer's number."""
     vocab_size_multiple: int = 128
-    """The embedding has its rows padded to a multiple of this; the same for every layout."""
+    """Number that the rows of the embedding are padded to a multiple of, in every layout."""
     tie_embeddings: bool = False
     """Whether the output layer uses the weight of the input embedding."""
     mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """The MLP: gated, down(silu(gate x) * up x), or plain, down(gelu(up x))."""
+    """Kind of the MLP: swiglu is gated, down(silu(gate x) * up x); gelu is plain, down(gelu(up x))."""
     qkv_bias: bool = False
     """Whether the query, key and value projections have a bias (Qwen2)."""
     qk_norm: bool = False
     """Whether queries and keys are normalised per head (Qwen3)."""
     norm_epsilon: float = 1.0e-5
-    """Added to the mean square in RMSNorm."""
+    """Number that RMSNorm adds to the mean square."""
     rope_theta: float = 10000.0
     """Base of the rotary embedding's wavelengths."""
     rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
@@ -78,7 +83,7 @@ class ModelConfig:
         if self.context_length < self.seq_length:
             raise ValueError(
                 f"model.seq_length {self.seq_length} is longer than model.max_position_embeddings "
-                f"{self.max_position_embeddings}: raise the latter, or train on shorter samples"
+                f"{self.max_position_embeddings}: raise model.max_position_embeddings or lower model.seq_length"
             )
         if self.head_size is None and self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -98,9 +103,10 @@ class ModelConfig:
         if self.vocab_size is not None and self.vocab_size < 2:
             raise ValueError(f"model.vocab_size must be at least 2, not {self.vocab_size}")
         if self.vocab_size_multiple < 1:
-            raise ValueError("model.vocab_size_multiple must be at least 1")
-        if self.norm_epsilon <= 0 or self.rope_theta <= 0 or self.init_std <= 0:
-            raise ValueError("model.norm_epsilon, model.rope_theta and model.init_std must be positive")
+            raise ValueError(f"model.vocab_size_multiple must be at least 1, not {self.vocab_size_multiple}")
+        for name in ("norm_epsilon", "rope_theta", "init_std"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.{name} must be positive, not {getattr(self, name)}")
 
     def _other_widths(self) -> str:
         def fits(width: int, heads: int) -> bool:
@@ -118,12 +124,12 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model is made for at most."""
+        """Largest number of tokens that the model is made for."""
         return self.seq_length if self.max_position_embeddings is None else self.max_position_embeddings
 
     @property
     def gated_mlp(self) -> bool:
-        """Whether the MLP has a gate beside the up projection."""
+        """Return whether the MLP has a gate beside the up projection."""
         return self.mlp == "swiglu"
 
     @property

@@ -1,4 +1,4 @@
-"""How the weights are updated: AdamW and the learning-rate schedule."""
+"""The optimizer AdamW and the learning-rate schedule."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,39 +8,40 @@ from megatron_step.config.numbers import check_finite
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019); none on norms and biases."""
+    """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019); norms and biases do not decay."""
 
     learning_rate: float
     """Peak learning rate."""
     weight_decay: float = 0.1
-    """Decay, as a multiple of the learning rate, of every weight matrix and embedding."""
+    """Decay of every weight matrix and embedding, as a multiple of the learning rate."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
     """Decay of the second moment."""
     epsilon: float = 1.0e-8
-    """Added to the root of the second moment."""
+    """Number added to the root of the second moment."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
     new_layers_scale: float = 1.0
-    """Learning rate of the layers that a stage adds, as a multiple of the others'; not of the first stage's."""
+    """Learning rate of the layers that a stage after the first adds, as a multiple of the schedule's."""
     adapters_scale: float = 1.0
-    """Learning rate of the adapters, as a multiple of the others'."""
+    """Learning rate of the adapters, as a multiple of the schedule's."""
     embeddings_scale: float = 1.0
-    """Learning rate of the embedding and the output layer, as a multiple of the others'."""
+    """Learning rate of the embedding and the output layer, as a multiple of the schedule's."""
 
     def __post_init__(self) -> None:
         check_finite("optimizer", self)
         if not self.learning_rate > 0:
             raise ValueError(f"optimizer.learning_rate must be positive, not {self.learning_rate}")
-        if self.weight_decay < 0 or self.clip_grad < 0:
-            raise ValueError("optimizer.weight_decay and optimizer.clip_grad must not be negative")
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError("optimizer.beta1 and optimizer.beta2 must lie in [0, 1)")
-        if min(self.new_layers_scale, self.adapters_scale, self.embeddings_scale) <= 0:
-            raise ValueError("optimizer.new_layers_scale, adapters_scale and embeddings_scale must be positive")
-        if self.epsilon <= 0:
-            raise ValueError("optimizer.epsilon must be positive")
+        for name in ("weight_decay", "clip_grad"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name} must not be negative, not {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} must lie in [0, 1), not {getattr(self, name)}")
+        for name in ("new_layers_scale", "adapters_scale", "embeddings_scale", "epsilon"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optimizer.{name} must be positive, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class ScheduleConfig:
     warmup_steps: int = 0
     """Steps of linear warm-up from zero, in the first stage."""
     rewarm_steps: int = 0
-    """The same in every stage after growth, and after each restart of the adapters."""
+    """Steps of linear warm-up in every later stage, and after each restart of the adapters."""
     decay_fraction: float = 0.2
-    """Share of a stage's steps, at the end, over which WSD decays."""
+    """Share of a stage's steps, at its end, over which WSD decays."""
     decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
     """Shape of WSD's decay; sqrt is 1 - sqrt(x) (Hagele et al., 2024)."""
     min_fraction: float = 0.0
@@ -62,7 +63,9 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         check_finite("schedule", self)
-        if self.warmup_steps < 0 or self.rewarm_steps < 0:
-            raise ValueError("schedule.warmup_steps and schedule.rewarm_steps must not be negative")
-        if not (0 <= self.decay_fraction <= 1 and 0 <= self.min_fraction <= 1):
-            raise ValueError("schedule.decay_fraction and schedule.min_fraction must lie in [0, 1]")
+        for name in ("warmup_steps", "rewarm_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"schedule.{name} must not be negative, not {getattr(self, name)}")
+        for name in ("decay_fraction", "min_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"schedule.{name} must lie in [0, 1], not {getattr(self, name)}")

@@ -1,4 +1,4 @@
-"""How the model is spread over ranks."""
+"""The layout of the model over ranks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,9 @@ class ParallelConfig:
     """Tensor, sequence, pipeline and data parallelism; the data-parallel size follows from the world size."""
 
     tensor_parallel_size: int = 1
-    """Ranks that share every layer's matrices."""
+    """Ranks that each layer's matrices are split over."""
     pipeline_parallel_size: int = 1
-    """Ranks in a row, each with a part of the layers."""
+    """Ranks that the layers are split over."""
     virtual_pipeline_size: int = 1
     """Model chunks on each pipeline rank (interleaved 1F1B)."""
     sequence_parallel: bool = False
@@ -21,18 +21,24 @@ class ParallelConfig:
     distributed_optimizer: bool = True
     """Whether optimizer states are sharded over data-parallel ranks."""
     overlap_grad_reduce: bool = False
-    """Whether gradients are reduced over data-parallel ranks while the backward pass goes on."""
+    """Whether the all-reduce of gradients overlaps with the backward pass."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in the backward pass: none, the core attention's, or every layer's."""
+    """Activations that the backward pass recomputes: none; selective, the core attention's; full, every layer's."""
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "pipeline_parallel_size", "virtual_pipeline_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"parallel.{name} must be at least 1, not {getattr(self, name)}")
         if self.virtual_pipeline_size > 1 and self.pipeline_parallel_size == 1:
-            raise ValueError("parallel.virtual_pipeline_size above 1 needs parallel.pipeline_parallel_size above 1")
+            raise ValueError(
+                f"parallel.virtual_pipeline_size {self.virtual_pipeline_size} needs parallel.pipeline_parallel_size "
+                "above 1: set parallel.virtual_pipeline_size to 1, or use more pipeline ranks"
+            )
         if self.sequence_parallel and self.tensor_parallel_size == 1:
-            raise ValueError("parallel.sequence_parallel needs parallel.tensor_parallel_size above 1")
+            raise ValueError(
+                "parallel.sequence_parallel true needs parallel.tensor_parallel_size above 1: set "
+                "parallel.sequence_parallel to false, or use more tensor-parallel ranks"
+            )
 
     @property
     def model_parallel_size(self) -> int:
@@ -44,9 +50,9 @@ class ParallelConfig:
         return nearest(world_size, lambda world: world % size == 0) or [size]
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Copies of the model in a world of `world_size` ranks.
+        """Return the number of model copies in a world of `world_size` ranks.
 
-        Raises ValueError if the world is not a multiple of the model-parallel size.
+        Raises ValueError if `world_size` is not a multiple of the model-parallel size.
         """
         if world_size % self.model_parallel_size:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` and `$VARIABLE` stand for folders, in configs as in a shell."""
+"""Paths with `~` and `$VARIABLE`, which a shell would expand, in configs and in arguments."""
 
 import os
 import re
@@ -10,15 +10,15 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
 
 class PathError(ArgumentTypeError, ValueError):
-    """A path that cannot be meant as it is written; argparse shows its text as the error of an option."""
+    """A path that cannot be expanded. argparse prints the error's text as the error of an option."""
 
 
 def expand_path(text: str) -> str:
-    """Return `text` with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` replaced by what they stand for.
+    """Return `text` with `~`, `~user`, `$VARIABLE` and `${VARIABLE}` expanded.
 
-    A `$` in the name of a file that exists under this very name is part of the name.
+    If a file with exactly this name exists, a `$` in its name stays as it is.
 
-    Raises PathError, a ValueError, for a user or a variable that this machine does not know, and for a NUL character.
+    Raises PathError, a ValueError, for an unknown user, for a variable that is not set, and for a NUL character.
     """
     if "\0" in text or (not text.isascii() and not _can_be_encoded(text)):
         raise PathError(f"the path {text!r} holds a character that no file name can hold: remove it")
@@ -26,8 +26,8 @@ def expand_path(text: str) -> str:
     if expanded.startswith("~"):
         user = expanded[1:].partition("/")[0]
         raise PathError(
-            f"the path {text} begins with the home of a user {user}, whom this machine does not know: write it out, or "
-            "begin it with ./ if the folder's name does begin with ~"
+            f"the path {text} begins with the home folder of user {user}, who does not exist on this machine: write "
+            "the path out, or begin it with ./ if the folder's name begins with ~"
         )
     return expanded
 
@@ -44,11 +44,14 @@ def _value(path: str, variable: re.Match[str]) -> str:
     name = variable[1] or variable[2]
     if name not in os.environ:
         raise PathError(
-            f"the path {path} names the environment variable {name}, which is not set: set it, or write the path out"
+            f"the path {path} uses the environment variable {name}, which is not set: set {name}, or write the path out"
         )
     return os.environ[name]
 
 
 def path_argument(text: str) -> Path:
-    """Return the path that a command-line argument names; the `type` of such an argument of argparse."""
+    """Return the path that a command-line argument names. Use it as argparse's `type`.
+
+    Raises PathError as `expand_path` does.
+    """
     return Path(expand_path(text))

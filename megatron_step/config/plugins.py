@@ -1,9 +1,9 @@
-"""Modules outside the package that a config names, so that every process of a run has what they add.
+"""Modules outside the package that a config names; every process of a run imports them.
 
-A plugin may have
+A plugin may define
     hooks       a list of functions that are called after each step
     trackers    a list of tracker classes, or of functions that make trackers
-and calls `register` for each growth operator and each policy for old layers as it is imported.
+and may call `register` for growth operators and for policies for old layers when it is imported.
 """
 
 import importlib
@@ -13,9 +13,9 @@ from typing import Any
 
 
 def import_plugins(names: Sequence[str]) -> list[ModuleType]:
-    """Import the modules, once in a process.
+    """Import the named modules, each once per process.
 
-    Raises ValueError if one cannot be found or raises an error.
+    Raises ValueError if a module cannot be found or raises an error.
     """
     return [_import(name) for name in names]
 
@@ -28,20 +28,22 @@ def _import(name: str) -> ModuleType:
             raise ValueError(
                 f"plugins: there is no module {name}: start in its folder, or add its folder to PYTHONPATH"
             ) from None
-        raise ValueError(f"plugins: the module {name} needs {error.name}, which is not installed") from error
+        raise ValueError(
+            f"plugins: the module {name} needs {error.name}, which is not installed: install {error.name}"
+        ) from error
     except Exception as error:
         raise ValueError(f"plugins: the module {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def plugin_list(plugins: Sequence[ModuleType], attribute: str) -> list[Any]:
-    """What the plugins have in their lists `hooks` or `trackers`.
+    """Return the entries of the plugins' lists `attribute`, which is `hooks` or `trackers`.
 
-    Raises ValueError if one of them is no list of functions.
+    Raises ValueError if a plugin's `attribute` is not a list of functions.
     """
     found: list[Any] = []
     for plugin in plugins:
         values = getattr(plugin, attribute, [])
         if not isinstance(values, (list, tuple)) or not all(callable(value) for value in values):
-            raise ValueError(f"plugins: {plugin.__name__}.{attribute} is not a list of functions")
+            raise ValueError(f"plugins: {plugin.__name__}.{attribute} is not a list of functions: make it one")
         found += values
     return found

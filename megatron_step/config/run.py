@@ -1,4 +1,4 @@
-"""All that defines a run: one frozen value, checked when it is made."""
+"""The config of a run: one frozen value that is checked when it is made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,13 +30,14 @@ class RampUpConfig:
     start: int
     """Global batch size of the first step, in samples."""
     increment: int
-    """Samples that the global batch grows by at a time."""
+    """Samples that each increase adds to the global batch."""
     samples: int
-    """Samples after which the full global batch is reached."""
+    """Samples after which the global batch has its full size."""
 
     def __post_init__(self) -> None:
-        if min(self.start, self.increment, self.samples) < 1:
-            raise ValueError("training.ramp_up needs start, increment and samples of at least 1")
+        for name in ("start", "increment", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.ramp_up.{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TrainingConfig:
     global_batch_size: int
     """Samples of one optimizer step, over all ranks."""
     micro_batch_size: int
-    """Samples that a rank holds in memory at once."""
+    """Samples that a rank processes at once."""
     ramp_up: RampUpConfig | None = None
     """Growth of the global batch at the start; null for a constant batch."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -79,7 +80,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """When and on how much validation text the loss is measured."""
+    """Interval and size of the evaluations on validation text."""
 
     interval: int = 100
     """Steps between evaluations; 0 evaluates only at the end of the run."""
@@ -87,36 +88,38 @@ class EvaluationConfig:
     """Global batches of the fixed validation set; 0 never evaluates."""
 
     def __post_init__(self) -> None:
-        if self.interval < 0 or self.steps < 0:
-            raise ValueError("evaluation.interval and evaluation.steps must not be negative")
+        for name in ("interval", "steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name} must not be negative, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the training state is saved, and what is kept of it."""
+    """Interval of the checkpoints, and which of them are kept."""
 
     interval: int = 100
     """Steps between checkpoints; 0 saves only at the end of the run."""
     keep: int = 3
-    """Newest checkpoints that are kept; 0 keeps all."""
+    """Number of newest checkpoints that are kept; 0 keeps all."""
     keep_every: int = 0
-    """Checkpoints at multiples of this step are kept for good; 0 for none."""
+    """Steps between checkpoints that are never deleted; 0 for none."""
     asynchronous: bool = False
-    """Whether files are written while training goes on."""
+    """Whether a checkpoint is written while training continues."""
     resume: str = "auto"
     """`auto` for the newest complete checkpoint of the output folder, `none` for a fresh start, or a path."""
 
     def __post_init__(self) -> None:
-        if self.interval < 0 or self.keep < 0 or self.keep_every < 0:
-            raise ValueError("checkpoint.interval, checkpoint.keep and checkpoint.keep_every must not be negative")
+        for name in ("interval", "keep", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"checkpoint.{name} must not be negative, not {getattr(self, name)}")
         if not self.resume:
-            raise ValueError("checkpoint.resume must be auto, none or the path of a checkpoint")
+            raise ValueError("checkpoint.resume is empty: set it to auto, none or the path of a checkpoint")
         object.__setattr__(self, "resume", expand_path(self.resume))
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What a run writes about itself; metrics.jsonl is always written."""
+    """Logs of a run; metrics.jsonl is always written."""
 
     interval: int = 10
     """Steps between log lines, TensorBoard points and memory readings."""
@@ -127,50 +130,53 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         if self.interval < 1:
-            raise ValueError("logging.interval must be at least 1")
+            raise ValueError(f"logging.interval must be at least 1, not {self.interval}")
         if self.wandb is not None and (not 1 <= len(self.wandb) <= 128 or set(self.wandb) & set("/\\#?%:")):
             raise ValueError(
-                f"logging.wandb {self.wandb!r} is no name of a Weights & Biases project: "
+                f"logging.wandb {self.wandb!r} is not a valid name of a Weights & Biases project: "
                 "take 1 to 128 characters without / \\ # ? % :"
             )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run of megatron_step. A section may be given as a dict: `RunConfig(model={"num_layers": 4, ...}, ...)`."""
+    """The config of a run. A section may be a dict: `RunConfig(model={"num_layers": 4, ...}, ...)`.
+
+    Raises ValueError if a value is not valid, or if values do not fit together.
+    """
 
     output_dir: str
     """Folder of the run: its config, metrics, checkpoints and TensorBoard events."""
     model: ModelConfig
     """The shape of the model."""
     data: DataConfig
-    """The text."""
+    """The text and the tokenizer."""
     stages: StagesConfig
     """The growth stages."""
     optimizer: OptimizerConfig
-    """AdamW."""
+    """The optimizer AdamW."""
     training: TrainingConfig
-    """Batch, precision, seed."""
+    """The batch, the precision and the seed."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """Learning rate over the steps of a stage."""
+    """The learning rate over the steps of a stage."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
-    """How new layers are made."""
+    """The growth operator."""
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
-    """What is no longer trained after growth."""
+    """The weights that are frozen after growth."""
     old_layers: OldLayersConfig = field(default_factory=OldLayersConfig)
-    """What happens to the layers of earlier stages."""
+    """The policy for the layers of earlier stages."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    """Adapters on what is frozen."""
+    """The adapters on frozen linears."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    """How the model is spread over ranks."""
+    """The layout of the model over ranks."""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
-    """How the layers of each stage and their layouts are chosen."""
+    """The planner, which chooses each stage's layers and their layout."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Validation."""
+    """The evaluation on validation text."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Saving and resuming."""
+    """The checkpoints, and how to resume."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    """What the run shows."""
+    """The logs of the run."""
     plugins: list[str] = field(default_factory=list)
     """Modules outside the package, as in [my_plugin], that add hooks, trackers, growth operators and policies for old
     layers."""
@@ -191,13 +197,13 @@ class RunConfig:
         _check_stages(self)
         if self.evaluation.steps and self.evaluation.interval and not self.data.has_validation:
             raise ValueError(
-                "evaluation is on but there is nothing to evaluate on: set data.validation or data.split, "
-                "or evaluation.steps to 0"
+                f"evaluation.steps is {self.evaluation.steps}, but there is no validation text: set data.validation or "
+                "data.split, or set evaluation.steps to 0"
             )
 
 
 def _check_splits(model: ModelConfig, parallel: ParallelConfig) -> None:
-    """Every tensor-parallel rank must get whole heads, channels and vocabulary rows."""
+    """Raise ValueError unless every tensor-parallel rank gets whole heads, channels and vocabulary rows."""
     tensor = parallel.tensor_parallel_size
     sizes = {
         "model.num_attention_heads": model.num_attention_heads,
@@ -219,7 +225,7 @@ def _check_splits(model: ModelConfig, parallel: ParallelConfig) -> None:
 
 
 def _fits(name: str, model: ModelConfig, tensor: int, size: int) -> bool:
-    """Whether `size` tensor-parallel shards would do for a key, beside the model's other sizes."""
+    """Return whether the key `name` could be `size` with `tensor` ranks and the model's other sizes."""
     if name == "model.num_query_groups" and model.num_attention_heads % size:
         return False
     if name == "model.num_attention_heads":
@@ -233,14 +239,18 @@ def _fits(name: str, model: ModelConfig, tensor: int, size: int) -> bool:
 
 
 def _check_stages(config: RunConfig) -> None:
-    """The stages must add up to the model, and each must fill the pipeline."""
+    """Raise ValueError unless the stages add up to the model and the adapters fit the layout."""
     stages, num_layers = config.stages, config.model.num_layers
     if isinstance(stages.layers, list) and sum(stages.layers) != num_layers:
         raise ValueError(
-            f"stages.layers {stages.layers} add up to {sum(stages.layers)} layers, but model.num_layers is {num_layers}"
+            f"stages.layers {stages.layers} add up to {sum(stages.layers)} layers, but model.num_layers is "
+            f"{num_layers}: make the two equal"
         )
     if stages.layers == "auto" and stages.count > num_layers:
-        raise ValueError(f"stages.count {stages.count} is more than model.num_layers {num_layers}: each adds a layer")
+        raise ValueError(
+            f"stages.count {stages.count} is more than model.num_layers {num_layers}, but each stage adds a layer: "
+            f"set stages.count to {num_layers} or less"
+        )
     if config.planner.recipe is not None and config.training.precision != "bf16":
         raise ValueError(
             f"planner.recipe {config.planner.recipe} counts weights in 16 bits: set training.precision to bf16"
@@ -254,7 +264,7 @@ def check_adapter_rank(config: RunConfig) -> None:
     if config.adapter.rank % config.parallel.tensor_parallel_size:
         raise ValueError(
             f"adapter.rank {config.adapter.rank} is not divisible by parallel.tensor_parallel_size "
-            f"{config.parallel.tensor_parallel_size}, over which adapters are split: {_other_ranks(config)}"
+            f"{config.parallel.tensor_parallel_size}, which splits the adapters: {_other_ranks(config)}"
         )
 
 
@@ -280,16 +290,16 @@ def check_world(config: RunConfig, world_size: int) -> None:
         microbatches = batch_size // samples
         if interleaved and microbatches % parallel.pipeline_parallel_size:
             raise ValueError(
-                f"interleaved pipelines need the number of micro-batches, here {microbatches}, to be a multiple of "
-                f"parallel.pipeline_parallel_size {parallel.pipeline_parallel_size}: "
+                f"the number of micro-batches, {microbatches}, is not a multiple of parallel.pipeline_parallel_size "
+                f"{parallel.pipeline_parallel_size}, as interleaved pipelines need: "
                 + _other_batches(training, batch_size, unit)
             )
 
 
 def _other_batches(training: TrainingConfig, batch_size: int, unit: int) -> str:
-    """What to set so that a batch of `batch_size` samples gets a multiple of `unit` samples."""
+    """Return an error's suggestion: keys and values that make the batch a multiple of `unit` samples."""
     if training.ramp_up is not None:
-        return f"training.global_batch_size, ramp_up.start and ramp_up.increment must be multiples of {unit}"
+        return f"set training.global_batch_size, ramp_up.start and ramp_up.increment to multiples of {unit}"
     micro_unit = unit // training.micro_batch_size
     return remedy(
         ("training.global_batch_size", nearest(batch_size, lambda size: size % unit == 0)),

@@ -1,6 +1,6 @@
-"""Whether the values of a YAML file fit the keys of a config's sections, and what is wrong with those that do not.
+"""Check the values of a YAML file against the keys of a config's sections, and say what is wrong.
 
-A section is a dataclass of this package. Its values are a dict, in which sections lie inside sections.
+A section is a dataclass of this package. Its values are a dict by key; a section within it is again a dict.
 """
 
 import difflib
@@ -23,11 +23,11 @@ class Key(typing.NamedTuple):
     """A key of a section."""
 
     kind: Any
-    """Its type; of `X | None`, X."""
+    """The key's type; X where the field is `X | None`."""
     may_be_null: bool
-    """Whether null is one of its values."""
+    """Whether the key may be null."""
     default: Any
-    """Its default; MISSING where it must be given."""
+    """The key's default; MISSING if a config must give the key."""
 
 
 @lru_cache
@@ -46,11 +46,11 @@ def dotted_names(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def read_sections(values: Any, cls: type, prefix: str = "") -> dict[str, Any]:
-    """Return a section's values with each section inside as a dict; a section without keys is left out.
+    """Return a section's values, with each inner section as a dict; an inner section without keys is left out.
 
-    A section may be the name of a YAML file that holds it.
+    An inner section may also be the name of a YAML file that holds it.
 
-    Raises ValueError for an unknown key, and for a value that stands where a section is due.
+    Raises ValueError for an unknown key, and for a value that should be a section.
     """
     if not isinstance(values, dict):
         raise ValueError(
@@ -74,9 +74,9 @@ def read_sections(values: Any, cls: type, prefix: str = "") -> dict[str, Any]:
 
 
 def as_section(values: Mapping[str, Any], cls: type, prefix: str) -> Any:
-    """The section of some values by key, with each section inside it.
+    """Make a section, and the sections inside it, from values by key.
 
-    Raises ValueError for an unknown or missing key, and for a value of another type.
+    Raises ValueError for an unknown or missing key, and for a value of the wrong type.
     """
     read = read_sections(dict(values), cls, prefix)
     check_complete(read, cls, prefix)
@@ -91,7 +91,7 @@ def as_section(values: Mapping[str, Any], cls: type, prefix: str) -> Any:
 
 
 def check_complete(values: dict[str, Any], cls: type, prefix: str = "") -> None:
-    """Raise ValueError if a key is missing, or is null where null means nothing."""
+    """Raise ValueError if a key is missing, or is null but may not be."""
     keys = section_keys(cls)
     missing = [
         prefix + name
@@ -110,7 +110,7 @@ def check_complete(values: dict[str, Any], cls: type, prefix: str = "") -> None:
 
 
 def expectation(cls: type, dotted: str) -> str:
-    """Say in words what a key such as `model.num_layers` takes."""
+    """Describe the values that a key such as `model.num_layers` takes."""
     *sections, name = dotted.split(".")
     for section in sections:
         cls = section_keys(cls)[section].kind
@@ -119,13 +119,13 @@ def expectation(cls: type, dotted: str) -> str:
 
 
 def suggestion(name: str, known: list[str], prefix: str) -> str:
-    """Return a question for the known name that is nearest to `name`; nothing if there is none."""
+    """Return a question with the known name nearest to `name`, such as `; did you mean model.num_layers?`."""
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""
 
 
 def in_short(value: Any) -> str:
-    """Return a value as an error shows it: in one line, and cut where it is long."""
+    """Return a value as an error shows it: on one line, and cut if it is long."""
     text = value if isinstance(value, str) and value.isprintable() and value == value.strip() else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
@@ -142,7 +142,7 @@ def _key(field: "Field[Any]", hint: Any) -> Key:
 
 
 def _included(value: Any) -> Any:
-    """Return a section's values: those given, or those in the YAML file that is named."""
+    """Return a section's values; if `value` is the name of a YAML file, return that file's values."""
     if not isinstance(value, str) or not os.path.isfile(path := expand_path(value)):
         return value
     try:

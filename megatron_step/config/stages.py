@@ -1,4 +1,4 @@
-"""How a model grows: its stages, the growth operator, what is frozen, and the adapters on what is frozen."""
+"""The growth of a model: its stages, the growth operator, frozen weights, and the adapters on them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,37 +7,42 @@ from megatron_step.config.numbers import check_finite
 from megatron_step.config.paths import expand_path
 
 Target = Literal["qkv", "proj", "fc1", "fc2"]
-"""A linear of a layer: query, key and value; attention projection; gate and up; down."""
+"""A linear of a layer: qkv is query, key and value; proj the attention projection; fc1 gate and up; fc2 down."""
 
 
 @dataclass(frozen=True)
 class StagesConfig:
-    """The growth stages of the run. Each adds layers, and trains them with what is not frozen."""
+    """The growth stages of the run. Each stage adds layers, and trains all weights that are not frozen."""
 
     steps: int | list[int] | None = None
-    """Optimizer steps that the schedule of each stage is laid out for: one number for all, or one for each."""
+    """Optimizer steps of each stage's schedule: one number for all stages, or a list with one per stage."""
     tokens: int | list[int] | None = None
-    """The same in tokens, in place of `steps`; rounded up to whole steps."""
+    """Tokens of each stage's schedule, in place of `steps`; rounded up to whole steps."""
     count: int = 1
     """Growth stages; 1 is ordinary (vanilla) training."""
     layers: Literal["auto"] | list[int] = "auto"
-    """Layers that each stage adds, as [5, 4, 3]; auto lets the planner choose those of the smallest peak memory."""
+    """Layers that each stage adds, such as [5, 4, 3]; with auto the planner chooses the plan of least peak memory."""
     grow_at: float = 0.75
-    """Share of a stage's steps after which the model grows; the last stage trains them all."""
+    """Share of a stage's steps after which the model grows; the last stage runs all its steps."""
     learning_rates: list[float] | None = None
-    """Peak learning rate of each stage; null for optimizer.learning_rate in all."""
+    """Peak learning rate of each stage; null for optimizer.learning_rate in every stage."""
     layouts: Literal["auto", "even"] | list[list[int]] = "auto"
-    """For each stage, the layers of each pipeline rank (with virtual pipelines of each chunk, in the order of the
-    layers); auto lets the planner choose those of the smallest peak memory, even spreads them evenly."""
+    """For each stage, the number of layers on each pipeline rank; with virtual pipelines, in each chunk in layer order.
+    With auto the planner chooses the layout of least peak memory; even splits the layers evenly."""
     start_from: str | None = None
-    """Checkpoint whose weights the first stage begins with; null for random weights."""
+    """Checkpoint whose weights the first stage starts from; null for random weights."""
 
     def __post_init__(self) -> None:
         check_finite("stages", self)
         if self.count < 1:
             raise ValueError(f"stages.count must be at least 1, not {self.count}")
         if (self.steps is None) == (self.tokens is None):
-            raise ValueError("set one of stages.steps and stages.tokens, and not both")
+            state = (
+                "neither stages.steps nor stages.tokens is set"
+                if self.steps is None
+                else ("stages.steps and stages.tokens are both set")
+            )
+            raise ValueError(f"{state}: set one of them")
         self._check_budgets()
         if self.start_from is not None:
             object.__setattr__(self, "start_from", expand_path(self.start_from))
@@ -46,9 +51,11 @@ class StagesConfig:
         for name in ("layers", "learning_rates", "layouts"):
             values = getattr(self, name)
             if isinstance(values, list) and len(values) != self.count:
-                raise ValueError(f"stages.{name} has {len(values)} entries for stages.count {self.count}")
+                raise ValueError(f"stages.{name} has {len(values)} entries, but stages.count is {self.count}")
         if isinstance(self.layers, list) and (self.layers[0] < 1 or min(self.layers) < 0):
-            raise ValueError(f"stages.layers {self.layers}: the first stage needs a layer, and no stage removes any")
+            raise ValueError(
+                f"stages.layers is {self.layers}: the first entry must be at least 1, and the others at least 0"
+            )
         if self.learning_rates is not None and not min(self.learning_rates) > 0:
             raise ValueError(f"stages.learning_rates must be positive, not {self.learning_rates}")
 
@@ -56,9 +63,9 @@ class StagesConfig:
         for name in ("steps", "tokens"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.count:
-                raise ValueError(f"stages.{name} has {len(value)} entries for stages.count {self.count}")
+                raise ValueError(f"stages.{name} has {len(value)} entries, but stages.count is {self.count}")
             budgets = value if isinstance(value, list) else [value]
-            # A first stage of no steps is a model that was trained before.
+            # A first stage of 0 steps is a model that an earlier run trained.
             first_may_be_zero = self.start_from is not None and self.count > 1 and isinstance(value, list)
             for index, budget in enumerate(budgets):
                 if budget is not None and budget < (0 if index == 0 and first_may_be_zero else 1):
@@ -67,33 +74,33 @@ class StagesConfig:
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """The growth operator: where new layers come, and what weights they begin with."""
+    """The growth operator: the places of new layers and their initial weights."""
 
     operator: str = "interpolate"
-    """interpolate puts new layers between old ones (Chang et al., 2018); stack repeats the whole model on top of
-    itself (G_stack, Du et al., 2024); or the name of a registered operator (plan/operators.py)."""
+    """Growth operator. interpolate puts new layers between old ones (Chang et al., 2018); stack repeats the whole model
+    on top of itself (G_stack, Du et al., 2024). Plugins may register others (plan/operators.py)."""
     position: Literal["upper", "intermediate", "lower", "random"] = "upper"
-    """Between which old layers interpolate puts new ones first: the upper ones, those in the middle, the lower ones,
-    or any."""
+    """Old layers between which interpolate puts new ones first: the upper, the middle, the lower or random ones."""
     init: Literal["mean", "copy", "identity", "random"] = "mean"
-    """Weights of a new layer: the mean of its two neighbours (STEP), a copy of the layer below it, that copy with its
-    two output projections zero, which keeps the model's function (LLaMA Pro, Wu et al., 2024), or random ones."""
+    """Weights of a new layer. mean: the mean of its two neighbours (STEP). copy: the layer below it. identity: the
+    layer below it with both output projections zero, which preserves the function (LLaMA Pro, Wu et al., 2024).
+    random: random weights."""
 
 
 @dataclass(frozen=True)
 class FreezeConfig:
-    """What is no longer trained once the model has grown; frozen weights have no gradient and no optimizer state."""
+    """The weights that are frozen after growth: frozen weights have no gradient and no optimizer state."""
 
     layers: bool = True
-    """The matrices and biases of the layers of earlier stages."""
+    """Whether the matrices and biases of earlier stages' layers are frozen."""
     norms: bool = False
-    """Their norms."""
+    """Whether the norms of earlier stages' layers are frozen."""
     embedding: bool = False
-    """The token embedding (and with it a tied output layer)."""
+    """Whether the token embedding (and a tied output layer) is frozen."""
     output_layer: bool = False
-    """The output layer, where it has its own weights."""
+    """Whether an untied output layer is frozen."""
     final_norm: bool = False
-    """The norm before the output layer."""
+    """Whether the norm before the output layer is frozen."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def old_layer_policy(policy: str | None, freezes_layers: bool, adapter_rank: int
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Low-rank adapters on the frozen linears (LoRA, Hu et al., 2022): y = x W^T + alpha / rank (drop(x) A^T) B^T."""
+    """Low-rank adapters on frozen linears (LoRA, Hu et al., 2022): y = x W^T + alpha / rank (drop(x) A^T) B^T."""
 
     rank: int = 16
     """Rows of A and columns of B; 0 for no adapters."""
@@ -125,14 +132,14 @@ class AdapterConfig:
     targets: list[Target] = field(default_factory=lambda: ["qkv", "proj", "fc1", "fc2"])
     """Linears that get an adapter."""
     dropout: float = 0.0
-    """Share of the adapter's inputs that are set to zero in training."""
+    """Share of the adapter's inputs that training sets to zero."""
     restart_interval: int = 0
-    """Steps between restarts: adapters are merged into the base and start again (ReLoRA, Lialin et al., 2023); 0 for
+    """Steps between restarts, which merge adapters into the base and reset them (ReLoRA, Lialin et al., 2023); 0 for
     none."""
     restart_prune: float = 0.9
-    """Share of the adapters' optimizer states, the smallest ones, that a restart sets to zero."""
+    """Share of the adapters' optimizer states, by smallest magnitude, that a restart sets to zero."""
     at_stage_end: Literal["merge", "keep"] = "merge"
-    """Whether adapters are merged into the base when the model grows, or go on training."""
+    """Fate of the adapters when the model grows: merge adds them to the base; keep trains them further."""
 
     def __post_init__(self) -> None:
         check_finite("adapter", self)
@@ -141,7 +148,10 @@ class AdapterConfig:
         if not self.alpha > 0:
             raise ValueError(f"adapter.alpha must be positive, not {self.alpha}")
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"adapter.targets must name linears, each once, not {self.targets}; rank 0 is for none")
+            raise ValueError(
+                f"adapter.targets is {self.targets}: name at least one linear, each once; for no adapters set "
+                "adapter.rank to 0"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"adapter.dropout must lie in [0, 1), not {self.dropout}")
         if self.restart_interval < 0:
@@ -151,5 +161,5 @@ class AdapterConfig:
 
     @property
     def scaling(self) -> float:
-        """Factor of the adapter's output."""
+        """Factor of the adapter's output, alpha / rank."""
         return self.alpha / self.rank

@@ -1,10 +1,11 @@
-"""Read YAML and JSON files strictly: a key that stands twice in one section is refused, since one value would be lost.
+"""Read YAML and JSON files strictly: a key that a section gives twice is an error, since one value would be lost.
 
-Every file with settings is read here, whoever wrote it: configs, clusters, plans, a model's or a tokenizer's files.
+All files with settings are read here: configs, clusters, plans, and a model's or a tokenizer's files.
 """
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,45 @@ import yaml
 def read_yaml(path: Path) -> Any:
     """Return the value that a YAML file holds. The file is UTF-8, or UTF-16 with a byte order mark.
 
-    Raises OSError if it cannot be read, and ValueError, with one line that names the file, if it is not valid YAML.
+    Raises OSError if the file cannot be read, and ValueError, with one line, if it is not valid YAML.
     """
+    return _read(path, "YAML", parse_yaml)
+
+
+def read_json(path: Path) -> Any:
+    """Return the value that a JSON file holds. The file is UTF-8 (with or without a byte order mark), UTF-16 or UTF-32.
+
+    Raises OSError if the file cannot be read, and ValueError, with one line, if it is not valid JSON.
+    """
+    return _read(path, "JSON", parse_json)
+
+
+def _read(path: Path, language: str, parse: Callable[[bytes], Any]) -> Any:
     content = path.read_bytes()
     try:
-        return parse_yaml(content)
+        return parse(content)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+        raise ValueError(f"{path} is not valid {language}: {error}") from None
 
 
 def parse_yaml(content: str | bytes) -> Any:
     """Return the value of YAML text.
 
-    Raises ValueError, with one line, if it is not valid YAML or gives a key twice; the line numbers of both are named.
+    Raises ValueError, with one line, if the text is not valid YAML or gives a key twice (with both line numbers).
     """
     try:
         return yaml.load(content, Loader=_StrictLoader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    # PyYAML lets the errors of a value with a wrong tag through, such as that of `!!int x` or `!!bool x`.
+    # A value with a wrong tag, such as `!!int x`, makes PyYAML raise Python's own errors.
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(_one_line(error)) from None
-
-
-def read_json(path: Path) -> Any:
-    """Return the value that a JSON file holds. The file is UTF-8, with or without a byte order mark, UTF-16 or UTF-32.
-
-    Raises OSError if it cannot be read, and ValueError, with one line that names the file, if it is not valid JSON.
-    """
-    content = path.read_bytes()
-    try:
-        return parse_json(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
 def parse_json(content: str | bytes) -> Any:
     """Return the value of JSON text.
 
-    Raises ValueError, with one line, if it is not valid JSON or gives a key of an object twice.
+    Raises ValueError, with one line, if the text is not valid JSON or if an object gives a key twice.
     """
     try:
         return json.loads(content, object_pairs_hook=_object)
@@ -65,7 +66,7 @@ def parse_json(content: str | bytes) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader; a key may stand once in a mapping, and a date is text, as the name of a folder may be."""
+    """PyYAML's safe loader with two changes: no key twice in a mapping, and dates stay text (a folder may be one)."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -86,7 +87,7 @@ _StrictLoader.yaml_implicit_resolvers = {
 
 
 class _DoubledKeyError(Exception):
-    """A key of a JSON object that stands in it twice."""
+    """A key that a JSON object gives twice."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -105,11 +106,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _with_lines(key: str, content: str | bytes) -> str:
-    """Say which key stands twice, and in which lines its name stands: the parser itself does not say."""
+    """Name the key that an object gives twice, and the lines with that name: the parser does not report lines."""
     text = content if isinstance(content, str) else content.decode(json.detect_encoding(content))
     name = re.compile(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:")
     lines = [number for number, line in enumerate(text.splitlines(), 1) for _ in name.findall(line)]
-    places = f" (it stands in lines {', '.join(map(str, lines))})" if lines else ""
+    places = f" (see lines {', '.join(map(str, lines))})" if lines else ""
     return f"the key {key} is given twice in one object{places}: keep one"
 
 

@@ -1,4 +1,4 @@
-"""Batches at exact positions: which samples of the run a rank gets, whatever the parallel layout."""
+"""Batches by sample number: the samples of each step do not depend on the parallel layout."""
 
 import queue
 import threading
@@ -14,17 +14,18 @@ Batch = dict[str, torch.Tensor]
 def micro_batch_samples(
     first_sample: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
 ) -> list[range]:
-    """The samples of each micro-batch of a data-parallel rank.
+    """Return the samples of each micro-batch of a data-parallel rank.
 
-    Micro-batch m of rank d starts at first_sample + (m * dp_size + d) * micro_batch_size, so all ranks' micro-batches
-    together are the samples from `first_sample` to `first_sample + global_batch_size`, in any layout.
+    Micro-batch m of rank d starts at first_sample + (m * dp_size + d) * micro_batch_size. In every layout the ranks'
+    micro-batches together are the samples from `first_sample` to `first_sample + global_batch_size`.
 
-    Raises ValueError where the global batch does not divide into the ranks' micro-batches.
+    Raises ValueError if the global batch is not a multiple of micro_batch_size * dp_size.
     """
     if global_batch_size < 1 or global_batch_size % (micro_batch_size * dp_size):
         raise ValueError(
             f"a global batch of {global_batch_size} samples does not divide into micro-batches of {micro_batch_size} "
-            f"on {dp_size} data-parallel ranks: make it a multiple of {micro_batch_size * dp_size}"
+            f"on {dp_size} data-parallel ranks: set training.global_batch_size to a multiple of "
+            f"{micro_batch_size * dp_size}"
         )
     stride = micro_batch_size * dp_size
     starts = range(first_sample + dp_rank * micro_batch_size, first_sample + global_batch_size, stride)
@@ -39,16 +40,17 @@ def batches(
     dp_rank: int,
     dp_size: int,
 ) -> list[Batch]:
-    """This rank's micro-batches of the global batch that begins at sample `first_sample`.
+    """Return this rank's micro-batches of the global batch that begins at sample `first_sample`.
 
-    Each holds `tokens` and `labels`, [b, s] int64.
-    Raises ValueError where the dataset has not that many samples.
+    Each micro-batch holds `tokens` and `labels`, [b, s] int64.
+
+    Raises ValueError if the dataset has too few samples.
     """
     num_samples = len(dataset)  # type: ignore[arg-type]
     if not 0 <= first_sample <= num_samples - global_batch_size:
         raise ValueError(
-            f"samples {first_sample} to {first_sample + global_batch_size} lie outside the {num_samples} of the "
-            "dataset, which was built for fewer steps"
+            f"the step needs samples {first_sample} to {first_sample + global_batch_size}, but the dataset has "
+            f"{num_samples} samples: build it for more steps"
         )
     made: list[Batch] = []
     for samples in micro_batch_samples(first_sample, global_batch_size, micro_batch_size, dp_rank, dp_size):
@@ -60,11 +62,11 @@ def batches(
 
 
 class BatchStream:
-    """The micro-batches of one global batch after another, read by a background thread a few steps ahead.
+    """A stream of each step's micro-batches, which a background thread reads a few steps ahead.
 
-    `schedule` gives (first_sample, global_batch_size) for each step, so ramped batch sizes need nothing else. Iterating
-    gives what `batches` gives, in order, and raises in the caller what reading raised. Use it in a `with` block, or
-    call `close`: the thread ends with it.
+    `schedule` gives (first_sample, global_batch_size) for each step. Iterating gives the result of `batches` for each
+    step, in order, and raises the errors of the thread. Use the stream in a `with` block, or call `close`, to end the
+    thread.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class BatchStream:
         self._put(end)
 
     def _put(self, item: list[Batch] | BaseException | None) -> bool:
-        """Wait for room in the queue; False once the stream is closed."""
+        """Put an item into the queue once there is room; return False if the stream is closed first."""
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -117,7 +119,7 @@ class BatchStream:
         raise item
 
     def close(self) -> None:
-        """Stop reading ahead and wait for the thread to end."""
+        """Stop reading ahead, and wait until the thread ends."""
         self._closed.set()
         self._thread.join()
 

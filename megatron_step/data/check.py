@@ -1,4 +1,4 @@
-"""Check corpora before training: complete files, and token ids that the tokenizer knows."""
+"""Check corpora before training: their files must be complete, and the tokenizer must know their token ids."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +19,32 @@ _REMAKE = "make it again with megatron-step preprocess"
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus whose files were found to be complete."""
+    """A corpus whose files are complete."""
 
     prefix: str
+    """Path prefix of its files."""
     documents: int
+    """Number of documents."""
     tokens: int
+    """Number of tokens."""
     dtype: np.dtype
+    """Type of the token ids in the .bin file."""
 
 
 def check_corpora(config: DataConfig, tokenizer: Tokenizer) -> list[Corpus]:
-    """Check every corpus that a run trains or evaluates on; see `check_corpus`."""
+    """Check every corpus that a run trains or evaluates on, as `check_corpus` does."""
     prefixes = [prefix for _, prefix in (*config.train, *(config.validation or ()))]
     return [check_corpus(prefix, tokenizer) for prefix in dict.fromkeys(prefixes)]
 
 
 def check_corpus(prefix: str, tokenizer: Tokenizer) -> Corpus:
-    """Check one corpus against its own index, its side file and the tokenizer.
+    """Check one corpus against its index, its side file and the tokenizer.
 
-    Raises FileNotFoundError where a file is missing, and ValueError where one is empty, truncated or damaged, or was
-    made with another tokenizer. Without a side file, up to 4 million ids spread over the corpus are compared with the
-    vocabulary. All lengths and offsets in the index are read, the tokens are not.
+    The check reads all lengths and offsets of the index, but not the tokens. Without a side file it compares up to
+    4 million ids, spread over the corpus, with the vocabulary.
+
+    Raises FileNotFoundError if a file is missing, and ValueError if a file is empty, truncated or damaged, or was made
+    with another tokenizer.
     """
     paths = corpus_paths(prefix)
     check_files(paths)
@@ -47,8 +53,8 @@ def check_corpus(prefix: str, tokenizer: Tokenizer) -> Corpus:
     expected, actual = tokens * dtype.itemsize, paths.bin.stat().st_size
     if actual != expected:
         raise ValueError(
-            f"{paths.bin} has {actual:,} bytes where {paths.idx.name} says {expected:,}: it is incomplete, or of "
-            f"another corpus; {_REMAKE}"
+            f"{paths.bin} has {actual:,} bytes, but by {paths.idx.name} it should have {expected:,}: it is incomplete "
+            f"or belongs to another corpus; {_REMAKE}"
         )
     corpus = Corpus(prefix, num_sequences, tokens, dtype)
     if paths.side.exists():
@@ -68,26 +74,34 @@ def check_files(paths: CorpusPaths) -> None:
 
 
 def _read_header(path: Path) -> tuple[np.dtype, int, int]:
-    """The ids' dtype, and the numbers of sequences and of document boundaries."""
+    """Read the ids' dtype and the numbers of sequences and of document boundaries from an .idx file.
+
+    Raises ValueError if the header is damaged, or does not fit the file's size.
+    """
     size = path.stat().st_size
     if size < HEADER.size:
-        raise ValueError(f"{path} has {size} bytes, fewer than its header of {HEADER.size}: {_REMAKE}")
+        raise ValueError(f"{path} has {size} bytes, but its header alone needs {HEADER.size}: {_REMAKE}")
     with path.open("rb") as file:
         magic, version, code, num_sequences, num_boundaries = HEADER.unpack(file.read(HEADER.size))
     if magic != MAGIC or version != VERSION:
         raise ValueError(f"{path} is not the index of a Megatron corpus, or is damaged: {_REMAKE}")
     if code not in DTYPES or DTYPES[code].kind == "f":
-        raise ValueError(f"{path} is damaged or no corpus of token ids (its dtype code is {code}): {_REMAKE}")
+        raise ValueError(f"{path} is damaged, or does not hold token ids (its dtype code is {code}): {_REMAKE}")
     expected = idx_bytes(num_sequences, num_boundaries)
-    if size not in (expected, expected + num_sequences):  # with one more byte a sequence in multimodal corpora
-        raise ValueError(f"{path} has {size:,} bytes where its header says {expected:,}: it is incomplete; {_REMAKE}")
+    if size not in (expected, expected + num_sequences):  # multimodal corpora have one more byte per sequence
+        raise ValueError(
+            f"{path} has {size:,} bytes, but by its header it should have {expected:,}: it is incomplete; {_REMAKE}"
+        )
     if num_sequences == 0:
         raise ValueError(f"{path} holds no document: {_REMAKE}")
     return DTYPES[code], num_sequences, num_boundaries
 
 
 def _check_index(path: Path, dtype: np.dtype, num_sequences: int, num_boundaries: int) -> int:
-    """The number of tokens, once lengths, offsets and document boundaries are found to fit each other."""
+    """Check that lengths, offsets and document boundaries agree, and return the number of tokens.
+
+    Raises ValueError if they do not agree.
+    """
     lengths = np.memmap(path, "<i4", "r", HEADER.size, (num_sequences,))
     pointers = np.memmap(path, "<i8", "r", HEADER.size + 4 * num_sequences, (num_sequences,))
     end = 0
@@ -96,9 +110,7 @@ def _check_index(path: Path, dtype: np.dtype, num_sequences: int, num_boundaries
         # pointer[i] = itemsize * (length[0] + ... + length[i - 1])
         ends = end + np.cumsum(block) * dtype.itemsize
         if block.min() < 0 or not np.array_equal(ends - block * dtype.itemsize, pointers[start : start + len(block)]):
-            raise ValueError(
-                f"{path} is damaged: lengths and offsets of its documents contradict each other; {_REMAKE}"
-            )
+            raise ValueError(f"{path} is damaged: the lengths and offsets of its documents do not agree; {_REMAKE}")
         end = int(ends[-1])
     boundaries = np.memmap(path, "<i8", "r", HEADER.size + 12 * num_sequences, (num_boundaries,))
     if num_boundaries < 2 or boundaries[0] != 0 or boundaries[-1] != num_sequences or np.any(np.diff(boundaries) < 0):
@@ -112,11 +124,12 @@ def _check_side_file(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         made_by, documents, tokens = side["tokenizer"], int(side["documents"]), int(side["tokens"])
         name, fingerprint = made_by["name"], str(made_by["fingerprint"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is damaged, or no description of a corpus: {_REMAKE}") from error
+        raise ValueError(f"{path} is damaged, or does not describe a corpus: {_REMAKE}") from error
     if (documents, tokens) != (corpus.documents, corpus.tokens):
         raise ValueError(
-            f"{path} describes {documents:,} documents and {tokens:,} tokens, the corpus has {corpus.documents:,} and "
-            f"{corpus.tokens:,}: {_REMAKE}, or delete {path.name} if another tool made the corpus"
+            f"{path} describes {documents:,} documents and {tokens:,} tokens, but the corpus has "
+            f"{corpus.documents:,} and {corpus.tokens:,}: {_REMAKE}, or delete {path.name} if another tool made the "
+            "corpus"
         )
     if fingerprint != tokenizer.fingerprint:
         raise ValueError(
@@ -135,5 +148,5 @@ def _check_ids(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         if not 0 <= worst < tokenizer.vocab_size:
             raise ValueError(
                 f"{path} holds the token id {worst}, but {tokenizer.path} has {tokenizer.vocab_size} tokens: set "
-                f"data.tokenizer to the tokenizer that made it, or {_REMAKE}"
+                f"data.tokenizer to the tokenizer that the corpus was made with, or {_REMAKE}"
             )

@@ -1,4 +1,4 @@
-"""Write a corpus (PREFIX.bin, PREFIX.idx, PREFIX.json) so that a crash at any point leaves nothing half-written."""
+"""Write a corpus (PREFIX.bin, PREFIX.idx, PREFIX.json) so that a crash never leaves a half-written corpus."""
 
 import hashlib
 import json
@@ -18,10 +18,10 @@ _MAX_DOCUMENT_TOKENS = 2**31 - 1
 
 
 class CorpusWriter:
-    """Writes under temporary names beside the final ones; `commit` renames, leaving the block without it discards.
+    """Context that writes a corpus under temporary names; `commit` renames the files, and leaving it else deletes them.
 
-    Raises InUseError where another process writes the same corpus, ValueError where a document has 2^31 tokens, and
-    OSError where the disk is full or the folder cannot be written.
+    Raises InUseError if another process writes the same corpus, ValueError if a document has 2^31 tokens or more, and
+    OSError if the disk is full or the folder cannot be written.
     """
 
     def __init__(self, prefix: str | Path, dtype: np.dtype) -> None:
@@ -47,31 +47,31 @@ class CorpusWriter:
 
     @property
     def num_documents(self) -> int:
-        """Complete documents so far."""
+        """Number of complete documents so far."""
         return self._index.num_documents
 
     def write(self, tokens: np.ndarray, piece_lengths: np.ndarray, ends_document: np.ndarray) -> None:
-        """Append pieces of documents: their tokens, each piece's length, and whether it is its document's last."""
+        """Append pieces of documents: the tokens of all pieces, each piece's length, and whether it ends a document."""
         data = tokens.astype(self._dtype, copy=False).tobytes()
         with _naming(self._final.bin):
             self._bin.write(data)
         self._digest.update(data)
         self.num_tokens += len(tokens)
-        # ends[i]: tokens from the beginning of the open document to the end of piece i
+        # ends[i]: tokens from the start of the open document to the end of piece i
         ends = self._open_length + np.cumsum(piece_lengths, dtype=np.int64)
         lengths = np.diff(ends[ends_document], prepend=0)
         self._open_length = int(ends[-1] - lengths.sum()) if len(ends) else self._open_length
         if max(self._open_length, lengths.max(initial=0)) > _MAX_DOCUMENT_TOKENS:
             raise ValueError(
-                "a document has more than 2^31 tokens, the most the format can hold: split it with --document-separator"
+                "a document has 2^31 tokens or more, which the format cannot hold: split it with --document-separator"
             )
         with _naming(self._final.idx):
             self._index.add(lengths)
 
     def commit(self, description: dict[str, Any]) -> dict[str, Any]:
-        """Finish the files, write `description` and their sizes to the side file, and give the files their names.
+        """Finish the files, write `description` and the sizes to the side file, and rename all files.
 
-        Returns what the side file holds.
+        Returns the content of the side file.
         """
         if self._open_length:
             raise ValueError("the last document has no end")
@@ -90,7 +90,7 @@ class CorpusWriter:
             self._temporary.side.write_text(json.dumps(side, indent=2) + "\n", encoding="utf-8")
             for file in (self._bin, self._idx):
                 os.fsync(file.fileno())
-        # Without its .idx a corpus does not exist: at no moment does an .idx lie beside the .bin of another run.
+        # A corpus exists once its .idx exists. The old .idx goes first, so that it never lies beside a new .bin.
         self._final.idx.unlink(missing_ok=True)
         os.replace(self._temporary.bin, self._final.bin)
         os.replace(self._temporary.side, self._final.side)
@@ -112,7 +112,7 @@ class CorpusWriter:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in an OSError: that of a full disk does not."""
+    """Add the file's path to an OSError; the error of a full disk lacks it."""
     try:
         yield
     except OSError as error:
@@ -120,7 +120,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _close_quietly(file: IO[bytes], failed: bool) -> None:
-    """Close a file; where another error is on its way (a full disk), closing may fail for the same reason."""
+    """Close a file; if writing failed, ignore the error of closing, which has the same cause (a full disk)."""
     try:
         file.close()
     except OSError:

@@ -1,4 +1,4 @@
-"""Training and validation datasets of fixed samples, by megatron-core's GPTDataset and its blends."""
+"""Training and validation datasets of fixed samples, built by megatron-core's GPTDataset and its blends."""
 
 import hashlib
 import json
@@ -28,17 +28,17 @@ from megatron_step.engine.compat.datasets import sample_ids
 
 
 class Datasets(NamedTuple):
-    """Datasets whose samples are `{"tokens": [s], "labels": [s]}`, int64; labels are the tokens one position later."""
+    """Datasets with samples `{"tokens": [s], "labels": [s]}`, int64; labels are the tokens one position later."""
 
     train: Dataset[dict[str, torch.Tensor]] | None
     validation: Dataset[dict[str, torch.Tensor]] | None
 
 
 class TokenDataset(GPTDataset):
-    """GPTDataset without the masks and position ids, which are the same for every sample."""
+    """GPTDataset without masks and position ids, which are the same for every sample."""
 
     def __getitem__(self, idx: int | None) -> dict[str, torch.Tensor]:
-        """`tokens` and `labels`, both [s] int64, views of the same s + 1 ids."""
+        """Return `tokens` and `labels`, both [s] int64, as views of the same s + 1 ids."""
         ids = torch.from_numpy(sample_ids(self, 0 if idx is None else idx))
         return {"tokens": ids[:-1], "labels": ids[1:]}
 
@@ -51,17 +51,20 @@ def build_datasets(
     num_validation_samples: int,
     is_built_on_rank: bool = True,
 ) -> Datasets:
-    """Build the datasets, on all ranks together; None where there is nothing, and where `is_built_on_rank` is false.
+    """Build the datasets on all ranks together; a dataset is None without samples or if `is_built_on_rank` is false.
 
-    `num_train_samples` is the budget of the whole run: another budget gives another order. Rank 0 writes the index
-    files first, all or none of them, to `config.cache_dir`, which all ranks must see, under a name made of the
-    data's fingerprint. Without a process group, a group of this one process is made for the time of the call.
+    `num_train_samples` is the number for the whole run, on which the order of the samples depends. Rank 0 first writes
+    the index files, all or none of them, to a folder in `config.cache_dir` that is named by the data's fingerprint. All
+    ranks must see this folder. Without a process group, the call makes one of this process and destroys it at the end.
 
-    Raises FileNotFoundError and ValueError for unusable corpora (see `check_corpus`) and for one with fewer tokens than
-    a sample has.
+    Raises FileNotFoundError and ValueError for unusable corpora (see `check_corpus`), and ValueError for a corpus with
+    fewer tokens than a sample.
     """
     if num_train_samples < 1 or num_validation_samples < 0:
-        raise ValueError(f"asked for {num_train_samples} training and {num_validation_samples} validation samples")
+        raise ValueError(
+            f"cannot build {num_train_samples} training and {num_validation_samples} validation samples: ask for at "
+            "least 1 and 0"
+        )
     parts = [_Part.of("train", config, num_train_samples)]
     if config.has_validation and num_validation_samples > 0:
         parts.append(_Part.of("validation", config, num_validation_samples))
@@ -77,14 +80,17 @@ def build_datasets(
             with current_ranks().together():
                 if is_built_on_rank and not cache.is_dir():
                     raise FileNotFoundError(
-                        f"{cache} is missing: data.cache_dir must be on a file system that all ranks see"
+                        f"{cache} is missing on this rank: set data.cache_dir to a folder that all ranks see"
                     )
             datasets[part.name] = _build(part, config, tokenizer, seq_length, cache, is_built_on_rank)
     return Datasets(datasets["train"], datasets.get("validation"))
 
 
 def repeated_validation(config: DataConfig, seq_length: int, num_samples: int) -> list[str]:
-    """Say which corpora a validation set of `num_samples` samples reads more than once; they have been checked."""
+    """Return a warning for each corpus that a validation set of `num_samples` samples reads more than once.
+
+    The corpora have passed `check_corpora`.
+    """
     if not (config.has_validation and num_samples > 0):
         return []
     part = _Part.of("validation", config, num_samples)
@@ -97,25 +103,29 @@ def repeated_validation(config: DataConfig, seq_length: int, num_samples: int) -
         samples, whole = math.ceil(weight / total * num_samples), (tokens - 1) // seq_length
         if samples > whole:
             lines.append(
-                f"evaluation.steps takes {samples:,} samples of {prefix}, whose {tokens:,} tokens hold {whole:,} of "
-                f"model.seq_length {seq_length:,}: some are read more than once"
+                f"evaluation.steps needs {samples:,} samples of {prefix}, but its {tokens:,} tokens hold {whole:,} of "
+                f"model.seq_length {seq_length:,}: some samples are read more than once"
             )
     return lines
 
 
 class _Part(NamedTuple):
-    """What one dataset is made of. Each is built by itself, so that validation cannot change the order of training."""
+    """The sources of one dataset. Training and validation are built apart, so that they do not change each other."""
 
     name: DataPart
+    """The dataset's purpose."""
     corpora: list[tuple[float, str]]
+    """Pairs of weight and path prefix."""
     begin: float
+    """Share of each corpus's documents at which the dataset begins."""
     end: float
-    """The share of each corpus's documents that it takes, from `begin` to `end`."""
+    """Share of each corpus's documents at which the dataset ends."""
     num_samples: int
+    """Number of samples in the dataset."""
 
     @staticmethod
     def of(name: DataPart, config: DataConfig, num_samples: int) -> "_Part":
-        """The corpora or the share of them that `config` gives to training or validation."""
+        """Return the corpora, and the share of their documents, that `config` gives to training or validation."""
         if config.split is not None:
             boundary = config.split[0] / sum(config.split)
             begin, end = (0.0, boundary) if name == "train" else (boundary, 1.0)
@@ -124,7 +134,7 @@ class _Part(NamedTuple):
 
 
 def _build_cache(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_length: int, cache: Path) -> None:
-    """Have rank 0 write the index files, all or none of them; the other ranks take part in megatron-core's barriers."""
+    """Write the index files on rank 0, all or none of them; the other ranks join megatron-core's barriers."""
     if dist.get_rank() != 0:
         _build(part, config, tokenizer, seq_length, cache, False)
     elif cache.is_dir():
@@ -135,12 +145,12 @@ def _build_cache(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_leng
             being_built.mkdir(parents=True)
             _build(part, config, tokenizer, seq_length, being_built, True)
             _publish(being_built, cache)
-        except Exception as error:  # megatron-core wraps an OSError in a plain Exception
+        except Exception as error:  # megatron-core wraps an OSError in an Exception
             cause = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(cause, OSError):
                 raise
             raise OSError(
-                f"cannot write index files of the data below {cache.parent} ({cause}): set data.cache_dir"
+                f"cannot write the data's index files to {cache.parent} ({cause}): set data.cache_dir to another folder"
             ) from error
         finally:
             shutil.rmtree(being_built, ignore_errors=True)
@@ -150,7 +160,7 @@ def _build_cache(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_leng
 def _build(
     part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_length: int, cache: Path, built_here: bool
 ) -> Dataset[dict[str, torch.Tensor]] | None:
-    """One dataset by megatron-core's builder, as its training split, which is the first of three."""
+    """Build one dataset as the training split, the first of three, of megatron-core's builder."""
     weights, prefixes = zip(*part.corpora, strict=True)
     gpt_config = GPTDatasetConfig(
         random_seed=config.seed,
@@ -172,7 +182,7 @@ def _build(
 
 
 class _TokenizerFacts:
-    """What GPTDataset asks of a tokenizer. It has no padding token: samples are always full."""
+    """The attributes of a tokenizer that GPTDataset reads; samples are always full, so there is no padding token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.vocab_size = tokenizer.vocab_size
@@ -181,11 +191,11 @@ class _TokenizerFacts:
 
 
 def _surplus(part: _Part) -> float:
-    """Share of samples to build beyond a corpus's own, so that the blend finds them all.
+    """Share of extra samples to build from each corpus, so that a blend does not run out of them.
 
-    Of a blend of k corpora and n samples, megatron-core builds ceil(ceil(w n) (1 + surplus)) samples of the corpus with
-    weight w, and the blend, of up to n + k samples, draws up to w (n + k) + 1 of them: for small n its default of 0.005
-    is too little.
+    For a blend of k corpora and n samples, megatron-core builds ceil(ceil(w n) (1 + surplus)) samples of the corpus
+    with weight w. The blend has up to n + k samples and draws up to w (n + k) + 1 of that corpus. For small n,
+    megatron-core's default surplus of 0.005 is too small.
     """
     total = sum(weight for weight, _ in part.corpora)
     shares = [weight / total for weight, _ in part.corpora]
@@ -193,32 +203,33 @@ def _surplus(part: _Part) -> float:
 
 
 def _check_enough(part: _Part, corpora: dict[str, Corpus], seq_length: int) -> None:
-    """Raise ValueError for a corpus, or a share of one, that cannot fill one sample of `seq_length` + 1 tokens."""
+    """Raise ValueError if a corpus, or a part's share of it, has fewer than `seq_length` + 1 tokens."""
     for _, prefix in part.corpora:
         documents, tokens = _size(part, prefix, corpora[prefix].documents)
         if tokens < seq_length + 1:
             raise ValueError(
-                f"{prefix} has {tokens:,} tokens in {documents:,} documents for {part.name}, a sample of seq_length "
-                f"{seq_length:,} needs {seq_length + 1:,}: give more text, a smaller seq_length or another data.split"
+                f"{prefix} has {tokens:,} tokens in {documents:,} documents for {part.name}, but a sample of "
+                f"model.seq_length {seq_length:,} needs {seq_length + 1:,} tokens: add text, lower model.seq_length or "
+                "change data.split"
             )
 
 
 def _size(part: _Part, prefix: str, num_documents: int) -> tuple[int, int]:
-    """Documents of a corpus that a part takes, and their tokens."""
+    """Numbers of documents and of tokens that a part takes from a corpus."""
     first, last = round(part.begin * num_documents), round(part.end * num_documents)  # as megatron-core rounds
     lengths = np.memmap(corpus_paths(prefix).idx, "<i4", "r", HEADER.size, (num_documents,))
     return last - first, int(lengths[first:last].sum(dtype=np.int64))
 
 
 def _cache_folder(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_length: int) -> Path:
-    """Where the index files of exactly this dataset lie: a corpus made again at the same path gets another folder."""
+    """Return the folder of this dataset's index files; a changed corpus at the same path gets another folder."""
     parent = Path(config.cache_dir) if config.cache_dir else Path(config.train[0][1]).parent / "cache"
     described = [part, data_fingerprint(config, tokenizer, seq_length, part.num_samples)]
     return parent / f"{part.name}_{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]}"
 
 
 def _publish(built: Path, cache: Path) -> None:
-    """Give the complete index files their name, unless another run was faster with the same ones."""
+    """Rename the folder of complete index files, unless another run has already made the same folder."""
     try:
         os.rename(built, cache)
     except OSError:
@@ -228,7 +239,7 @@ def _publish(built: Path, cache: Path) -> None:
 
 @contextmanager
 def _process_group() -> Iterator[None]:
-    """megatron-core's blends ask for this process's rank: where there is no group, a group of one."""
+    """Make a process group of this process if there is none, because megatron-core's blends ask for the rank."""
     if dist.is_initialized():
         yield
         return

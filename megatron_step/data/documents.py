@@ -1,4 +1,4 @@
-"""Documents from .txt, .jsonl, .json and .parquet files, streamed as pieces through a fixed memory."""
+"""Read documents from .txt, .jsonl, .json and .parquet files, as a stream of pieces that needs little memory."""
 
 import codecs
 import json
@@ -18,25 +18,25 @@ from megatron_step.data.text_streams import as_utf8, open_bytes
 _BLOCK_BYTES = 1 << 20
 _MAX_RECORD_BYTES = 1 << 28
 _PARQUET_ROWS = 256
-_UNDECODABLE = re.compile("[\udc80-\udcff]")  # what the error handler "surrogateescape" makes of an invalid byte
+_UNDECODABLE = re.compile("[\udc80-\udcff]")  # the error handler "surrogateescape" turns invalid bytes into these
 
 
 class _Unusable(Exception):
-    """Text that cannot be used: a reason to count by, the place, what is wrong there."""
+    """Error for an unusable text: a reason to count by, the place, and what is wrong there."""
 
     def __init__(self, reason: str, place: str, message: str) -> None:
-        super().__init__(f"{place}: {message}; correct it, or leave such text out with --skip-invalid")
+        super().__init__(f"{place}: {message}; correct the text, or skip such text with --skip-invalid")
         self.reason = reason
 
 
 class DocumentReader:
-    """Iterates over the pieces of all documents of some files, in order, and counts what it skips.
+    """An iterator over the pieces of all documents in the files, in order, that counts the records it skips.
 
-    A .txt file is one document, or several with `separator`. A line of .jsonl is a document, its text under `key`, and
-    so is an object in a .json file. A row of .parquet is a document, its text in the column `key`.
+    A .txt file is one document, or several with `separator`. In .jsonl and .json each object is a document, with its
+    text under `key`. In .parquet each row is a document, with its text in the column `key`.
 
-    Iterating raises ValueError, naming the file and the place, at invalid UTF-8, at a record without text, at a line
-    that is not a JSON object; with `skip_invalid` such records (in .txt: lines with invalid UTF-8) are left out and
+    Iterating raises ValueError, with the file and the place, for invalid UTF-8, for a record without text, and for a
+    line that is not a JSON object. With `skip_invalid` such records (in .txt: lines with invalid UTF-8) are skipped and
     counted in `skipped`.
     """
 
@@ -53,7 +53,7 @@ class DocumentReader:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the files, as they lie on disk, that have been read."""
+        """Bytes read so far; compressed files count by their size on disk."""
         return self._finished_bytes + self._position()
 
     def __iter__(self) -> Iterator[Piece]:
@@ -85,12 +85,12 @@ class DocumentReader:
                 empty = False
                 yield piece
             if empty:
-                raise _Unusable("empty text", str(path), "the file holds no text")
+                raise _Unusable("empty text", str(path), "the file has no text")
         except _Unusable as unusable:
             self._skip(unusable)
 
     def _valid_lines(self, path: Path, stream: BinaryIO) -> Iterator[str]:
-        """A .txt file's text without the lines (of at most a block) in which there is invalid UTF-8."""
+        """Yield a .txt file's text without lines that hold invalid UTF-8; a line longer than a block counts as two."""
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         rest, first = "", True
         while block := stream.read(_BLOCK_BYTES):
@@ -117,8 +117,8 @@ class DocumentReader:
             place = f"{path}:{number}"
             if len(line) > _MAX_RECORD_BYTES:
                 raise ValueError(
-                    f"{place}: a line of more than {_MAX_RECORD_BYTES >> 20} MiB; .jsonl holds one JSON object a line, "
-                    "is this one JSON array?"
+                    f"{place}: the line is longer than {_MAX_RECORD_BYTES >> 20} MiB: write one JSON object per line, "
+                    "or name the file .json if it holds one JSON array"
                 )
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
@@ -134,8 +134,8 @@ class DocumentReader:
             try:
                 found = next(values, None)
             except ValueError as error:
-                what = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else f"not valid JSON ({error})"
-                raise ValueError(f"{path}, after element {number}: {what}") from error
+                fault = "invalid UTF-8" if isinstance(error, UnicodeDecodeError) else f"not valid JSON ({error})"
+                raise ValueError(f"{path}, after element {number}: {fault}; correct the file") from error
             if found is None:
                 return
             number += 1
@@ -157,7 +157,7 @@ class DocumentReader:
                     row += 1
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is not a parquet file, or is damaged: {reason}") from error
+            raise ValueError(f"{path} is not a parquet file, or is damaged ({reason}): write the file again") from error
 
     def _record(self, read_text: Callable[[], str]) -> Iterator[Piece]:
         try:
@@ -169,9 +169,9 @@ class DocumentReader:
 
 
 def _valid_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
-    """A .txt file's text; raises at the first byte that is not UTF-8."""
+    """Yield a .txt file's text; raise _Unusable at the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # of the first byte that the decoder has not turned into text
+    offset = 0  # position of the first byte that is not yet decoded
     while True:
         block = stream.read(_BLOCK_BYTES)
         try:
@@ -186,7 +186,7 @@ def _valid_blocks(path: Path, stream: BinaryIO) -> Iterator[str]:
 
 
 def _line_text(place: str, line: bytes, key: str) -> str:
-    """The text of a line of .jsonl."""
+    """Return the text of a line of .jsonl."""
     try:
         text = line.decode("utf-8")
         record = json.loads(text)
@@ -198,13 +198,13 @@ def _line_text(place: str, line: bytes, key: str) -> str:
 
 
 def _record_text(place: str, record: Any, text: str, key: str) -> str:
-    """The text of an object, which stands in the file as `text`."""
+    """Return a record's text under `key`; `text` is the record as the file holds it."""
     if not isinstance(record, dict):
-        raise _Unusable("invalid JSON", place, f"a JSON object is needed, not a {type(record).__name__}")
+        raise _Unusable("invalid JSON", place, f"the record is a {type(record).__name__}, not a JSON object")
     if key not in record:
-        keys = ", ".join(list(record)[:8]) or "no key at all"
-        raise _Unusable("missing text", place, f"no text under the key '{key}' (it has {keys})")
-    if text.count(f'"{key}"') > 1:  # perhaps the same key twice, of which the parser keeps the last one
+        keys = ", ".join(list(record)[:8]) or "none"
+        raise _Unusable("missing text", place, f"there is no key '{key}' (keys: {keys}): choose one with --key")
+    if text.count(f'"{key}"') > 1:  # perhaps the key is given twice: the parser would keep the last value only
         try:
             parse_json(text)
         except ValueError as error:
@@ -213,7 +213,7 @@ def _record_text(place: str, record: Any, text: str, key: str) -> str:
 
 
 def _parquet_text(place: str, value: bytes | None) -> str:
-    """The text of a row of .parquet."""
+    """Return the text of a row of .parquet."""
     try:
         return _usable(place, None if value is None else value.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -221,7 +221,7 @@ def _parquet_text(place: str, value: bytes | None) -> str:
 
 
 def _usable(place: str, text: Any) -> str:
-    """A record's text, checked."""
+    """Return a record's text if it is a string that is not blank and can be encoded; else raise _Unusable."""
     if not isinstance(text, str):
         found = "null" if text is None else type(text).__name__
         raise _Unusable("missing text", place, f"the text is {found}, not a string")
@@ -229,6 +229,6 @@ def _usable(place: str, text: Any) -> str:
         raise _Unusable("empty text", place, "the text is empty")
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape one half of a surrogate pair
+    except UnicodeEncodeError as error:  # JSON's escapes allow half a surrogate pair
         raise _Unusable("invalid UTF-8", place, "the text holds one half of a surrogate pair") from error
     return text

@@ -1,6 +1,6 @@
-"""Tokenize in worker processes: pieces of documents in, arrays of token ids out, in order, with few in flight.
+"""Tokenize pieces of documents in worker processes, in order, with few pieces in memory.
 
-Workers import neither torch nor transformers: they get the tokenizer as the parent loaded it.
+Workers import neither torch nor transformers: the parent loads the tokenizer and sends it to them.
 """
 
 import multiprocessing
@@ -21,20 +21,20 @@ from megatron_step.data.tokenizer import Tokenizer
 
 
 class Encoded(NamedTuple):
-    """The tokens of some pieces."""
+    """The tokens of a chunk of pieces."""
 
     tokens: np.ndarray
-    """Ids of all pieces, one after the other, the end-of-document token behind each piece that ends one. [tokens]"""
+    """Ids of all pieces, [tokens]; an end-of-document token follows the last piece of each document."""
     lengths: np.ndarray
-    """Tokens of each piece. [pieces] int64"""
+    """Number of tokens in each piece, [pieces] int64."""
     ends_document: np.ndarray
-    """Whether a piece is its document's last. [pieces] bool"""
+    """Whether a piece is the last of its document, [pieces] bool."""
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], dtype: np.dtype) -> Encoded:
     """Tokenize pieces of documents.
 
-    Raises ValueError where the tokenizer emits an id beyond its vocabulary.
+    Raises ValueError if the tokenizer returns an id outside its vocabulary.
     """
     ids: list[int] = []
     lengths = np.empty(len(pieces), dtype=np.int64)
@@ -46,20 +46,23 @@ def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], dtype: np.dtype) ->
         lengths[index] = len(ids) - start
     tokens = np.array(ids, dtype=np.int64)
     if len(tokens) and tokens.max() >= tokenizer.vocab_size:
-        raise ValueError(f"{tokenizer.path} emits the id {tokens.max()}, its vocabulary is {tokenizer.vocab_size}")
+        raise ValueError(
+            f"{tokenizer.path} returns the id {tokens.max()}, but its vocabulary has {tokenizer.vocab_size} tokens: "
+            "correct the tokenizer"
+        )
     return Encoded(tokens.astype(dtype), lengths, np.array([piece.ends_document for piece in pieces], dtype=bool))
 
 
 class EncoderPool:
-    """Worker processes that share a stream of chunks, each a list of pieces.
+    """Worker processes that tokenize a stream of chunks; a chunk is a list of pieces.
 
-    One thread for each worker sends a chunk and waits for its tokens, so neither side blocks on a full pipe while the
-    other does. A worker ends when its pipe closes, also where the parent was killed.
+    A thread per worker sends a chunk and waits for its tokens, so that parent and worker never both wait on a full
+    pipe. A worker ends when its pipe closes, also if the parent was killed.
     """
 
     def __init__(self, tokenizer: Tokenizer, workers: int, dtype: np.dtype) -> None:
         if workers < 1:
-            raise ValueError(f"--workers is {workers}: at least one process is needed")
+            raise ValueError(f"--workers is {workers}: it must be at least 1")
         self._workers = workers
         self._arguments = (tokenizer, dtype.str)
         self._processes: list[multiprocessing.process.BaseProcess] = []
@@ -80,9 +83,9 @@ class EncoderPool:
         return self
 
     def map(self, chunks: Iterable[list[Piece]]) -> Iterator[Encoded]:
-        """The tokens of each chunk, in order; twice as many chunks as workers are in memory.
+        """Yield the tokens of each chunk, in order; at most two chunks per worker are in memory.
 
-        Raises ValueError where a chunk cannot be tokenized, RuntimeError where a worker dies.
+        Raises ValueError if a chunk cannot be tokenized, and RuntimeError if a worker dies.
         """
         pending: deque[Future[Encoded]] = deque()
         for chunk in chunks:
@@ -98,7 +101,7 @@ class EncoderPool:
             connection.send(chunk)
             reply = connection.recv()
         except (EOFError, OSError) as error:
-            raise RuntimeError("a tokenizing process died: was it out of memory? Try fewer --workers") from error
+            raise RuntimeError("a worker process died, perhaps for lack of memory: use fewer --workers") from error
         finally:
             self._idle.put(connection)
         if isinstance(reply, str):
@@ -110,7 +113,7 @@ class EncoderPool:
     ) -> None:
         if error is not None:
             for process in self._processes:
-                process.terminate()  # threads that wait for an answer then see the pipe's end
+                process.terminate()  # this closes the pipes, so that waiting threads end
         self._threads.shutdown(cancel_futures=True)
         for connection in self._connections:
             connection.close()
@@ -119,9 +122,9 @@ class EncoderPool:
 
 
 def _work(connection: Connection, tokenizer: Tokenizer, dtype: str) -> None:
-    """A worker's life: chunks in, tokens or an error message out, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process is one core here
+    """Run a worker: receive chunks and send back their tokens, or an error message, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker uses one core
     while True:
         try:
             chunk = connection.recv()
@@ -130,7 +133,7 @@ def _work(connection: Connection, tokenizer: Tokenizer, dtype: str) -> None:
         try:
             reply: Encoded | str = encode_pieces(tokenizer, chunk, np.dtype(dtype))
         except Exception as error:
-            reply = f"{tokenizer.path} cannot tokenize some text: {error}"
+            reply = f"{tokenizer.path} cannot tokenize the text: {error}"
         try:
             connection.send(reply)
         except BrokenPipeError:

@@ -1,25 +1,25 @@
-"""Which token ends a document."""
+"""The choice of the token that ends a document."""
 
 from collections.abc import Callable
 
 _END_OF_TEXT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
-"""Tokens that mark the end of a text where the tokenizer itself does not say which one does."""
+"""Usual end-of-text tokens, for a tokenizer that does not name its own."""
 
 
 def end_of_document_id(path: str, id_of: Callable[[str], int | None], chosen: str | None, default: int | None) -> int:
-    """Id of the `chosen` token, else the `default` of the tokenizer at `path`, else that of a usual end of text.
+    """Id of the `chosen` token, else the `default` id of the tokenizer at `path`, else of a usual end-of-text token.
 
-    `id_of` gives the id of a token, or None if the tokenizer has no such token.
+    `id_of` returns the id of a token, or None if the tokenizer lacks the token.
 
-    Raises ValueError if there is none.
+    Raises ValueError if the tokenizer lacks the chosen token, or every usual one.
     """
     if chosen is not None:
         index = id_of(chosen)
         if index is None:
             usual = ", ".join(token for token in _END_OF_TEXT if id_of(token) is not None)
             raise ValueError(
-                f"the tokenizer {path} has no token {chosen!r} to end documents with: choose one of its tokens"
-                + (f", as {usual}" if usual else "")
+                f"the tokenizer {path} lacks the token {chosen!r}, which should end documents: choose one of its tokens"
+                + (f", such as {usual}" if usual else "")
             )
         return index
     if default is not None:

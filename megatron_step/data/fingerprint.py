@@ -1,4 +1,4 @@
-"""A fingerprint of what decides the order and content of a run's samples, kept in its checkpoints."""
+"""A fingerprint of everything that the order and the content of a run's samples depend on; checkpoints keep it."""
 
 import hashlib
 from pathlib import Path
@@ -14,12 +14,12 @@ _NUM_BLOCKS = 64
 
 
 def data_fingerprint(config: DataConfig, tokenizer: Tokenizer, seq_length: int, num_samples: int) -> dict[str, Any]:
-    """What a run's samples depend on, as JSON: corpora, shares, seed, `seq_length`, the run's sample budget, tokenizer.
+    """Return the fingerprint as JSON values: corpora, shares, seed, `seq_length`, number of samples, tokenizer.
 
-    Independent of the folder that a corpus lies in. Contents are compared by size and by a hash of 64 blocks of 64 KiB
-    spread from the first byte to the last (of all bytes in files of up to 4 MiB).
+    The fingerprint does not depend on the folder of a corpus. It holds each file's size and a hash of 64 blocks of
+    64 KiB, spread from the first byte to the last; files of up to 4 MiB are hashed whole.
 
-    Raises FileNotFoundError or ValueError for a file that is missing or empty.
+    Raises FileNotFoundError if a file is missing, and ValueError if it is empty.
     """
     return {
         "train": _blend_fingerprint(config.train),
@@ -33,13 +33,13 @@ def data_fingerprint(config: DataConfig, tokenizer: Tokenizer, seq_length: int, 
 
 
 def check_fingerprint(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raise ValueError, naming each difference, unless the data of a checkpoint is the data of this run."""
+    """Raise ValueError, with each difference, unless a checkpoint and this run have the same data."""
     differences = _differences("data", saved, current)
     if differences:
         raise ValueError(
-            "the data is not what the checkpoint was trained on: "
+            "the data differs from the data that the checkpoint was trained on: "
             + "; ".join(differences)
-            + ". Restore it to go on exactly where the checkpoint stopped, or start another run in another output_dir"
+            + ". Restore the old data to resume exactly, or start a new run in another output_dir"
         )
 
 
@@ -72,7 +72,7 @@ def _file_fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _differences(name: str, saved: Any, current: Any) -> list[str]:
-    """One line for each value that differs, by its path in the fingerprint: `data.seed: 1 -> 2`."""
+    """Return a line such as `data.seed: 1 -> 2` for each value that differs."""
     if isinstance(saved, dict) and isinstance(current, dict):
         keys = list(dict.fromkeys((*saved, *current)))
         return [line for key in keys for line in _differences(f"{name}.{key}", saved.get(key), current.get(key))]

@@ -1,8 +1,8 @@
-"""A Hugging Face tokenizer folder, with the ids that transformers' AutoTokenizer gives.
+"""A tokenizer from a Hugging Face folder, with the ids of transformers' AutoTokenizer.
 
-AutoTokenizer follows all files of a folder: tokenizer.json or the vocabulary it is made of, the added tokens beside it,
-and config.json, whose model type can choose a class with rules of its own. So it loads every folder here; a change that
-it makes to what tokenizer.json says shows in the fingerprint.
+AutoTokenizer reads all files of a folder: tokenizer.json or older vocabulary files, the added tokens, and config.json,
+whose model type can select a class with additional rules. AutoTokenizer therefore loads every folder here. If it gives
+other ids than tokenizer.json alone, these ids enter the fingerprint.
 """
 
 import hashlib
@@ -15,25 +15,28 @@ from megatron_step.data.end_of_document import end_of_document_id
 from megatron_step.data.probes import first_difference, marked_texts, plain_texts
 
 _OLD_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
-"""Files of a folder without tokenizer.json."""
+"""Files that define a tokenizer in a folder without tokenizer.json."""
 _BESIDE_A_MODEL = (
     "tokenizer_config.json",
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-"""Files beside tokenizer.model that AutoTokenizer follows."""
+"""Files beside tokenizer.model that AutoTokenizer reads."""
 _RANDOM = ("dropout", "alpha", "nbest_size")
-"""Settings of a BPE or unigram model that draw ids at random."""
+"""Settings of a BPE or unigram model that make its ids random."""
 
 
 def is_hf_folder(folder: Path) -> bool:
-    """Whether a folder holds more of a tokenizer than a SentencePiece model."""
+    """Return whether a folder holds tokenizer files of Hugging Face, not a SentencePiece model alone."""
     return any((folder / name).is_file() for name in ("tokenizer.json", *_BESIDE_A_MODEL))
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer in transformers' files: tokenizer.json, or older ones that transformers can turn into one."""
+    """A tokenizer from tokenizer.json, or from older files that transformers can convert.
+
+    Raises ValueError if the folder holds no usable tokenizer.
+    """
 
     def __init__(self, folder: str | Path, end_of_document: str | None = None) -> None:
         folder = Path(folder)
@@ -43,7 +46,7 @@ class HuggingFaceTokenizer:
         self.backend = make_deterministic(_backend(folder, theirs))
         vocabulary: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
         if not vocabulary:
-            raise ValueError(f"the tokenizer in {folder} has an empty vocabulary")
+            raise ValueError(f"the tokenizer in {folder} has an empty vocabulary: choose another tokenizer")
         self.vocab_size = max(vocabulary.values()) + 1
         self.marks = {token.content: index for index, token in self.backend.get_added_tokens_decoder().items()}
         self.special_tokens = {name: str(token) for name, token in theirs.special_tokens_map.items() if _is_one(token)}
@@ -58,28 +61,28 @@ class HuggingFaceTokenizer:
             changed = described is None or _ids(described, texts) != self.encode_batch(texts)
         except ValueError:
             raise
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # tokenizers raises Exception itself
             raise ValueError(f"the tokenizer in {self.path} cannot tokenize text: {error}") from error
         self.fingerprint = self._fingerprint(folder, texts if changed else [])
 
     def _check(self, theirs: Any, texts: Sequence[str]) -> None:
-        """Raise ValueError unless these are AutoTokenizer's ids also where its class does more than its backend."""
+        """Raise ValueError if AutoTokenizer gives other ids than its backend: its class may have additional rules."""
         text = first_difference(self.encode_batch, ids_in_transformers(theirs), texts)
         if text is not None:
             raise ValueError(
-                f"{type(theirs).__name__} gives other ids for {text!r} than the tokenizer.json that it writes: "
+                f"{type(theirs).__name__} gives other ids for {text!r} than the tokenizer.json that it saves: "
                 f"save the tokenizer in {self.path} again as a PreTrainedTokenizerFast"
             )
 
     def _fingerprint(self, folder: Path, changed_texts: Sequence[str]) -> str:
-        """Of the files with the vocabulary and the end of documents, and of ids that other files change."""
+        """Return a hash of the vocabulary's files, the end-of-document token, and the ids that other files change."""
         if (folder / "tokenizer.json").is_file():
             parts = [("tokenizer.json", deterministic_json(folder / "tokenizer.json"))]
         elif (folder / "tokenizer.model").is_file():
             parts = [("tokenizer.model", (folder / "tokenizer.model").read_bytes())]
         else:
             parts = [(name, (folder / name).read_bytes()) for name in _OLD_FILES if (folder / name).is_file()]
-            changed_texts = []  # these files are all that there is
+            changed_texts = []  # the hash covers all files, so it needs no ids
         digest = hashlib.sha256(f"eod={self.eod_id}\n".encode())
         for name, content in parts:
             digest.update(name.encode() + b"\n" + content)
@@ -89,22 +92,22 @@ class HuggingFaceTokenizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.backend.encode_special_tokens = self._split_special  # which its own state leaves out
+        self.backend.encode_special_tokens = self._split_special  # pickling the backend loses this setting
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; special tokens written out in the text become their ids, as in transformers."""
+        """Return the ids of a text; special tokens in the text become their ids, as in transformers."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """Return the ids of each text."""
         return _ids(self.backend, texts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens written out."""
+        """Return the text of ids, with special tokens."""
         return self.backend.decode([int(index) for index in ids], skip_special_tokens=False)
 
     def token(self, index: int) -> str:
-        """The token of an id, as the vocabulary writes it."""
+        """Return the token of an id, as the vocabulary holds it."""
         return self.backend.id_to_token(index)
 
 
@@ -113,9 +116,9 @@ def _ids(backend: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def load_in_transformers(folder: Path) -> Any:
-    """What AutoTokenizer makes of a folder.
+    """Load a folder with AutoTokenizer.
 
-    Raises ValueError if it makes nothing of it.
+    Raises ValueError if AutoTokenizer cannot load the folder.
     """
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -124,7 +127,7 @@ def load_in_transformers(folder: Path) -> Any:
     logging.set_verbosity_error()
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # of any kind, by what the files hold
+    except Exception as error:  # transformers raises many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"transformers cannot load the tokenizer in {folder}: {reason}") from error
     finally:
@@ -132,7 +135,7 @@ def load_in_transformers(folder: Path) -> Any:
 
 
 def ids_in_transformers(tokenizer: Any) -> Any:
-    """From texts to the ids that a user of a transformers tokenizer gets, without tokens around them."""
+    """Return a function from texts to their ids by a transformers tokenizer, without special tokens around them."""
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -142,7 +145,7 @@ def ids_in_transformers(tokenizer: Any) -> Any:
 
 
 def make_deterministic(backend: Any) -> Any:
-    """Switch off what is stored with a `tokenizers.Tokenizer` and would draw, cut or fill ids."""
+    """Switch off a `tokenizers.Tokenizer`'s stored settings for random ids, truncation and padding."""
     backend.no_truncation()
     backend.no_padding()
     for name in _RANDOM:
@@ -152,7 +155,7 @@ def make_deterministic(backend: Any) -> Any:
 
 
 def deterministic_json(file: Path) -> bytes:
-    """The content of a tokenizer.json, which draws no ids at random: as it is where it draws none."""
+    """Return the content of a tokenizer.json without random ids; a file without random ids stays byte for byte."""
     content = file.read_bytes()
     parsed = json.loads(content)
     model = parsed.get("model") if isinstance(parsed, dict) else None
@@ -164,17 +167,20 @@ def deterministic_json(file: Path) -> bytes:
 
 
 def _described_backend(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` that tokenizer.json describes, or None if the folder has none."""
+    """Load the `tokenizers.Tokenizer` of tokenizer.json; return None if the folder has other tokenizer files.
+
+    Raises ValueError if tokenizer.json is damaged, or if the folder holds no tokenizer.
+    """
     file = folder / "tokenizer.json"
     if file.is_file():
         import tokenizers
 
         try:
             return make_deterministic(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # tokenizers raises Exception itself
             raise ValueError(f"{file} is not a tokenizer, or is damaged: {error}") from error
     if not any((folder / name).is_file() for name in (*_OLD_FILES, "tokenizer.model")):
-        raise ValueError(f"{folder} holds no tokenizer: tokenizer.json or tokenizer.model is missing")
+        raise ValueError(f"{folder} has neither tokenizer.json nor tokenizer.model: give the folder of a tokenizer")
     return None
 
 
@@ -193,7 +199,7 @@ def _is_one(token: Any) -> bool:
 
 
 def _named_id(folder: Path, name: str, index: int | None, vocabulary: dict[str, int]) -> int | None:
-    """Id of the `bos` or `eos` token: `index` if the tokenizer names it, else what config.json says, or None."""
+    """Id of the `bos` or `eos` token: `index` if the tokenizer names the token, else config.json's id, else None."""
     if index is not None:
         return index
     file = folder / "config.json"

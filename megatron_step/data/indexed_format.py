@@ -1,6 +1,6 @@
-"""Megatron-Core's corpus format, PREFIX.bin and PREFIX.idx, as a header to read and a writer that needs no memory.
+"""Megatron-Core's corpus format (PREFIX.bin and PREFIX.idx): its header, and a streaming writer for the index.
 
-PREFIX.bin holds the token ids of all documents, one after the other. PREFIX.idx holds, little-endian:
+PREFIX.bin holds the token ids of all documents in sequence. PREFIX.idx holds, little-endian:
 
     9 bytes     magic "MMIDIDX\\0\\0"
     uint64      version, 1
@@ -8,11 +8,11 @@ PREFIX.bin holds the token ids of all documents, one after the other. PREFIX.idx
     uint64      number of sequences n (here a sequence is a document)
     uint64      number of document boundaries, n + 1 here
     int32[n]    length of each sequence in tokens
-    int64[n]    where each sequence begins in PREFIX.bin, in bytes
+    int64[n]    offset of each sequence in PREFIX.bin, in bytes
     int64[n+1]  the sequences at which documents begin, and n
 
-megatron-core's own `IndexedDatasetBuilder` writes the same bytes, but holds tens of bytes of every document in memory
-and needs torch; this writer streams. See megatron/core/datasets/indexed_dataset.py.
+megatron-core's `IndexedDatasetBuilder` writes the same bytes (megatron/core/datasets/indexed_dataset.py), but needs
+torch and keeps tens of bytes per document in memory.
 """
 
 import struct
@@ -32,37 +32,39 @@ _BLOCK_DOCUMENTS = 1 << 20
 
 
 class CorpusPaths(NamedTuple):
-    """The files of a corpus."""
+    """The paths of a corpus's files."""
 
     bin: Path
+    """File of the token ids."""
     idx: Path
+    """File of the index."""
     side: Path
-    """What the corpus was made of, as JSON; corpora that other tools made have none."""
+    """File that describes the corpus's tokenizer and sources, as JSON; corpora of other tools lack it."""
 
 
 def corpus_paths(prefix: str | Path) -> CorpusPaths:
-    """The paths of the corpus `prefix`."""
+    """Return the paths of the corpus `prefix`."""
     return CorpusPaths(Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), Path(f"{prefix}.json"))
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest dtype that megatron-core takes for a vocabulary: uint16 below 65,500 tokens, else int32."""
+    """Return the smallest dtype that megatron-core takes for a vocabulary: uint16 below 65,500 tokens, else int32."""
     return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
 
 
 def idx_bytes(num_sequences: int, num_boundaries: int) -> int:
-    """Size of an .idx file."""
+    """Size of an .idx file in bytes."""
     return HEADER.size + num_sequences * (4 + 8) + num_boundaries * 8
 
 
 class IndexWriter:
-    """Writes an .idx file: document lengths as they come, then all that follows from them."""
+    """Writer of an .idx file: `add` writes document lengths, and `finish` all other fields."""
 
     def __init__(self, file: IO[bytes], dtype: np.dtype) -> None:
         self._file = file
         self._dtype = dtype
         self.num_documents = 0
-        self._file.write(bytes(HEADER.size))  # the counts are known at the end
+        self._file.write(bytes(HEADER.size))  # a placeholder: the counts are known at the end
 
     def add(self, lengths: np.ndarray) -> None:
         """Append documents of these lengths, in tokens."""
@@ -70,7 +72,7 @@ class IndexWriter:
         self.num_documents += len(lengths)
 
     def finish(self) -> None:
-        """Write what follows the lengths, and the header."""
+        """Write the offsets, the document boundaries and the header."""
         self._write_pointers()
         for start in range(0, self.num_documents + 1, _BLOCK_DOCUMENTS):
             stop = min(start + _BLOCK_DOCUMENTS, self.num_documents + 1)

@@ -1,4 +1,4 @@
-"""The records of a .json file: lines with one object each, one array of objects, or one object over several lines."""
+"""Read the records of a .json file: one object per line, one array of objects, or one object over several lines."""
 
 import codecs
 import json
@@ -14,22 +14,23 @@ class Value(NamedTuple):
     """A JSON value."""
 
     value: Any
+    """The value in Python."""
     text: str
-    """As it stands in the file."""
+    """The value's text in the file."""
 
 
 def holds_lines(start: bytes) -> bool:
-    """Whether a .json file that begins with `start` holds an object a line: its first line begins and ends one."""
+    """Return whether a .json file that begins with `start` holds one object per line: its first line is an object."""
     first_line, line_feed, _ = start.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")
     return not first_line.startswith(b"[") and (not line_feed or first_line.rstrip().endswith(b"}"))
 
 
 def json_values(stream: BinaryIO, longest: int) -> Iterator[Value]:
-    """The elements of the array, or the one value, that a stream of UTF-8 holds; nothing for a file of white space.
+    """Yield the elements of an array, or the one value, in a stream of UTF-8; nothing for white space alone.
 
-    Elements pass one by one through a memory of about `longest` characters, the most that one may have.
+    An element may have up to about `longest` characters, and memory holds one element at a time.
 
-    Raises ValueError where the text is not JSON, and UnicodeDecodeError, a ValueError, where it is not UTF-8.
+    Raises ValueError if the text is not JSON, and UnicodeDecodeError, a ValueError, if it is not UTF-8.
     """
     reader = _Reader(stream, longest)
     follows = reader.next_character()
@@ -45,14 +46,14 @@ def json_values(stream: BinaryIO, longest: int) -> Iterator[Value]:
             if follows == ",":
                 reader.skip_character()
             elif follows != "]":
-                raise ValueError("the array has no end" if follows == "" else f"',' or ']' is due, not {follows!r}")
+                raise ValueError("the array has no end" if follows == "" else f"expected ',' or ']', found {follows!r}")
         reader.skip_character()
     if reader.next_character() != "":
-        raise ValueError("more text follows the end of the JSON value: objects in lines belong in a .jsonl file")
+        raise ValueError("text follows the end of the JSON value: name a file with one object per line .jsonl")
 
 
 class _Reader:
-    """The text of a stream, of which as much is in memory as a value needs."""
+    """A parser of a stream that keeps only as much text in memory as a value needs."""
 
     def __init__(self, stream: BinaryIO, longest: int) -> None:
         self._stream, self._longest = stream, longest
@@ -61,7 +62,7 @@ class _Reader:
         self._text, self._position, self._ended = "", 0, False
 
     def next_character(self) -> str:
-        """The character that follows white space; nothing at the end."""
+        """Skip white space and return the next character, or "" at the end."""
         while True:
             match = _BLANK.match(self._text, self._position)
             assert match is not None
@@ -73,11 +74,14 @@ class _Reader:
             self._read_more()
 
     def skip_character(self) -> None:
-        """Go one character on."""
+        """Move past one character."""
         self._position += 1
 
     def value(self) -> Value:
-        """The value that follows; with each try that finds no end, twice as much text is read."""
+        """Parse the next value, reading twice as much text whenever the value's end is not yet in memory.
+
+        Raises ValueError if the text is not JSON, or if the value is too long.
+        """
         while True:
             try:
                 value, end = self._parser.raw_decode(self._text, self._position)
@@ -87,12 +91,12 @@ class _Reader:
                 if self._ended:
                     raise
             else:
-                if end < len(self._text) or self._ended:  # else a number may go on
+                if end < len(self._text) or self._ended:  # else a number may continue in the next block
                     text = self._text[self._position : end]
                     self._position = end
                     return Value(value, text)
             if len(self._text) - self._position > self._longest:
-                raise ValueError(f"a value of more than {self._longest >> 20} MiB")
+                raise ValueError(f"a value is longer than {self._longest >> 20} MiB")
             self._read_more()
 
     def _read_more(self) -> None:

@@ -1,7 +1,7 @@
-"""Documents as pieces of bounded size, so that one document of any length passes through a small, fixed memory.
+"""Split documents into pieces of bounded size, so that a document of any length needs little memory.
 
-A document is tokenized piece by piece and its tokens are joined; the end-of-document token follows the last piece.
-Pieces are a function of the document's text alone: the same text gives the same pieces from any kind of file.
+A document is tokenized piece by piece, and an end-of-document token follows its last piece. Pieces depend on the
+document's text only: the same text gives the same pieces from any kind of file.
 """
 
 import re
@@ -9,30 +9,32 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 PIECE_CHARACTERS = 1 << 16
-"""Longest piece. SentencePiece's BPE gets slower with the length of a text: 3x at a million characters."""
+"""Characters of the longest piece. SentencePiece's BPE is slower on long texts: 3x at a million characters."""
 
 
 class Piece(NamedTuple):
-    """A part of a document, in order."""
+    """A piece of a document; pieces come in order."""
 
     text: str
+    """The piece's text."""
     ends_document: bool
+    """Whether the piece is the last of its document."""
 
 
 def split_record(text: str) -> Iterator[Piece]:
-    """The pieces of a document that is wholly in memory."""
+    """Yield the pieces of a document that is whole in memory."""
     return _close_document(text)
 
 
 def split_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Piece]:
-    """The pieces of the documents in a stream of text of any length.
+    """Yield the pieces of the documents in a stream of text of any length.
 
-    Without `separator` the whole stream is one document. With it, documents lie between its occurrences, and are left
-    out where they hold nothing but white space; a separator of n line feeds also matches more than n, and each line
-    feed also matches CR LF.
+    Without `separator` the whole stream is one document. With a separator, documents lie between its occurrences, and
+    documents of white space alone are skipped. A separator of n line feeds also matches more than n, and each line feed
+    also matches CR LF.
     """
     pattern = _separator_pattern(separator) if separator else None
-    hold = 2 * len(separator) if separator else 0  # a separator may begin here and end in the next block
+    hold = 2 * len(separator) if separator else 0  # characters kept, since a separator may end in the next block
     rest, begun = "", False
     for block in blocks:
         rest += block
@@ -41,7 +43,7 @@ def split_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Pi
             yield from _close_document(rest[start : match.start()], begun)
             start, begun = match.end(), False
         ends_in_separator = start > 0 and rest[start:] in ("", "\r")
-        # The separator may go on in the next block, so one stays, to grow there.
+        # The separator may continue in the next block, so one stays at the front of the rest.
         rest = (separator or "") + rest[start:] if ends_in_separator else rest[start:]
         while len(rest) > PIECE_CHARACTERS + hold:
             cut = _cut(rest)
@@ -53,7 +55,7 @@ def split_documents(blocks: Iterable[str], separator: str | None) -> Iterator[Pi
 
 
 def _close_document(text: str, begun: bool = False) -> Iterator[Piece]:
-    """The last pieces of a document; nothing for one of white space only, of which no piece has been given yet."""
+    """Yield the last pieces of a document; nothing for a document of white space alone."""
     if not begun and not text.strip():
         return
     while len(text) > PIECE_CHARACTERS:
@@ -64,9 +66,9 @@ def _close_document(text: str, begun: bool = False) -> Iterator[Piece]:
 
 
 def _cut(text: str) -> int:
-    """Where the first piece of a text longer than a piece ends: behind a line feed, else before spaces, else anywhere.
+    """Position at which to cut a text that is too long: after a line feed, else before spaces, else at the limit.
 
-    The line feed is followed by no further white space, because tokenizers join runs of it into one token.
+    No white space follows that line feed, because tokenizers merge runs of white space into one token.
     """
     end = PIECE_CHARACTERS
     while (line_feed := text.rfind("\n", 0, end)) >= 0:

@@ -1,4 +1,4 @@
-"""Text files into a tokenized corpus, by several processes, in memory that does not grow with the input."""
+"""Turn text files into a tokenized corpus, in several processes, with memory that does not grow with the input."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,18 @@ _CHUNK_CHARACTERS = 1 << 18
 
 @dataclass(frozen=True)
 class PreprocessSummary:
-    """What a corpus was made of."""
+    """The content of a new corpus, and the input that was not used."""
 
     documents: int
+    """Number of documents."""
     tokens: int
+    """Number of tokens."""
     skipped: dict[str, int]
-    """Records (in .txt: lines) that were left out, by reason."""
+    """Number of skipped records (in .txt: lines) by reason."""
     left_out: list[str]
-    """Lines that count and name what was found in folders and not read."""
+    """Report lines about files in folders that were not read."""
     end_of_document: str
-    """Which token ends the documents."""
+    """Report line about the token that ends documents."""
 
 
 def preprocess(
@@ -42,16 +44,17 @@ def preprocess(
 ) -> PreprocessSummary:
     """Tokenize files and folders of text into PREFIX.bin, PREFIX.idx and PREFIX.json.
 
-    Each document's tokens are followed by the token `end_of_document`, None for the tokenizer's own. The files do not
-    depend on `workers`. `progress` is told the bytes of input read so far and their total. `DocumentReader` explains
-    the other options.
+    The token `end_of_document` follows each document; None takes the tokenizer's end-of-text token. The files do not
+    depend on `workers`. `progress` is called with the bytes of input read so far and the total bytes. `DocumentReader`
+    explains the other options.
 
-    Raises FileNotFoundError, ValueError (also where no document is left) and OSError; none leaves a corpus behind.
+    Raises FileNotFoundError for missing input, ValueError for bad input (also if no document is left), and OSError if
+    the corpus cannot be written. After an error no corpus is left.
     """
     if Path(prefix).is_dir() or str(prefix).endswith("/"):
-        raise ValueError(f"the output {prefix} is a folder: give the path that the files begin with, as data/train")
+        raise ValueError(f"the output {prefix} is a folder: give the path prefix of the files, such as data/train")
     if separator == "":
-        raise ValueError("the document separator is empty: leave it out to make each .txt file one document")
+        raise ValueError("--document-separator is empty: omit it to make each .txt file one document")
     found = find_text_files(inputs)
     files = found.files
     total_bytes = sum(file.stat().st_size for file in files)
@@ -63,7 +66,9 @@ def preprocess(
             writer.write(encoded.tokens, encoded.lengths, encoded.ends_document)
             progress(reader.bytes_read, total_bytes)
         if writer.num_documents == 0:
-            raise ValueError(f"the input holds no document (skipped: {reader.skipped or 'nothing'})")
+            raise ValueError(
+                f"the input holds no document (skipped: {reader.skipped or 'nothing'}): give files with text"
+            )
         writer.commit(
             {
                 "tokenizer": {
@@ -82,7 +87,7 @@ def preprocess(
 
 
 def _chunks(pieces: DocumentReader) -> Iterator[list[Piece]]:
-    """Pieces in lists that are worth a trip to a worker."""
+    """Yield pieces in lists long enough to send to a worker."""
     chunk: list[Piece] = []
     characters = 0
     for piece in pieces:

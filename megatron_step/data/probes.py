@@ -1,11 +1,11 @@
-"""Texts that tell two tokenizers apart: code, runs of spaces, emoji, forms of characters, and words of a vocabulary."""
+"""Texts that show whether two tokenizers differ: code, spaces, emoji, Unicode forms, and words of a vocabulary."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
-"""From texts to their ids, with no token around them."""
+"""A function from texts to their ids, without special tokens around them."""
 
 _FIXED = [
     "",
@@ -34,20 +34,20 @@ _MOST_IN_CONTEXT = 64
 
 
 class Probed(Protocol):
-    """What a tokenizer shows of itself to make texts of."""
+    """The attributes of a tokenizer from which test texts are made."""
 
     vocab_size: int
-    """One more than its largest id."""
+    """The largest id plus 1."""
     marks: dict[str, int]
-    """Texts that become one token wherever they are written, and their ids."""
+    """Ids of the texts that always become one token, such as special tokens."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
+        """Return the text of ids."""
         ...
 
 
 def plain_texts(tokenizer: Probed) -> Iterator[str]:
-    """Texts without marks, which would show another order of merging or another treatment of spaces and characters."""
+    """Yield texts without marks, which reveal differences in merges, spaces and characters."""
     yield from _FIXED
     chance = random.Random(1)
     marks = set(tokenizer.marks.values())
@@ -58,11 +58,11 @@ def plain_texts(tokenizer: Probed) -> Iterator[str]:
 
 
 def _is_text(word: str) -> bool:
-    return bool(word) and "\ufffd" not in word  # the sign for bytes that are no character
+    return bool(word) and "\ufffd" not in word  # U+FFFD replaces bytes that are not a character
 
 
 def marked_texts(marks: Sequence[str]) -> Iterator[str]:
-    """Texts with marks between words, spaces and line feeds, some of which a mark can take to itself."""
+    """Yield texts with marks between words, spaces and line feeds; some marks absorb neighbouring spaces."""
     for mark in marks[:_MOST_IN_CONTEXT]:
         yield f"{mark}Some{mark} text {mark} a{mark}b\n {mark} \n{mark}{mark}"
         yield f"word{mark.upper()}{mark.lower()} {mark}s {mark}."
@@ -71,6 +71,6 @@ def marked_texts(marks: Sequence[str]) -> Iterator[str]:
 
 
 def first_difference(ours: Encode, theirs: Encode, texts: Sequence[str]) -> str | None:
-    """The first text that two tokenizers give other ids for, or None."""
+    """Return the first text for which two tokenizers give different ids, or None."""
     pairs = zip(texts, ours(texts), theirs(texts))
     return next((text for text, our_ids, their_ids in pairs if list(our_ids) != list(their_ids)), None)

@@ -1,4 +1,4 @@
-"""Which files hold text, in folders with links to other disks, whatever the case of their endings."""
+"""Find text files in folders, through symbolic links, with suffixes in upper or lower case."""
 
 import os
 from collections import Counter
@@ -16,59 +16,61 @@ _FORMATS = {
     ".parquet": ".parquet",
 }
 KINDS = f".txt, .jsonl, .ndjson and .json, plain or compressed ({', '.join(COMPRESSED_SUFFIXES)}), and .parquet"
-"""The kinds of files that hold text, in words."""
+"""The supported kinds of text files, for messages."""
 _NAMED = 20
 
 
 class TextFiles(NamedTuple):
-    """The text files that were found, and what lies beside them."""
+    """The text files of an input, and the files that are not read."""
 
     files: list[Path]
     """Files to read, in order."""
     left_out: list[tuple[Path, str]]
-    """What was found in folders and is not read, each with the reason."""
+    """Files in folders that are not read, each with the reason."""
 
     @property
     def report(self) -> list[str]:
-        """Lines that count and name what is left out; none if all is read."""
+        """Lines that count and name the files that are left out; empty if all are read."""
         if not self.left_out:
             return []
         reasons = Counter(reason for _, reason in self.left_out)
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        lines = [f"left out {len(self.left_out):,} in the folders of the input: {counts}"]
+        lines = [f"left out {len(self.left_out):,} files in the folders of the input: {counts}"]
         lines += [f"  {path}: {reason}" for path, reason in self.left_out[:_NAMED]]
         return [*lines, f"  and {len(self.left_out) - _NAMED:,} more"] if len(self.left_out) > _NAMED else lines
 
 
 def text_format(path: Path) -> str | None:
-    """`.txt`, `.jsonl`, `.json` or `.parquet`, whatever the compression; None for any other file."""
+    """Return `.txt`, `.jsonl`, `.json` or `.parquet`, also for a compressed file; None for any other file."""
     compressed = path.suffix.lower() in COMPRESSED_SUFFIXES
     suffix = (path.with_suffix("") if compressed else path).suffix.lower()
     return None if compressed and suffix == ".parquet" else _FORMATS.get(suffix)
 
 
 def find_text_files(inputs: Sequence[str | Path]) -> TextFiles:
-    """The text files that `inputs` name: files as given, folders as all text files below them, sorted by path.
+    """Return the text files that `inputs` name: the named files, and all text files in named folders, sorted by path.
 
-    Folders are searched through links, each file and each folder once.
+    Folders are searched with their subfolders and links; each file and each folder counts once.
 
-    Raises FileNotFoundError for a path that does not exist, and ValueError for a file of an unknown kind, an empty one,
-    one named twice, or where there is no text file at all; OSError for a folder that cannot be searched.
+    Raises FileNotFoundError for a path that does not exist, and OSError for a folder that cannot be searched. Raises
+    ValueError for a file that is of an unknown kind, empty or named twice, and if there is no text file.
     """
     found = TextFiles([], [])
     for given in map(Path, inputs):
         if not given.exists():
-            raise FileNotFoundError(f"no such file or folder: {given}")
+            raise FileNotFoundError(f"the input {given} does not exist: give a text file or a folder")
         if given.is_dir():
             inside = _search(given)
             if not inside.files:
-                raise ValueError("; ".join([f"the folder {given} holds no text file ({KINDS})", *inside.report]))
+                raise ValueError(
+                    "; ".join([f"the folder {given} holds no text file: text is read from {KINDS}", *inside.report])
+                )
             found.files.extend(inside.files)
             found.left_out.extend(inside.left_out)
         elif not text_format(given):
-            raise ValueError(f"{given}: unknown kind of file; text is read from {KINDS}")
+            raise ValueError(f"{given} is a file of an unknown kind: text is read from {KINDS}")
         elif given.stat().st_size == 0:
-            raise ValueError(f"{given} is empty: remove it from the input, or fill it")
+            raise ValueError(f"{given} is empty: remove it from the input")
         else:
             found.files.append(given)
     if not found.files:
@@ -82,7 +84,7 @@ def find_text_files(inputs: Sequence[str | Path]) -> TextFiles:
 
 
 def _search(folder: Path) -> TextFiles:
-    """The text files below a folder; a file that is there under two names is read under the first."""
+    """Return the text files in a folder and its subfolders; a file with two names is read under the first."""
     found, seen = TextFiles([], []), set[Path]()
     for path in sorted(_files_below(folder)):
         reason = _unreadable(path)
@@ -97,7 +99,7 @@ def _search(folder: Path) -> TextFiles:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """All entries below a folder that are no folders, through links; a folder that links lead to again comes once."""
+    """Yield all files in a folder and its subfolders, through links; each folder is searched once."""
     visited = {folder.resolve()}
     waiting = [folder]
     while waiting:
@@ -114,7 +116,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _unreadable(path: Path) -> str | None:
-    """Why a file in a folder cannot be read, in words; None if it can."""
+    """Return the reason why a file in a folder cannot be read, or None if it can."""
     if not path.exists():
         return "a link to a file that does not exist"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The bytes of text files as a stream: decompressed, and as UTF-8 where a byte order mark says UTF-16 or UTF-32."""
+"""Read text files as streams of bytes: decompressed, and converted from UTF-16 or UTF-32 to UTF-8."""
 
 import bz2
 import codecs
@@ -14,21 +14,21 @@ from typing import IO, Any, BinaryIO
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 _BLOCK_BYTES = 1 << 16
 _LONGEST_WINDOW_BYTES = 1 << 31
-"""Of zstd --long=31, the longest there is; the library itself reads up to 2^27."""
+"""Bytes of zstd's longest window (--long=31); the library's default limit is 2^27."""
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-"""With the longer marks first: that of UTF-32 begins with that of UTF-16."""
+"""Encodings by byte order mark; UTF-32 comes first, since its mark begins with UTF-16's."""
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, IO[bytes]]]:
-    """Open a file and give its decompressed bytes and the raw file, whose `tell()` says how far reading has come.
+    """Open a file, and give its decompressed bytes and the raw file, whose `tell()` is the number of bytes read.
 
-    Raises ValueError, from the reads as well, where a compressed file is damaged or ends too early.
+    Raises ValueError, also from later reads, if a compressed file is damaged or truncated.
     """
     with path.open("rb") as raw:
         try:
@@ -38,23 +38,23 @@ def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, IO[bytes]]]:
         except OSError as error:
             if error.errno is not None:
                 raise
-            # Of gzip and bz2, not of the system.
+            # gzip and bz2 raise an OSError without errno for damaged data.
             raise ValueError(f"{path} is damaged or incomplete: {error}") from error
 
 
 def as_utf8(path: Path, stream: BinaryIO) -> BinaryIO:
-    """Give the bytes of a text as UTF-8 if a byte order mark says that it is UTF-16 or UTF-32, else as they are.
+    """Return a stream in UTF-8 if a byte order mark says UTF-16 or UTF-32, else the same bytes.
 
-    `peek()` of what is returned shows the first 64 KiB.
+    `peek()` of the returned stream gives the first 64 KiB.
 
-    Raises ValueError, from the reads as well, for UTF-16 that is damaged or has no such mark.
+    Raises ValueError, also from later reads, for UTF-16 that is damaged or lacks a byte order mark.
     """
     start = stream.read(_BLOCK_BYTES)
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
     if encoding is None and start.count(0) >= max(8, len(start) // 4):
         raise ValueError(
-            f"{path} is not UTF-8 text: many of its bytes are zero, as in UTF-16 without a byte order mark; convert "
-            "it, for example with iconv -f UTF-16LE -t UTF-8"
+            f"{path} is not UTF-8 text: many of its bytes are zero, as in UTF-16 without a byte order mark. Convert "
+            "the file, for example with iconv -f UTF-16LE -t UTF-8"
         )
     return io.BufferedReader(_Text(path, start, stream, encoding), buffer_size=_BLOCK_BYTES)
 
@@ -70,7 +70,7 @@ def _decompressed(suffix: str, raw: BinaryIO) -> BinaryIO:
 
 
 class _ReadyBytes(io.RawIOBase):
-    """A stream whose bytes become ready block by block."""
+    """A stream whose subclass supplies its bytes block by block."""
 
     def __init__(self) -> None:
         self._ready = memoryview(b"")
@@ -88,12 +88,12 @@ class _ReadyBytes(io.RawIOBase):
         return count
 
     def _fill(self) -> bool:
-        """Make the next block ready; False at the end of the file."""
-        raise AssertionError("a stream says how its blocks are made")
+        """Make the next block ready; return False at the end of the file."""
+        raise AssertionError("a subclass must define _fill")
 
 
 class _Text(_ReadyBytes):
-    """The bytes `start` and all that follow in `stream`, as UTF-8."""
+    """The bytes `start` and the rest of `stream`, converted to UTF-8."""
 
     def __init__(self, path: Path, start: bytes, stream: BinaryIO, encoding: str | None) -> None:
         super().__init__()
@@ -110,15 +110,17 @@ class _Text(_ReadyBytes):
             if self._decoder is not None:
                 block = self._decoder.decode(block, final=self._ended).encode("utf-8")
         except UnicodeError as error:
-            raise ValueError(f"{self._path} is not valid {self._encoding}, as which it begins: {error}") from error
+            raise ValueError(
+                f"{self._path} has the byte order mark of {self._encoding}, but is not valid {self._encoding}: {error}"
+            ) from error
         self._ready = memoryview(block)
         return True
 
 
 class _ZstdStream(_ReadyBytes):
-    """The decompressed bytes of a .zst file of any number of frames.
+    """The decompressed bytes of a .zst file with any number of frames.
 
-    The library's own stream reader takes a file that stops inside a frame for a complete one; this one raises EOFError.
+    Raises EOFError if the file ends inside a frame; the library's stream reader does not notice that.
     """
 
     def __init__(self, raw: BinaryIO) -> None:

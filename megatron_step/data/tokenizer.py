@@ -1,4 +1,4 @@
-"""SentencePiece models and Hugging Face tokenizer folders behind one interface, read from local files only."""
+"""One interface for SentencePiece models and Hugging Face tokenizer folders, read from local files only."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,51 +11,53 @@ from megatron_step.data.probes import first_difference, marked_texts, plain_text
 
 
 class Tokenizer(Protocol):
-    """What pre-training needs of a tokenizer. Encoding never adds a beginning- or end-of-text token."""
+    """A tokenizer. Encoding never adds a beginning-of-text or end-of-text token."""
 
     path: str
-    """The file or folder it was loaded from."""
+    """File or folder that the tokenizer was loaded from."""
     vocab_size: int
-    """One more than the largest id it can emit, special and added tokens included."""
+    """Largest id plus 1, with special and added tokens."""
     eod_id: int
     """Id of the token that ends a document."""
     bos_id: int | None
-    """Id of the token that begins a text, where there is one."""
+    """Id of the token that begins a text; None if there is none."""
     fingerprint: str
-    """sha256 of what decides its ids, in hexadecimal; equal fingerprints give equal ids."""
+    """Hexadecimal sha256 of everything that the ids depend on; equal fingerprints mean equal ids."""
     marks: dict[str, int]
-    """Texts that become one token wherever they are written, and their ids."""
+    """Ids of the texts that always become one token, such as special tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without special tokens around them."""
+        """Return the ids of a text, without special tokens around them."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text; the same as `encode` one by one, and faster."""
+        """Return the ids of each text, as `encode` does, but faster."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
+        """Return the text of ids."""
         ...
 
     def token(self, index: int) -> str:
-        """How the vocabulary writes a token."""
+        """Return the token of an id, as the vocabulary holds it."""
         ...
 
 
 def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
-    """Load a SentencePiece `.model` file or a Hugging Face tokenizer folder. Nothing is looked up on the network.
+    """Load a SentencePiece `.model` file or a Hugging Face tokenizer folder, without the network.
 
-    A file gives SentencePiece's ids. A folder gives those of transformers' AutoTokenizer, unless `tokenizer.model` is
-    all that it holds of a tokenizer. `end_of_document` is the token that ends documents, None for the tokenizer's own.
+    A file gives SentencePiece's ids, and so does a folder whose only tokenizer file is `tokenizer.model`. Other folders
+    give the ids of transformers' AutoTokenizer. `end_of_document` is the token that ends documents; None takes the
+    tokenizer's end-of-text token.
 
-    Raises FileNotFoundError where there is nothing at `path`, and ValueError where it is no tokenizer, or has no token
-    that can end a document.
+    Raises FileNotFoundError if `path` does not exist, and ValueError if it is not a tokenizer, or has no token that can
+    end a document.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"no tokenizer at {path}: give a SentencePiece .model file or a folder with a Hugging Face tokenizer.json"
+            f"the tokenizer {path} does not exist: give a SentencePiece .model file or a folder with a Hugging Face "
+            "tokenizer.json"
         )
     if path.name == "tokenizer.json":
         path = path.parent
@@ -70,7 +72,7 @@ def load_tokenizer(path: str | Path, end_of_document: str | None = None) -> Toke
 
 
 def _share_fingerprint(tokenizer: HuggingFaceTokenizer, model: Path) -> None:
-    """Give a folder the fingerprint of its SentencePiece model, if it adds nothing to it and gives its ids."""
+    """Give a folder's tokenizer the fingerprint of its SentencePiece model, if both have the same tokens and ids."""
     try:
         plain = SentencePieceTokenizer(model, tokenizer.token(tokenizer.eod_id))
     except ValueError:
@@ -87,13 +89,13 @@ def fitting_tokenizer(
     trained_with: str | None = None,
     end_of_document: str | None = None,
 ) -> Tokenizer:
-    """The tokenizer at `path`, if it is that of a model with `vocab_size` tokens.
+    """Load the tokenizer at `path` and check that it fits a model with `vocab_size` tokens.
 
-    `fingerprint` is that of the tokenizer which the model was trained with, where it is known, and `trained_with` the
-    path where that one lay. Another tokenizer fits too, if both give the same ids on texts made to tell them apart; it
-    takes on that fingerprint.
+    `fingerprint` and `trained_with` are the fingerprint and the path of the tokenizer that the model was trained with,
+    if they are known. Another tokenizer fits, too, if both give the same ids on texts that reveal differences; it then
+    gets the same fingerprint.
 
-    Raises ValueError if it does not fit, and FileNotFoundError if there is none.
+    Raises ValueError if the tokenizer does not fit, and FileNotFoundError if it does not exist.
     """
     tokenizer = load_tokenizer(path, end_of_document)
     if tokenizer.vocab_size > vocab_size:
@@ -101,14 +103,14 @@ def fitting_tokenizer(
         named = f" ({', '.join(f'{mark} is {index:,}' for index, mark in beyond[:3])})" if beyond else ""
         raise ValueError(
             f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens{named}, but the model's vocabulary has "
-            f"{vocab_size:,}: give the tokenizer that it was trained with, with --tokenizer"
+            f"{vocab_size:,}: give the tokenizer that the model was trained with (--tokenizer)"
         )
     if fingerprint is None or tokenizer.fingerprint == fingerprint:
         return tokenizer
     difference = _difference_from(trained_with, path, tokenizer, fingerprint, end_of_document)
     if difference:
         raise ValueError(
-            f"{path} is not the tokenizer that the model was trained with{difference}: give that one with --tokenizer"
+            f"{path} is not the tokenizer that the model was trained with{difference}: give that one (--tokenizer)"
         )
     tokenizer.fingerprint = fingerprint
     return tokenizer
@@ -117,24 +119,27 @@ def fitting_tokenizer(
 def _difference_from(
     trained_with: str | None, path: str, tokenizer: Tokenizer, fingerprint: str, end_of_document: str | None
 ) -> str:
-    """How a tokenizer differs from the one that lay at `trained_with`, or nothing if it gives the same ids."""
+    """Describe how a tokenizer differs from the one at `trained_with`; return "" if both give the same ids."""
     if trained_with is None or Path(trained_with) == Path(path):
         return " (its files differ)"
     try:
         original = load_tokenizer(trained_with, end_of_document)
     except (ValueError, OSError):
-        return f" (its files differ, and {trained_with} is no longer there to compare their ids)"
+        return f" (its files differ, and {trained_with} no longer exists to compare the ids)"
     if original.fingerprint != fingerprint:
         return f" (its files differ, and {trained_with} has changed since)"
     if original.eod_id != tokenizer.eod_id:
-        ends = " and ".join(f"{one.token(one.eod_id)} ({one.eod_id})" for one in (tokenizer, original))
-        return f" (documents end with {ends})"
+        ends = [f"{one.token(one.eod_id)} ({one.eod_id})" for one in (tokenizer, original)]
+        return f" (documents end with {ends[0]} instead of {ends[1]})"
     text = same_ids(original, tokenizer)
     return "" if text is None else f" (the ids of {text!r} differ)"
 
 
 def same_ids(first: Tokenizer, second: Tokenizer) -> str | None:
-    """A text that the tokenizers give other ids for, or None. To SentencePiece, marks written in a text are text."""
+    """Return a text for which the tokenizers give different ids, or None if there is none.
+
+    Texts with marks count only if both tokenizers have marks: SentencePiece reads a special token in a text as text.
+    """
     text = first_difference(first.encode_batch, second.encode_batch, list(plain_texts(first)))
     if text is None and first.marks and second.marks:
         marks = list({**first.marks, **second.marks})
@@ -143,12 +148,15 @@ def same_ids(first: Tokenizer, second: Tokenizer) -> str | None:
 
 
 def end_of_document_line(tokenizer: Tokenizer) -> str:
-    """Which token ends documents, for people."""
+    """Return a report line about the token that ends documents."""
     return f"documents end with {tokenizer.token(tokenizer.eod_id)!r} (id {tokenizer.eod_id})"
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model of any kind (BPE, unigram, ...)."""
+    """A SentencePiece model of any kind (BPE, unigram, ...).
+
+    Raises ValueError if the file is not a SentencePiece model, or has no token that can end a document.
+    """
 
     def __init__(self, path: str | Path, end_of_document: str | None = None) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -160,8 +168,8 @@ class SentencePieceTokenizer:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise ValueError(
-                f"{path} is not a SentencePiece model, or is damaged; other tokenizers are read from a folder with "
-                "tokenizer.json"
+                f"{path} is not a SentencePiece model, or is damaged: for another kind of tokenizer, give a folder "
+                "with tokenizer.json"
             ) from error
         self.vocab_size: int = self._processor.GetPieceSize()
         self.bos_id = _id_or_none(self._processor.bos_id())
@@ -176,21 +184,21 @@ class SentencePieceTokenizer:
         return None if index == self._processor.unk_id() else index
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; pieces such as `</s>` written out in the text are text."""
+        """Return the ids of a text; special tokens such as `</s>` in the text are read as text."""
         return self._processor.Encode(text, out_type=int, add_bos=False, add_eos=False, enable_sampling=False)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, on one thread."""
+        """Return the ids of each text, on one thread."""
         return self._processor.Encode(
             list(texts), out_type=int, add_bos=False, add_eos=False, enable_sampling=False, num_threads=1
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; control pieces (bos, eos) give nothing."""
+        """Return the text of ids; control tokens (bos, eos) give no text."""
         return self._processor.Decode([int(index) for index in ids])
 
     def token(self, index: int) -> str:
-        """The piece of an id."""
+        """Return the token of an id."""
         return self._processor.IdToPiece(index)
 
 

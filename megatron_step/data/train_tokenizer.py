@@ -1,4 +1,4 @@
-"""Train a SentencePiece tokenizer whose decoding gives back exactly the text that was encoded."""
+"""Train a SentencePiece tokenizer whose decoding restores the encoded text exactly."""
 
 import io
 import random
@@ -19,9 +19,9 @@ _SENTENCE = re.compile(
 )
 _NEWLINES = ["\n", "\n\n"]
 _LEFT_OUT = str.maketrans({"\0": "\n", "\u2585": "\n"})
-"""Characters whose lines SentencePiece leaves out of training without a word: here they end a line instead."""
+"""Characters that end a line here, since SentencePiece silently drops lines that contain them from training."""
 _FIXED_TOKENS = 3 + 256 + len(_NEWLINES)
-"""<unk>, <s>, </s>, one for each byte, line feeds."""
+"""Number of fixed tokens: <unk>, <s>, </s>, one for each byte, and the line feeds."""
 
 
 def train_tokenizer(
@@ -34,30 +34,29 @@ def train_tokenizer(
     sample_bytes: int = 256 << 20,
     seed: int = 1,
 ) -> None:
-    """Train on files and folders of text and write the model to `output`, a path that ends in .model.
+    """Train a tokenizer on files and folders of text, and write the model to `output`, a path that ends in .model.
 
-    Text is neither normalized nor trimmed, unknown characters become bytes, digits stand alone, and line feeds have
-    separate tokens: so decoding gives back the text (only U+2581, SentencePiece's own sign for a space, comes back
-    as a space; NUL and U+2585, which it reserves as well, always become bytes). Tokens 0 to 2 are <unk>, <s>, </s>.
-    More text than `sample_bytes` is sampled, evenly and by `seed`.
+    Decoding restores the text: it is neither normalized nor trimmed, unknown characters become bytes, each digit is a
+    token, and line feeds have separate tokens. The one exception is U+2581, SentencePiece's sign for a space, which is
+    decoded as a space. NUL and U+2585 always become bytes. Tokens 0 to 2 are <unk>, <s>, </s>. If the text is longer
+    than `sample_bytes`, an even sample of it is drawn with `seed`.
 
-    Raises FileNotFoundError and ValueError, also where the text cannot fill `vocab_size` tokens or these cannot hold
-    its characters; nothing is written then. Raises InUseError if another process trains into `output`.
+    Raises FileNotFoundError for missing input, and InUseError if another process writes `output`. Raises ValueError for
+    bad input, also if the text has too few or too many characters for `vocab_size` tokens. After an error `output` is
+    unchanged.
     """
     from sentencepiece import SentencePieceTrainer
 
     output = Path(output)
     if output.suffix != ".model":
-        raise ValueError(f"the output {output} must end in .model")
+        raise ValueError(f"the output {output} does not end in .model: choose a name that does")
     if vocab_size <= _FIXED_TOKENS:
-        raise ValueError(
-            f"a vocabulary of {vocab_size} tokens (--vocab-size) is too small: it needs over {_FIXED_TOKENS}"
-        )
+        raise ValueError(f"--vocab-size {vocab_size} is too small: it must be over {_FIXED_TOKENS}")
     with output_lock(lock_beside(output), output):
         reader = DocumentReader(find_text_files(inputs).files, key, None, skip_invalid)
         sentences = sample_sentences(split_sentences(reader), sample_bytes, seed)
         if not sentences:
-            raise ValueError("the input holds no text to train a tokenizer on")
+            raise ValueError("the input holds no text to train a tokenizer on: give files with text")
         model = io.BytesIO()
         try:
             SentencePieceTrainer.train(
@@ -82,9 +81,9 @@ def train_tokenizer(
 
 
 def split_sentences(pieces: Iterable[Piece]) -> Iterator[str]:
-    """The lines of the text without their line feeds, long ones cut, before a space where there is one.
+    """Yield the lines of the text without line feeds; long lines are cut, before a space if there is one.
 
-    NUL and U+2585 end a line, too: SentencePiece would leave out every line with one of them.
+    NUL and U+2585 also end a line, because SentencePiece would drop every line that contains one of them.
     """
     for piece in pieces:
         for match in _SENTENCE.finditer(piece.text.translate(_LEFT_OUT)):
@@ -92,10 +91,10 @@ def split_sentences(pieces: Iterable[Piece]) -> Iterator[str]:
 
 
 def sample_sentences(sentences: Iterable[str], limit_bytes: int, seed: int) -> list[str]:
-    """All sentences if they fit into `limit_bytes` of UTF-8, else an even sample that fills about half of it or more.
+    """Return all sentences if they fit into `limit_bytes` of UTF-8, else an even sample of at least about half that.
 
-    Keeps each with chance p, starting at 1; whenever the kept ones outgrow the limit, drops each with chance 1/2 and
-    halves p. What is kept depends on the text, the limit and the seed alone.
+    Each sentence is kept with probability p, which starts at 1. Whenever the kept sentences exceed the limit, each is
+    dropped with probability 1/2, and p is halved. The sample depends on the text, the limit and the seed only.
     """
     chance = random.Random(seed)
     kept: list[str] = []
@@ -113,14 +112,9 @@ def sample_sentences(sentences: Iterable[str], limit_bytes: int, seed: int) -> l
 
 
 def _explain(message: str, vocab_size: int) -> str:
-    """SentencePiece's error in the words of the command."""
+    """Say SentencePiece's error in terms of the command's options."""
     if most := re.search(r"Vocabulary size too high.*<= (\d+)", message):
-        return (
-            f"the text cannot fill a vocabulary of {vocab_size} tokens: ask for at most {most[1]} (--vocab-size), "
-            "or give more text"
-        )
+        return f"--vocab-size {vocab_size} is too large for this text: set it to at most {most[1]}, or give more text"
     if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return (
-            f"a vocabulary of {vocab_size} tokens (--vocab-size) is too small for this text: it needs over {least[1]}"
-        )
+        return f"--vocab-size {vocab_size} is too small for this text: it must be over {least[1]}"
     return f"SentencePiece cannot train on this text: {message}"

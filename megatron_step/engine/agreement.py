@@ -1,17 +1,18 @@
-"""Ranks that go on together or not at all: what one rank cannot do, or does differently, reaches all within seconds.
+"""Agreement between ranks: an error on one rank reaches all ranks within seconds, and all ranks raise it.
 
-Each rank does its own work in a block of `together`. At its end the ranks exchange what went wrong through the world's
-store, which needs no process group, and all raise it. A rank that fails elsewhere reports it; the others look for
-reports, also while they wait in a collective (`watch`). Waits poll the store from Python, so that signals are handled.
+Each rank does its work in a block of `together`. At the end of the block the ranks exchange their errors through the
+store of the world, which needs no process group, and all raise the first one. A rank that fails elsewhere reports its
+failure to the store. The other ranks look for reports, also while they wait in a collective (`watch`). Waits poll the
+store from Python, so that signals are handled.
 
     key of the store        holds
-    calls/RANK              how many exchanges the rank has begun
-    said/CALL/RANK          what it said in one of them
-    answer/CALL             what all of them said
-    alive/RANK              changes as long as the rank lives
+    calls/RANK              the number of exchanges that the rank has begun
+    said/CALL/RANK          the rank's value in an exchange
+    answer/CALL             the values of all ranks in an exchange
+    alive/RANK              a number that changes while the rank lives
     failure                 the first reported failure
-    heard/RANK              whether the rank knows of it, and needs the store no longer
-    told/...                how many ranks have come to print the failure
+    heard/RANK              set once the rank knows the failure and no longer needs the store
+    told/...                the number of ranks that were about to print the failure
 """
 
 import os
@@ -36,31 +37,33 @@ from megatron_step.engine.compat.groups import default_store
 from megatron_step.engine.signals import EXIT_STOPPED, Stopped
 
 _BEAT_SECONDS = 1.0
-_SILENT_SECONDS = 60.0  # of a rank that others wait for: then it is taken for dead
-_ARRIVAL_SECONDS = 1800.0  # for all ranks to start
-_WAITING_SECONDS = 15.0  # until it is said whom a rank waits for
-_HEARD_SECONDS = 5.0  # that a failing rank stays for the others to hear of it
-_GRACE_SECONDS = 10.0  # that a rank has to end by itself after another one failed
+_SILENT_SECONDS = 60.0  # silence after which a rank counts as dead
+_ARRIVAL_SECONDS = 1800.0  # time for all ranks to start
+_WAITING_SECONDS = 15.0  # wait after which rank 0 prints the rank that it waits for
+_HEARD_SECONDS = 5.0  # time that a failing rank 0 keeps the store open for the others
+_GRACE_SECONDS = 10.0  # time that a rank has to end by itself after another one failed
 
 Value = TypeVar("Value")
 
 
 class OtherRankError(RuntimeError):
-    """Another rank failed in a way that is no bad input, or is gone."""
+    """Error that ranks raise when another rank is gone, or failed for a reason other than bad input."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a rank."""
+    """The error that ended a rank."""
 
     rank: int
+    """The rank in the world."""
     host: str
+    """Name of the rank's machine."""
     kind: type[BaseException]
     """The class of the exception."""
     text: str
-    """What it said."""
+    """The text of the exception."""
     is_shared: bool
-    """Whether all ranks raise it in these words: then it names the rank where it must."""
+    """Whether all ranks raise the same text, so that no rank is put in front of it."""
 
     @property
     def status(self) -> int:
@@ -68,7 +71,7 @@ class Failure:
         return exit_status(self.kind)
 
     def raised_elsewhere(self) -> BaseException:
-        """The exception that the other ranks raise."""
+        """Return the exception that the other ranks raise."""
         return _shared(self.kind if is_expected(self.kind) else OtherRankError, str(self))
 
     def __str__(self) -> str:
@@ -80,16 +83,16 @@ class Ranks:
     """The ranks of a world, seen from one of them."""
 
     store: Store
-    """Where they leave what they have to say."""
+    """The store through which the ranks exchange values."""
     rank: int
     """This rank."""
     size: int
-    """How many there are."""
+    """Number of ranks."""
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of the ranks; every rank must call it.
+        """Return every rank's value, in the order of the ranks; every rank must call it.
 
-        Raises what another rank reported meanwhile, and OtherRankError if a rank is gone.
+        Raises the failure that another rank reported meanwhile, and OtherRankError if a rank is gone.
         """
         if self.size == 1:
             return [value]
@@ -100,17 +103,17 @@ class Ranks:
             for rank, key in enumerate(said):
                 self._wait(key, rank)
             self.store.set(f"answer/{call}", _packed(self.store.multi_get(said)))
-            for key in [*said, f"answer/{call - 1}"]:  # all have read the answer before: they are here
+            for key in [*said, f"answer/{call - 1}"]:  # every rank has read the last answer, since it has called again
                 self.store.delete_key(key)
         self._wait(f"answer/{call}", 0)
         return [_unpacked(one) for one in _unpacked(self.store.get(f"answer/{call}"))]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block in which one rank alone may fail: then all raise what the lowest of these raised.
+        """Run a block that may fail on some ranks only; if it does, all ranks raise the error of the lowest such rank.
 
-        The block must hold no collective; every rank must come to it. The error names rank and host, unless all ranks
-        say the same.
+        Every rank must enter the block, and the block must not hold a collective. The error names rank and host, unless
+        all ranks raise the same text.
         """
         own = None
         try:
@@ -129,7 +132,7 @@ class Ranks:
         raise first.raised_elsewhere() from own
 
     def from_main(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns on rank 0, on every rank; what it raises there, all raise in the same words."""
+        """Call `make` on rank 0 and return its result on every rank; if it raises, all ranks raise the same text."""
         value, failure = None, None
         if self.rank == 0:
             try:
@@ -145,9 +148,9 @@ class Ranks:
         return value
 
     def agree(self, facts: dict[str, dict[str, Any]], advice: dict[str, str]) -> None:
-        """Raise ValueError, on every rank, unless all have the same `facts`: values by section and name.
+        """Raise ValueError on every rank unless all ranks have the same `facts` (values by section and name).
 
-        It names the first difference, a rank that differs from most others, and what to do in this section.
+        The error names the first value that differs, a rank that differs from most others, and the section's `advice`.
         """
         flat = {(section, name): str(value) for section, values in facts.items() for name, value in values.items()}
         if len(set(self.gather(sha256(repr(sorted(flat.items())).encode()).hexdigest()))) == 1:
@@ -155,7 +158,7 @@ class Ranks:
         everyone = self.gather((socket.gethostname(), flat))
         for section, name in dict.fromkeys(key for _, own in everyone for key in own):
             found = [own.get((section, name), "nothing") for _, own in everyone]
-            usual = Counter(found).most_common(1)[0][0]  # of several, the lowest rank's
+            usual = Counter(found).most_common(1)[0][0]  # the lowest rank's value among equally common ones
             if len(set(found)) > 1:
                 other, peer = next(rank for rank, value in enumerate(found) if value != usual), found.index(usual)
                 raise _shared(
@@ -165,7 +168,7 @@ class Ranks:
                 )
 
     def failure(self) -> Failure | None:
-        """The first failure that a rank reported."""
+        """Return the first failure that a rank reported, or None."""
         if self.size == 1 or not self.store.check(["failure"]):
             return None
         found: Failure = _unpacked(self.store.get("failure"))
@@ -173,9 +176,9 @@ class Ranks:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Report what ends the block, print it, and end this process if another rank's failure leaves it waiting.
+        """Report and print the error that ends the block; end this process if another rank fails and this one waits.
 
-        In a world of one rank it does nothing: the caller alone sees the error.
+        In a world of one rank this does nothing: the caller sees the error.
         """
         if self.size == 1:
             yield
@@ -194,8 +197,8 @@ class Ranks:
             done.set()
 
     def _beat(self, done: threading.Event) -> None:
-        """Say that this rank lives and look for a failure of another one, over a separate connection."""
-        with suppress(RuntimeError):  # the store is gone: the main thread meets that, too
+        """Report that this rank lives, and look for another rank's failure, over a separate connection."""
+        with suppress(RuntimeError):  # the store is gone: the main thread gets the same error
             ranks = Ranks(getattr(self.store, "clone", lambda: self.store)(), self.rank, self.size)
             while not done.is_set():
                 ranks.store.add(f"alive/{self.rank}", 1)
@@ -208,9 +211,9 @@ class Ranks:
                 done.wait(_BEAT_SECONDS)
 
     def _report(self, error: BaseException) -> None:
-        """Leave this rank's failure for the others, unless one was there before, and print the first one.
+        """Report this rank's failure unless another rank reported one first, and print the first failure.
 
-        Rank 0, with which the store may end, stays until all ranks have come so far, or do not come.
+        The store may end with rank 0, so rank 0 waits until all ranks have read the failure, for a few seconds at most.
         """
         failure = self._failure(error)
         with suppress(RuntimeError):  # the store is gone
@@ -228,30 +231,30 @@ class Ranks:
         return self.store.check([f"heard/{rank}" for rank in range(self.size)])
 
     def tell(self, failure: Failure) -> None:
-        """Print a failure once on each machine, and once into each file that a machine's first rank writes.
+        """Print a failure once on each machine, and once into each log file of a machine's first rank.
 
-        Whoever comes first prints: another rank's end makes torchrun end this one, too.
+        The first rank that gets here prints, because torchrun ends the other ranks soon after one of them ends.
         """
         signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             if self._is_first_to_tell():
-                with suppress(OSError):  # a full disk behind the log
+                with suppress(OSError):  # the log's disk is full
                     print(f"{'' if failure.kind is Stopped else 'error: '}{failure}", file=sys.stderr, flush=True)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
 
     def _is_first_to_tell(self) -> bool:
         stream, place = os.fstat(2), f"told/{socket.gethostname()}"
         try:
             first_here = self.store.add(place, 1) == 1
             first_there = self.store.add(f"{place}/{stream.st_dev}:{stream.st_ino}", 1) == 1
-        except RuntimeError:  # the store is gone: better twice than never
+        except RuntimeError:  # the store is gone: printing twice is better than not at all
             return True
         return first_here or (first_there and os.environ.get("LOCAL_RANK", "0") == "0")
 
     def _wait(self, key: str, other: int) -> None:
-        """Wait for what another rank leaves in the store, as long as it lives."""
+        """Wait until the store holds `key`, which rank `other` sets, as long as that rank lives."""
         start = heard = monotonic()
         pause, beat, said = 0.001, -1, False
         while not self._has(key):
@@ -266,18 +269,21 @@ class Ranks:
             if now - heard > (_SILENT_SECONDS if beat else _ARRIVAL_SECONDS):
                 raise OtherRankError(
                     f"rank {other} gave no sign of life for {now - heard:.0f} s: it did not start, was killed, or its "
-                    "machine is gone"
+                    "machine failed. Look for its error in the log of its machine"
                 )
             if now - start > _WAITING_SECONDS and not said and self.rank == 0:
                 said = True
                 print(f"waiting for rank {other}", file=sys.stderr, flush=True)
 
     def _has(self, key: str) -> bool:
-        """Whether the store holds a key; raises OtherRankError if the store is gone with the rank that held it."""
+        """Return whether the store holds a key.
+
+        Raises OtherRankError if the store is gone with the rank that held it.
+        """
         try:
             return bool(self.store.check([key]))
         except torch.distributed.DistNetworkError as error:
-            raise OtherRankError("rank 0 is gone, or the connection to it") from error
+            raise OtherRankError("rank 0 ended, or the connection to it broke: look at the log of rank 0") from error
 
     def _failure(self, error: BaseException) -> Failure:
         text = str(error) if is_expected(type(error)) else f"{type(error).__name__}: {error}"
@@ -285,26 +291,26 @@ class Ranks:
 
 
 def current_ranks() -> Ranks:
-    """The ranks of torch's default process group; without one, this process alone."""
+    """Return the ranks of torch's default process group; without one, this process alone."""
     if not torch.distributed.is_initialized():
         return Ranks(torch.distributed.HashStore(), 0, 1)
     return Ranks(agreement_store(default_store()), torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
 def agreement_store(store: Store) -> Store:
-    """Where ranks leave what they have to say, in the store of their world."""
+    """Return the section of a world's store through which its ranks exchange values."""
     return PrefixStore("agreement", store)
 
 
 def exit_status(kind: type[BaseException]) -> int:
-    """Exit status of a process that an exception of this class ends: 2 for bad input, 75 if asked to stop, else 1."""
+    """Exit status of a process that ends with an exception of this class: 2 for bad input, 75 if stopped, else 1."""
     if issubclass(kind, (ValueError, FileNotFoundError)):
         return 2
     return EXIT_STOPPED if issubclass(kind, Stopped) else 1
 
 
 def is_expected(kind: type[BaseException]) -> bool:
-    """Whether its text says all: no fault in the program, whose traceback is worth showing."""
+    """Return whether an exception's text says enough; a fault in the program also needs its traceback."""
     return issubclass(kind, (ValueError, OSError)) or kind.__module__.startswith("megatron_step.")
 
 
@@ -317,10 +323,10 @@ def _unpacked(content: bytes) -> Any:
 
 
 def _shared(kind: type[BaseException], text: str) -> BaseException:
-    """An exception that all ranks raise in these words."""
+    """Return an exception with a text that all ranks raise."""
     try:
         error = kind(text)
-    except TypeError:  # one that takes more, as UnicodeDecodeError does
+    except TypeError:  # a class with more arguments, such as UnicodeDecodeError
         error = ValueError(text) if issubclass(kind, ValueError) else OSError(text)
     error.is_shared = True  # type: ignore[attr-defined]
     return error

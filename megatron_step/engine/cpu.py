@@ -1,8 +1,8 @@
-"""Lets megatron-core run where there is no CUDA device; does nothing where there is one.
+"""Let megatron-core run on a machine without a CUDA device; on a machine with one, do nothing.
 
 megatron-core names CUDA in its sources: `torch.cuda.current_device()`, `device="cuda"`, `x.cuda()`,
-`"torch.cuda.FloatTensor"`. An import hook serves those modules from adapted syntax trees, with line numbers kept, in
-which these names mean the CPU. torch itself stays as it is, so no operation pays for it.
+`"torch.cuda.FloatTensor"`. An import hook rewrites the syntax trees of its modules so that these names mean the CPU;
+line numbers stay. torch itself is not changed, so operations run at full speed.
 
     torch.cuda.X                 ->  cuda_on_cpu.X       (see cuda_on_cpu.py)
     from torch.cuda import X     ->  from megatron_step.engine.cuda_on_cpu import X
@@ -32,14 +32,14 @@ _ALIAS = "_cuda_on_cpu"
 
 
 def install_import_hook() -> None:
-    """Serve megatron-core's modules for the CPU from here on, where torch sees no CUDA device.
+    """Rewrite megatron-core's modules for the CPU when they are imported, if torch finds no CUDA device.
 
-    Raises RuntimeError if megatron-core was imported before and there is no CUDA device.
+    Raises RuntimeError if megatron-core is already imported and there is no CUDA device.
     """
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     if _PACKAGE in sys.modules and not _has_cuda():
-        raise RuntimeError("megatron.core was imported before megatron_step; import megatron_step first")
+        raise RuntimeError("megatron.core was imported before megatron_step: import megatron_step first")
     sys.meta_path.insert(0, _Finder())
 
 
@@ -50,7 +50,7 @@ def _has_cuda() -> bool:
 
 
 class _Finder(MetaPathFinder):
-    """Finds megatron-core's modules and has them loaded by `_AdaptingLoader`."""
+    """Finder of megatron-core's modules that loads them with `_AdaptingLoader`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -69,7 +69,7 @@ class _Finder(MetaPathFinder):
 
 
 class _AdaptingLoader(SourceFileLoader):
-    """Compiles a module from its source with CUDA's names rewritten to the CPU's."""
+    """Loader that compiles a module's source with CUDA's names rewritten to the CPU's."""
 
     def get_code(self, fullname: str) -> CodeType:
         source = self.get_data(self.path)
@@ -80,7 +80,7 @@ class _AdaptingLoader(SourceFileLoader):
         return self._cached_code(source)
 
     def _cached_code(self, source: bytes) -> CodeType:
-        """The adapted code, kept beside Python's own bytecode files: adapting all modules takes seconds."""
+        """Return the adapted code, cached beside Python's bytecode files: adapting all modules takes seconds."""
         cache = Path(importlib.util.cache_from_source(self.path, optimization="megatronstepcpu"))
         key = importlib.util.MAGIC_NUMBER + hashlib.sha256(_adapter_source() + source).digest()
         with contextlib.suppress(OSError, ValueError, EOFError, TypeError):
@@ -89,7 +89,7 @@ class _AdaptingLoader(SourceFileLoader):
                 code: CodeType = marshal.loads(content[len(key) :])
                 return code
         code = compile(adapt(ast.parse(source, self.path)), self.path, "exec", dont_inherit=True)
-        with contextlib.suppress(OSError):  # a folder that may not be written to only costs time
+        with contextlib.suppress(OSError):  # in a read-only folder there is no cache, which only costs time
             partial = cache.with_name(f"{cache.name}.{os.getpid()}")
             cache.parent.mkdir(exist_ok=True)
             partial.write_bytes(key + marshal.dumps(code))
@@ -98,7 +98,7 @@ class _AdaptingLoader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         with warnings.catch_warnings():
-            # TransformerEngine and Apex need CUDA: that they are missing is no news here.
+            # megatron-core warns that TransformerEngine and Apex are missing; both need CUDA.
             warnings.simplefilter("ignore")
             super().exec_module(module)
 
@@ -121,7 +121,7 @@ def adapt(tree: ast.Module) -> ast.Module:
 
 @functools.cache
 def _adapter_source() -> bytes:
-    """This file: when it changes, so does what it makes of a module."""
+    """Return the source of this file, on which the adapted code depends."""
     return Path(__file__).read_bytes()
 
 

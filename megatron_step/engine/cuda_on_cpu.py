@@ -1,6 +1,6 @@
-"""What `torch.cuda` means to megatron-core where there is no CUDA device: one CPU "device" without streams.
+"""Replacement of `torch.cuda` for megatron-core on machines without CUDA: one CPU "device" without streams.
 
-Names that are not here come from torch.cuda itself, which says clearly that there is no CUDA when they are used.
+Names that this file lacks come from torch.cuda itself, which raises a clear error when they are used.
 """
 
 from contextlib import nullcontext
@@ -10,25 +10,25 @@ import torch
 
 
 def is_available() -> bool:
-    """There is no CUDA device."""
+    """Return False: there is no CUDA device."""
     return False
 
 
 def current_device() -> torch.device:
-    """The device on which megatron-core makes its tensors."""
+    """Return the device on which megatron-core makes its tensors."""
     return torch.device("cpu")
 
 
 def synchronize(device: Any = None) -> None:
-    """CPU operations are done when they return."""
+    """Do nothing: CPU operations are complete when they return."""
 
 
 def empty_cache() -> None:
-    """The CPU allocator has no cache to give back."""
+    """Do nothing: the CPU allocator has no cache."""
 
 
 class Stream:
-    """A queue of work; on the CPU all work is done at once, so it has nothing to order."""
+    """A stream whose work is always complete, since CPU operations run at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def wait_stream(self, stream: "Stream") -> None: ...
@@ -40,7 +40,7 @@ class Stream:
 
 
 class Event:
-    """A point in a queue of work, always reached."""
+    """An event that has always happened."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def record(self, stream: Stream | None = None) -> None: ...
@@ -49,22 +49,22 @@ class Event:
 
 
 def current_stream(device: Any = None) -> Stream:
-    """The stream that work goes to."""
+    """Return the current stream."""
     return Stream()
 
 
 def default_stream(device: Any = None) -> Stream:
-    """The stream that work goes to unless told otherwise."""
+    """Return the default stream."""
     return Stream()
 
 
 def stream(stream: Stream | None) -> nullcontext[None]:
-    """Context in which work goes to `stream`."""
+    """Return a context in which `stream` is the current one."""
     return nullcontext()
 
 
 def device(device: Any) -> nullcontext[None]:
-    """Context in which `device` is the current one."""
+    """Return a context in which `device` is the current one."""
     return nullcontext()
 
 
@@ -85,7 +85,7 @@ def manual_seed(seed: int) -> None:
 
 
 def get_rng_state(device: Any = None) -> torch.Tensor:
-    """State of the CPU generator."""
+    """Return the state of the CPU generator."""
     return torch.get_rng_state()
 
 
@@ -95,14 +95,14 @@ def set_rng_state(new_state: torch.Tensor, device: Any = None) -> None:
 
 
 class random:
-    """`torch.cuda.random`."""
+    """Replacement of `torch.cuda.random`."""
 
     get_rng_state = staticmethod(get_rng_state)
     set_rng_state = staticmethod(set_rng_state)
 
 
 def _lazy_init() -> None:
-    """There is nothing to initialise."""
+    """Do nothing: there is no device to initialise."""
 
 
 def _lazy_call(function: Any, **kwargs: Any) -> None:

@@ -4,7 +4,7 @@ import torch
 
 
 def current_device() -> torch.device:
-    """The current CUDA device where there is one, else the CPU."""
+    """Return the current CUDA device, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is complete or does not exist."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write a file to, and rename the file to `path` once it is on disk.
 
-    A crash leaves the old file or the new one. Where the block raises, the old one stays and the new one is removed.
-    Processes that write the same file at once do not disturb each other.
+    A crash leaves the old file or the new one. If the block raises, the old file stays and the new one is removed.
+    Processes may write the same file at the same time: the last one wins.
 
     Raises OSError if the folder is missing or cannot be written.
     """

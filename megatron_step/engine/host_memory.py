@@ -1,8 +1,8 @@
-"""What becomes of memory that tensors on the CPU free: the process keeps it, or the system takes it back.
+"""Keep the memory that CPU tensors free in the process, instead of returning it to the system.
 
-A training step allocates and frees the same large tensors again and again. glibc returns blocks of more than 32 MiB as
-they are freed, and the end of its heap too, and the system clears every page before it hands it out
-again. CUDA's caching allocator keeps memory, too. Other C libraries have no such switch; there nothing happens.
+A training step allocates and frees the same large tensors many times. glibc returns blocks above 32 MiB, and the end of
+its heap, to the system, which clears every page before the process gets it again. CUDA's caching allocator also keeps
+freed memory. Other C libraries lack glibc's switch (mallopt); with them this file does nothing.
 """
 
 import ctypes
@@ -15,8 +15,8 @@ _MIB = 2**20
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Within the block, freed memory stays for the next allocation; after it, what is freed goes back as usual."""
-    _set(_MMAP_MAX, 0)  # no separately mapped block, which would be returned
+    """Keep freed memory for the next allocation within the block; afterwards, return freed memory as usual."""
+    _set(_MMAP_MAX, 0)  # no separately mapped blocks: free() would return them
     _set(_TRIM_THRESHOLD, -1)  # never shorten the heap
     try:
         yield

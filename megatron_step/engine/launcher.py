@@ -1,13 +1,13 @@
-"""What started this process: a shell in a pod of a job may have a rank in its environment that no launcher gave it."""
+"""How this process was started. A shell in a job's pod may have RANK in its environment without a launcher."""
 
 import os
 
 
 def started_by_torchrun() -> bool:
-    """Whether torchrun started this process, with others that wait for it."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def speaks() -> bool:
-    """Whether this process prints for all that torchrun started with it."""
+    """Return whether this process prints for all processes that torchrun started with it."""
     return not started_by_torchrun() or os.environ.get("RANK", "0") == "0"

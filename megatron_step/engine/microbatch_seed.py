@@ -1,7 +1,7 @@
 """The seed of the micro-batch that a layer works on.
 
-It lies among the states of megatron-core's random-number tracker, which recompute puts back to what they were when it
-runs a layer of an earlier micro-batch again.
+megatron-core's random-number tracker holds the seed. When recompute runs a layer of an earlier micro-batch again, it
+restores the tracker's states, and with them the seed.
 """
 
 import torch
@@ -11,11 +11,11 @@ _NAME = "micro-batch seed"
 
 
 def set_microbatch_seed(seed: int) -> None:
-    """Say which micro-batch comes next; 0 <= seed < 2^62."""
+    """Set the seed of the next micro-batch, 0 <= seed < 2^62."""
     tracker = get_cuda_rng_tracker()
     tracker.set_states({**tracker.get_states(), _NAME: torch.tensor(seed)})
 
 
 def microbatch_seed() -> int:
-    """The seed of the micro-batch whose forward pass runs, for the first time or again."""
+    """Return the seed of the micro-batch whose forward pass runs, also when recompute runs it again."""
     return int(get_cuda_rng_tracker().get_states()[_NAME])

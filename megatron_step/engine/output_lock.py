@@ -1,8 +1,9 @@
-"""One process at a time writes an output: a lock that a crash releases, with a sign of life where locks do not reach.
+"""A lock file that lets one process at a time write an output, and that a crash releases.
 
-The lock file holds who has it, as JSON, and the operating system's lock on it (POSIX, which NFS knows) ends with its
-process. On file systems without locks, or whose locks hold on one machine only, the record counts: its holder changes
-it every few seconds, and who finds one of another machine waits whether it changes.
+The operating system's lock on the file (POSIX, which NFS supports) ends with the process that holds it. Some file
+systems have no locks, or locks that hold on one machine only. For these the file also holds a record of its holder, as
+JSON, which the holder changes every few seconds. A process that finds a record of another machine waits to see whether
+the record changes.
 """
 
 import errno
@@ -22,28 +23,29 @@ from typing import Any
 import psutil
 
 _BEAT_SECONDS = 5.0
-_SILENT_SECONDS = 30.0  # of a holder on another machine, until it is taken for dead
-_LOOKING_SECONDS = 3.0  # that anyone waits for a holder to go
-_RESTART_SECONDS = 60.0  # that a restart of the holder's job waits for it, and everyone for a holder that is stopping
+_SILENT_SECONDS = 30.0  # silence after which a holder on another machine counts as dead
+_LOOKING_SECONDS = 3.0  # wait for a holder to end
+_RESTART_SECONDS = 60.0  # wait for a holder that is stopping, and of a restarted job for its former process
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _RECORD_BYTES = 512
 _FIELDS = {"host", "process", "started", "since", "token"}
-_SETTLING_SECONDS = 1.0  # after which the record on a system without locks is that of one process
+_SETTLING_SECONDS = 1.0  # wait on a system without locks, until one process's record has won
 _JOBS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "PBS_JOBID", "LSB_JOBID")
 
 
 class InUseError(ValueError):
-    """Another process writes the same output."""
+    """Error for an output that another process is writing."""
 
 
 @contextmanager
 def output_lock(path: Path, output: Path, is_stopping: Callable[[], bool] = lambda: False) -> Iterator[str]:
-    """Hold the lock file `path` of `output` during the block; gives the token that the file holds.
+    """Hold the lock file `path` of `output` during the block, and give the block the file's token.
 
-    Folders that are missing are made; the file goes at the end, and with it folders that are then empty.
-    `is_stopping` tells whether this process was asked to end: then others wait for it.
+    Missing folders are made. At the end the file is removed, and the folders made here if they are empty.
+    `is_stopping` returns whether this process was asked to end; other processes then wait for it.
 
-    Raises InUseError, naming host and process, if another process holds it, and OSError if it cannot be written.
+    Raises InUseError, with host and process, if another process holds the lock, and OSError if the file cannot be
+    written.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     descriptor = -1
@@ -57,7 +59,9 @@ def output_lock(path: Path, output: Path, is_stopping: Callable[[], bool] = lamb
         if not is_locked:
             sleep(_SETTLING_SECONDS)
             if read_token(path) != record["token"]:
-                raise InUseError(f"{output} is in use by another process that began at the same time")
+                raise InUseError(
+                    f"{output} is in use by another process that began at the same time: choose another output"
+                )
         done = threading.Event()
         beat = threading.Thread(target=_beat, args=(descriptor, record, is_stopping, done), daemon=True)
         beat.start()
@@ -66,7 +70,7 @@ def output_lock(path: Path, output: Path, is_stopping: Callable[[], bool] = lamb
         finally:
             done.set()
             beat.join()
-            path.unlink(missing_ok=True)  # while it is still locked: who locks it next sees that it has no name
+            path.unlink(missing_ok=True)  # while still locked: the next process to lock it finds its name gone
     finally:
         if descriptor >= 0:
             os.close(descriptor)
@@ -76,19 +80,22 @@ def output_lock(path: Path, output: Path, is_stopping: Callable[[], bool] = lamb
 
 
 def lock_beside(output: Path) -> Path:
-    """The lock file of an output that is written as a whole: hidden, in the folder that it will lie in."""
+    """Return the path of an output's lock file: a hidden file beside the output."""
     return output.absolute().with_name(f".{output.absolute().name}.lock")
 
 
 def read_token(path: Path) -> str | None:
-    """The token of a lock file that another process holds, if it is there."""
+    """Return the token of a lock file that another process holds, or None if there is none."""
     with suppress(OSError):
         return _parse(path.read_bytes()).get("token")
     return None
 
 
 def _take(path: Path, output: Path) -> tuple[int, bool]:
-    """A descriptor of the lock file, once nobody else holds it, and whether the system's lock is on it."""
+    """Wait until no other process holds the lock file; return its descriptor, and whether the system locked it.
+
+    Raises InUseError if another process keeps the lock.
+    """
     start, said = monotonic(), False
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +119,7 @@ def _take(path: Path, output: Path) -> tuple[int, bool]:
         if monotonic() - start > (_RESTART_SECONDS if waits else _LOOKING_SECONDS):
             since = record.get("since", "an unknown time")
             raise InUseError(
-                f"{output} is in use by {holder} since {since}: wait for its end, or choose another output"
+                f"{output} is in use by {holder} since {since}: wait until that process ends, or choose another output"
             )
         if waits and not said:
             said = True
@@ -121,7 +128,7 @@ def _take(path: Path, output: Path) -> tuple[int, bool]:
 
 
 def _try_lock(descriptor: int) -> tuple[bool, bool]:
-    """Whether this process now has the lock, and whether another one has it; neither on systems without locks."""
+    """Return whether this process now has the lock, and whether another has it; both False on systems without locks."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -134,14 +141,14 @@ def _try_lock(descriptor: int) -> tuple[bool, bool]:
 
 
 def _shows_life(descriptor: int, record: dict[str, Any], is_locked: bool, output: Path) -> bool:
-    """Whether the process of a record that it did not remove still runs, though the lock does not say so."""
+    """Return whether the process of a leftover record still runs, although the system's lock is free."""
     if not record:
         return False
     if record["host"] == socket.gethostname():
         return not is_locked and _is_alive(record)
     _say(
-        f"{output} was in use by process {record['process']} on {record['host']}, which did not end in order: waiting "
-        f"{_SILENT_SECONDS:.0f} s for a sign of life"
+        f"{output} was in use by process {record['process']} on {record['host']}, which left its lock file behind: "
+        f"waiting {_SILENT_SECONDS:.0f} s for a sign of life"
     )
     deadline = monotonic() + _SILENT_SECONDS
     while monotonic() < deadline:
@@ -152,7 +159,7 @@ def _shows_life(descriptor: int, record: dict[str, Any], is_locked: bool, output
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:
-    """Whether the file that was locked still has its name: its holder may have removed it meanwhile."""
+    """Return whether `path` still names the locked file: its last holder may have removed it meanwhile."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -160,7 +167,7 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def _is_alive(record: dict[str, Any]) -> bool:
-    """Whether the process of a record runs: its number may be another one's by now."""
+    """Return whether the process of a record runs; its start time tells it from a later process of the same number."""
     with suppress(psutil.NoSuchProcess):
         return abs(psutil.Process(record["process"]).create_time() - record["started"]) < 1
     return False
@@ -180,7 +187,7 @@ def _own_record() -> dict[str, Any]:
 
 
 def _job() -> str | None:
-    """What a job's restarts have in common, where the launcher says it."""
+    """Return the job's id, which its restarts share, or None if the launcher sets none."""
     named = [f"{name}={os.environ[name]}" for name in _JOBS if os.environ.get(name, "none") != "none"]
     return " ".join(named) or None
 
@@ -198,7 +205,7 @@ def _beat(descriptor: int, record: dict[str, Any], is_stopping: Callable[[], boo
 
 
 def _write(descriptor: int, record: dict[str, Any]) -> None:
-    """In place and always of one length: a reader never sees half of two records."""
+    """Write a record in place, always with the same length, so that a reader never sees a mix of two records."""
     os.pwrite(descriptor, json.dumps(record).encode().ljust(_RECORD_BYTES), 0)
     os.fsync(descriptor)
 
@@ -208,7 +215,7 @@ def _parse(content: bytes) -> dict[str, Any]:
         record = json.loads(content)
         return record if record.keys() >= _FIELDS else {}
     except (ValueError, AttributeError):
-        return {}  # empty: made a moment ago, or by a process that died then
+        return {}  # an empty file: its process has not written yet, or died before it could
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The process groups of a run, and where in them this process stands."""
+"""The process groups of a run, and this process's ranks in them."""
 
 import logging
 import os
@@ -18,23 +18,23 @@ from megatron_step.config.parallel import ParallelConfig
 from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.device import current_device
 
-_TIMEOUT = timedelta(minutes=30)  # of a collective: saves of large models take long
+_TIMEOUT = timedelta(minutes=30)  # for one collective: ranks may wait for a save of a large model
 
 
 Meeting = tuple[Store, int, int]
-"""Where ranks have met, this rank, and how many there are."""
+"""The store in which ranks have met, this rank, and the number of ranks."""
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """This process's place among tensor-, pipeline- and data-parallel ranks."""
+    """The layout of a run, and this process's ranks in its groups."""
 
     config: ParallelConfig
-    """The layout asked for."""
+    """The layout."""
     groups: ProcessGroupCollection
-    """megatron-core's process groups of this layout."""
+    """megatron-core's process groups of the layout."""
     device: torch.device
-    """Where this process's tensors live."""
+    """The device of this process's tensors."""
     global_rank: int
     """Rank in the world."""
     world_size: int
@@ -50,33 +50,33 @@ class Parallel:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run's log and metrics."""
+        """Return whether this process writes the run's log and metrics."""
         return self.global_rank == 0
 
     @property
     def reads_data(self) -> bool:
-        """Whether this process has the embedding or computes the loss."""
+        """Return whether this process has the embedding or computes the loss."""
         return self.pp_rank in (0, self.config.pipeline_parallel_size - 1)
 
 
 def start_world(alone: bool = False, meeting: Meeting | None = None) -> None:
-    """Join the world that the environment describes; without one, or with `alone`, make a world of this process.
+    """Join the process group that the environment describes; without one, or with `alone`, make one of this process.
 
-    A launcher describes it (RANK, WORLD_SIZE, MASTER_ADDR, ...), but so does the environment of a shell in a job's pod,
-    where nobody else joins: work for one process is done `alone`. Ranks that have met in a store join at `meeting`.
+    A launcher sets RANK, WORLD_SIZE, MASTER_ADDR and so on. A shell in a job's pod may have these variables, too, but
+    no other rank will join: work for one process passes `alone`. Ranks that have met in a store pass `meeting`.
     """
     if torch.distributed.is_initialized():
         return
-    # megatron-core 0.16 calls collectives by names that newer releases of torch call deprecated.
+    # megatron-core 0.16 calls collectives by names that newer releases of torch deprecate.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch\.distributed|megatron\.core).*")
-    # Its own advice is for TransformerEngine's modules, or about gradients that it only looks for.
+    # megatron-core warns about TransformerEngine's modules, and about gradients that it only inspects.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core.*")
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(0 if alone else int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
     else:
-        # On the CPU the "device's" random numbers are the CPU's: the warning that they move together is no news.
+        # megatron-core warns that the device and the CPU share one generator; without a GPU they always do.
         logging.getLogger("megatron.core.tensor_parallel.random").setLevel(logging.ERROR)
     if meeting is not None:
         store, rank, size = meeting
@@ -91,11 +91,10 @@ def start_world(alone: bool = False, meeting: Meeting | None = None) -> None:
 
 @contextmanager
 def parallel_layout(config: ParallelConfig, seed: int, alone: bool = False) -> Iterator[Parallel]:
-    """Make the process groups of a layout over the whole world, and take them down at the end.
+    """Make the process groups of a layout over the whole world, and destroy them at the end of the block.
 
-    `alone` is that of `start_world`.
-    `seed` seeds the random numbers of every rank: equal ones where ranks of a tensor-parallel group must agree,
-    different ones elsewhere (megatron-core's tracker).
+    `seed` seeds the random numbers of every rank (megatron-core's tracker): equal ones where ranks of a tensor-parallel
+    group must agree, different ones elsewhere. `start_world` explains `alone`.
 
     Raises ValueError if the world does not fit the layout.
     """
@@ -125,11 +124,11 @@ def parallel_layout(config: ParallelConfig, seed: int, alone: bool = False) -> I
 
 
 def first_problem(problem: str | None) -> str | None:
-    """Return the problem of the lowest rank that has one, the same on every rank; every rank must call it."""
+    """Return, on every rank, the problem of the lowest rank that has one, or None; every rank must call it."""
     return next((text for text in current_ranks().gather(problem) if text is not None), None)
 
 
 def stop_world() -> None:
-    """Leave the world."""
+    """Destroy the default process group, if there is one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
 """Dense peak rates of accelerators, for the model FLOPs utilisation (MFU)."""
 
-# Dense (not sparse) rates in TFLOP/s from the vendors' data sheets: of the tensor cores for bf16, of the vector units
-# for fp32, as TF32 is off by default. The first name that a device's name contains counts.
+# Name, bf16 and fp32 rates in TFLOP/s from the vendors' data sheets, without sparsity: tensor cores for bf16, vector
+# units for fp32, since TF32 is off by default. The first name that a device's name contains counts.
 _PEAKS = (
     ("GB200", 2500.0, 80.0),
     ("B200", 2250.0, 75.0),
@@ -20,7 +20,7 @@ _PEAKS = (
 
 
 def dense_peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense peak of a device in FLOP/s for "bf16" or "fp32"; None where it is not known."""
+    """Dense peak rate of a device in FLOP/s for "bf16" or "fp32"; None if it is not known."""
     for name, bf16, fp32 in _PEAKS:
         if name in device_name:
             peak = bf16 if precision == "bf16" else fp32

@@ -1,7 +1,7 @@
 """Requests to stop: SIGINT (Control-C), SIGTERM, which a cluster sends before it takes a machine back, and SIGUSR1.
 
-Before training a signal stops the process at once: nothing would be lost. While it trains, the step in progress is
-finished and saved first. A second Control-C then ends the process at once.
+Before training, a signal stops the process at once, since there is nothing to lose. During training, the process first
+finishes the current step and saves a checkpoint. A second Control-C ends the process at once.
 """
 
 import os
@@ -14,19 +14,19 @@ from time import monotonic
 from types import FrameType
 
 EXIT_STOPPED = 75
-"""Exit status of a run that saved and stopped because it was asked to: start it again to go on (EX_TEMPFAIL)."""
+"""Exit status of a run that saved and stopped after a signal (EX_TEMPFAIL): start the run again to continue it."""
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# torchrun gets the Control-C of a terminal as its processes do, and sends it to them once more.
+# A terminal sends Control-C to torchrun and to its processes, and torchrun sends it to them a second time.
 _FORWARDED_SECONDS = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
 
 class Stopped(BaseException):
-    """This process, or another rank, was asked to stop before it trained. No Exception: libraries must not catch it."""
+    """A request to stop before training, to this or another rank. A BaseException, which libraries do not catch."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop; looked at between steps."""
+    """A flag that is true once this process was asked to stop; training checks it between steps."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -38,7 +38,7 @@ class StopRequest:
 
     @contextmanager
     def after_step(self) -> Iterator[None]:
-        """Within the block a signal is only noted, so that the step in progress can be finished and saved."""
+        """Only remember a signal within the block, so that the current step can be finished and saved."""
         self._finishes_step = True
         try:
             yield
@@ -46,12 +46,12 @@ class StopRequest:
             self._finishes_step = False
 
     def note(self, number: int) -> None:
-        """Take a signal: remember it, and raise Stopped outside `after_step`; a second SIGINT ends the process."""
+        """Remember a signal, and raise Stopped outside `after_step`; a second SIGINT ends the process."""
         if self.signal_name is None:
             self.signal_name, self._noted_at = signal.Signals(number).name, monotonic()
             if not self._finishes_step:
-                raise Stopped(f"asked to stop by {self.signal_name} before training began")
-            _say(f"{self.signal_name}: this step is finished and saved before the run stops; Control-C stops at once")
+                raise Stopped(f"stopped by {self.signal_name} before training began: nothing was written")
+            _say(f"{self.signal_name}: the run finishes and saves this step, then stops; Control-C stops it at once")
         elif number == signal.SIGINT and monotonic() - self._noted_at >= _FORWARDED_SECONDS:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
@@ -59,9 +59,9 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn the signals into a request; outside the main thread, which alone gets them, into none.
+    """Turn signals into a request to stop during the block. Outside the main thread no signal arrives.
 
-    A SIGINT that the process was started to ignore (nohup, a shell's background job) stays ignored.
+    A signal that the process was started to ignore (nohup, a shell's background job) stays ignored.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -70,7 +70,7 @@ def stop_requests() -> Iterator[StopRequest]:
     owner = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:  # a fork that writes a checkpoint gets the terminal's Control-C, too: it goes on
+        if os.getpid() == owner:  # a fork that writes a checkpoint ignores the terminal's Control-C
             request.note(number)
 
     taken = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
@@ -83,6 +83,6 @@ def stop_requests() -> Iterator[StopRequest]:
 
 
 def _say(line: str) -> None:
-    """Write a line from within a signal handler, where print could meet a print that the signal interrupted."""
+    """Write a line from a signal handler, where `print` could fail inside a `print` that the signal interrupted."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{line}\n".encode())

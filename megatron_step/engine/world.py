@@ -1,4 +1,4 @@
-"""The world of a training run: its ranks meet in a store, say whether they can begin, and join a process group."""
+"""The world of a training run: its ranks meet in a store, report their problems, and join a process group."""
 
 import os
 import socket
@@ -14,20 +14,20 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore
 from megatron_step.engine.agreement import Ranks, agreement_store, current_ranks
 from megatron_step.engine.parallel import start_world
 
-_MEETING_SECONDS = 1800.0  # for rank 0 to start
-_WAITING_SECONDS = 15.0  # until a rank says what it waits for
+_MEETING_SECONDS = 1800.0  # time for rank 0 to start
+_WAITING_SECONDS = 15.0  # wait after which a rank prints what it waits for
 
 
 @contextmanager
 def open_world(problem: Exception | None = None) -> Iterator[Ranks]:
-    """Join the ranks that the environment describes, as torchrun does, or stay alone.
+    """Join the ranks that the environment describes, as torchrun sets it; without WORLD_SIZE, stay alone.
 
-    An error that ends the block on one rank ends it on all of them within seconds, and is printed; so does `problem`,
-    which this rank met before. The process group stays; `stop_world` leaves it.
+    An error that ends the block on one rank is printed and ends the block on all ranks within seconds. So does
+    `problem`, an error that this rank has already met. The process group stays; `stop_world` destroys it.
 
-    Raises ValueError if the environment is incomplete or the port is taken, OSError if rank 0 cannot be reached.
+    Raises ValueError if the environment is incomplete or the port is taken, and OSError if rank 0 cannot be reached.
     """
-    if torch.distributed.is_initialized():  # the caller's world: the caller watches it
+    if torch.distributed.is_initialized():  # the caller made the process group, and watches it
         with current_ranks().together():
             _raise(problem)
         yield current_ranks()
@@ -35,7 +35,7 @@ def open_world(problem: Exception | None = None) -> Iterator[Ranks]:
     size = _number("WORLD_SIZE", 1)
     rank = 0 if size == 1 else _number("RANK")
     if not 0 <= rank < size:
-        raise ValueError(f"RANK {rank} is none of the {size} ranks of WORLD_SIZE")
+        raise ValueError(f"RANK is {rank}, but WORLD_SIZE is {size}: RANK must be at least 0 and below WORLD_SIZE")
     store = HashStore() if size == 1 else _meet(rank, size)
     ranks = Ranks(agreement_store(store), rank, size)
     with ranks.watch():
@@ -51,18 +51,24 @@ def _raise(problem: Exception | None) -> None:
 
 
 def _number(name: str, default: int | None = None) -> int:
-    """A number of the environment; raises ValueError if it is missing or none."""
+    """Read a number from the environment.
+
+    Raises ValueError if the variable `name` is missing or not a number.
+    """
     text = os.environ.get(name, default)
     if text is None:
         raise ValueError(f"{name} is not set, but WORLD_SIZE is: start the ranks with torchrun, or set {name}")
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{name} in the environment is {text!r}, not a number") from None
+        raise ValueError(f"{name} in the environment is {text!r}, not a number: set it to a whole number") from None
 
 
 def _meet(rank: int, size: int) -> Store:
-    """The store of the world: torchrun's, or one that rank 0 holds at MASTER_ADDR and MASTER_PORT."""
+    """Connect to the store of the world: torchrun's, or one that rank 0 opens at MASTER_ADDR and MASTER_PORT.
+
+    Raises ValueError if the port is taken, and OSError if rank 0 cannot be reached.
+    """
     host, port = os.environ.get("MASTER_ADDR", "localhost"), _number("MASTER_PORT")
     holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not holds:
@@ -76,7 +82,10 @@ def _meet(rank: int, size: int) -> Store:
 
 
 def _reach(host: str, port: int, rank: int) -> None:
-    """Wait until rank 0 listens, in Python, where signals are served; raises OSError if it does not."""
+    """Wait until rank 0 listens. Python waits here, since torch's wait does not handle signals.
+
+    Raises OSError if rank 0 does not listen in time.
+    """
     start, said = monotonic(), False
     while True:
         try:

@@ -1,11 +1,11 @@
-"""Our ModelConfig as the config.json of a Hugging Face model, and back: Llama, Mistral, Qwen2 and Qwen3, dense.
+"""Convert a ModelConfig to a Hugging Face config.json and back, for dense Llama, Mistral, Qwen2 and Qwen3 models.
 
     qkv_bias    qk_norm    written as
-    no          no         LlamaForCausalLM, or MistralForCausalLM, if hidden_size / heads is no whole number
+    no          no         LlamaForCausalLM, or MistralForCausalLM if hidden_size / heads is not a whole number
     yes         no         Qwen2ForCausalLM
     no          yes        Qwen3ForCausalLM
 
-Mistral differs from Llama by its sliding window alone, and by the widths that transformers accepts.
+Mistral differs from Llama in its sliding window, and in the widths that transformers accepts.
 """
 
 from pathlib import Path
@@ -21,17 +21,17 @@ _CLASSES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 SUPPORTED = ", ".join(_CLASSES.values())
-"""The architectures that can be imported, in words."""
+"""The supported architectures, for messages."""
 
 
 def hf_config(
     model: ModelConfig, vocab_size: int, dtype: str, bos_token_id: int | None, eos_token_id: int
 ) -> dict[str, Any]:
-    """config.json of a model whose vocabulary has `vocab_size` tokens.
+    """Return the config.json of a model whose vocabulary has `vocab_size` tokens.
 
-    Written as releases of transformers before 5 read it, too, and with every value, whatever a release's default.
+    Releases of transformers before 5 can read it, too. It gives every value, because defaults differ between releases.
 
-    Raises ValueError if no supported architecture computes what the model does.
+    Raises ValueError if no supported architecture fits the model.
     """
     kind = _model_type(model)
     own: dict[str, dict[str, Any]] = {"llama": {"mlp_bias": False}, "mistral": {"sliding_window": None}}
@@ -64,9 +64,14 @@ def hf_config(
 
 def _model_type(model: ModelConfig) -> str:
     if model.mlp != "swiglu":
-        raise ValueError(f"no Hugging Face architecture here has an MLP like model.mlp {model.mlp}: only swiglu does")
+        raise ValueError(
+            f"a model with model.mlp {model.mlp} cannot be exported: the supported architectures need model.mlp swiglu"
+        )
     if model.qkv_bias and model.qk_norm:
-        raise ValueError("no Hugging Face architecture here has both model.qkv_bias (Qwen2) and model.qk_norm (Qwen3)")
+        raise ValueError(
+            "a model with both model.qkv_bias and model.qk_norm cannot be exported: Qwen2 has the bias only, and Qwen3 "
+            "the norm only"
+        )
     if model.qkv_bias or model.qk_norm:
         return "qwen2" if model.qkv_bias else "qwen3"
     return "mistral" if model.hidden_size % model.num_attention_heads else "llama"
@@ -85,10 +90,11 @@ def _hf_rope_scaling(scaling: RopeScalingConfig) -> dict[str, Any] | None:
 
 
 def model_config(folder: Path, seq_length: int | None) -> ModelConfig:
-    """The ModelConfig of a Hugging Face model's folder, for training samples of `seq_length` tokens, at most those
-    that the model is made for, which None stands for.
+    """Return the ModelConfig of a Hugging Face model's folder, for training samples of `seq_length` tokens.
 
-    Raises ValueError for an architecture, or a switch of one, that is not supported, and OSError without config.json.
+    None for `seq_length` takes the model's context length, which is also the largest value.
+
+    Raises ValueError for an architecture or a setting that is not supported, and OSError without config.json.
     """
     written = read_config(folder)
     kind = _supported_type(folder, written)
@@ -96,7 +102,10 @@ def model_config(folder: Path, seq_length: int | None) -> ModelConfig:
     longest = config.max_position_embeddings
     seq_length = longest if seq_length is None else seq_length
     if seq_length > longest:
-        raise ValueError(f"{folder} is made for at most {longest:,} tokens: --seq-length must not be larger")
+        raise ValueError(
+            f"--seq-length {seq_length} is larger than the context of {folder}, {longest:,} tokens: set it to at most "
+            f"{longest}"
+        )
     _check_switches(folder, config, seq_length)
     try:
         return ModelConfig(
@@ -122,33 +131,37 @@ def model_config(folder: Path, seq_length: int | None) -> ModelConfig:
 
 
 def _transformers_config(folder: Path, kind: str, written: dict[str, Any]) -> Any:
-    """transformers' config of what changes the model: it knows the defaults of what config.json leaves out."""
+    """Make transformers' config from the values that change the model; transformers knows the defaults of the others.
+
+    Raises ValueError if transformers rejects the values.
+    """
     from transformers import AutoConfig
 
     values = {name: written[name] for name in (*MODEL_KEYS, "layer_types") if written.get(name) is not None}
     if "num_key_value_heads" in written and written["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values.get("num_attention_heads")
     if "sliding_window" in written:
-        values["sliding_window"] = written["sliding_window"]  # null is no window
+        values["sliding_window"] = written["sliding_window"]  # null means no window
     try:
         return AutoConfig.for_model(kind, **values)
-    except Exception as error:  # of many classes, the library's own and Python's
-        raise ValueError(f"{folder / CONFIG_FILE} is refused by transformers: {' '.join(str(error).split())}") from None
+    except Exception as error:  # transformers raises errors of many classes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"transformers rejects {folder / CONFIG_FILE} ({reason}): correct the file") from None
 
 
 def _supported_type(folder: Path, written: dict[str, Any]) -> str:
-    """The model_type, if the model is one of the supported classes."""
+    """Return the model_type of a supported architecture; raise ValueError for any other."""
     kind, names = written.get("model_type"), written.get("architectures")
     known = _CLASSES.get(kind) if isinstance(kind, str) else None
     names = [names] if isinstance(names, str) else names or [known or kind]
     if known is None or names != [known]:
         shown = ", ".join(map(str, names)) if isinstance(names, list) else str(names)
-        raise ValueError(f"{folder} has the architecture {shown}, which is not supported: {SUPPORTED} are")
+        raise ValueError(f"{folder} has the architecture {shown}, which is not supported: import one of {SUPPORTED}")
     return str(kind)
 
 
 def _check_switches(folder: Path, config: Any, seq_length: int) -> None:
-    """Raise ValueError if the model computes something that ours does not."""
+    """Raise ValueError for a setting that our model does not support."""
     wrong = [f"{name} true" for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
     if config.hidden_act not in ("silu", "swish"):  # two names of one function
         wrong.append(f"hidden_act {config.hidden_act}")
@@ -157,14 +170,16 @@ def _check_switches(folder: Path, config: Any, seq_length: int) -> None:
     kinds = getattr(config, "layer_types", None) or []
     wrong += [f"layer_types {kind}" for kind in sorted({*kinds} - {"full_attention", "sliding_attention"})]
     if wrong:
-        raise ValueError(f"{folder} has {', '.join(wrong)} in its config.json, which is not supported")
-    # Qwen has a window in the layers of a kind alone; the others ignore the kinds.
+        raise ValueError(
+            f"the config.json of {folder} has {', '.join(wrong)}, which is not supported: import another model"
+        )
+    # Qwen has a sliding window only in layers of the type sliding_attention; the others ignore layer_types.
     slides = "sliding_attention" in kinds or config.model_type in ("llama", "mistral")
     window = getattr(config, "sliding_window", None)
     if window is not None and slides and window < seq_length:
         raise ValueError(
-            f"{folder} has a sliding window of {window:,} tokens, which is not supported: give --seq-length {window} "
-            "or less, so that every token sees all before it"
+            f"{folder} has a sliding window of {window:,} tokens, but samples of {seq_length:,} tokens are not "
+            f"supported with a shorter window: set --seq-length to {window} or less"
         )
 
 
@@ -172,10 +187,16 @@ def _rope_scaling(folder: Path, rope: dict[str, Any]) -> RopeScalingConfig:
     kind = rope.get("rope_type", "default")
     if kind == "default":
         if rope.get("factor", 1.0) != 1.0:
-            raise ValueError(f"{folder} scales its rotary embedding by {rope['factor']:g}, and does not say how")
+            raise ValueError(
+                f"{folder} scales its rotary embedding by {rope['factor']:g}, but gives no rope_type: add it to "
+                "config.json"
+            )
         return RopeScalingConfig()
     if kind != "llama3":
-        raise ValueError(f"{folder} scales its rotary embedding by {kind}, which is not supported: only llama3 is")
+        raise ValueError(
+            f"{folder} has the rope_type {kind}, which is not supported: import a model with rope_type default or "
+            "llama3"
+        )
     return RopeScalingConfig(
         factor=rope["factor"],
         low_freq_factor=rope["low_freq_factor"],

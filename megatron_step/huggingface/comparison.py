@@ -1,9 +1,9 @@
-"""Compares an exported model in transformers with the model that was trained: tensors, config and logits.
+"""Compare an exported model in transformers with the trained model: tensors, config and logits.
 
-The weights must be the trained ones, number by number, and config.json must say what the trained model is. Then both
-implementations compute logits in fp32 from the same weights, and so does a formula in fp64. Depth, width and the
-weights decide how far rounding in fp32 carries two right implementations from fp64, but it carries both about as far;
-a part that is wrong carries one of them much farther. With e_t and e_x their root mean square errors:
+Every weight must equal the trained one, and config.json must describe the trained model. Then both implementations
+compute logits in fp32 from the same weights, and a formula computes them in fp64. Two correct implementations have
+similar rounding errors against fp64, whatever the depth, the width and the weights; a wrong one has a much larger
+error. With e_t and e_x the root mean square errors of the trained and the exported model:
 
     e_t <= K max(e_x, floor)   and   e_x <= K max(e_t, floor)
 """
@@ -27,29 +27,29 @@ from megatron_step.huggingface.transformers_model import load_in_transformers
 from megatron_step.plan.names import factor_keys
 
 _SEQUENCES, _LONGEST = 2, 128
-_RATIO = 8.0  # K above: right models of 2 to 30 layers stay below 2
-_FLOOR = 4 * torch.finfo(torch.float32).eps  # of the largest logit: below it a model is as good as exact
+_RATIO = 8.0  # K in the formula: for correct models of 2 to 30 layers the ratio stays below 2
+_FLOOR = 4 * torch.finfo(torch.float32).eps  # share of the largest logit: a smaller error counts as exact
 
 Logits = Callable[[Tensor], Tensor]
-"""From tokens [b, s] to logits [b, s, v or more]."""
+"""A function from tokens [b, s] to logits [b, s, v or more]."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far the logits of two models are from each other, and from those in fp64."""
+    """Differences between the logits of two models, and their errors against fp64."""
 
     max_difference: float
-    """Largest difference of two logits."""
+    """Largest difference between the two models' logits."""
     mean_difference: float
-    """Mean difference of two logits."""
+    """Mean difference between the two models' logits."""
     largest_logit: float
-    """Largest magnitude of the trained model's."""
+    """Largest magnitude of the trained model's logits."""
     agreement: float
-    """Share of the positions at which both hold the same token for the likeliest."""
+    """Share of positions at which both models predict the same token."""
     trained_error: float
-    """Root mean square difference of the trained model's logits from those in fp64."""
+    """Root mean square error of the trained model's logits against fp64."""
     exported_error: float
-    """The same of the exported model's."""
+    """Root mean square error of the exported model's logits against fp64."""
 
     def __str__(self) -> str:
         return (
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def is_within_rounding(self) -> bool:
-        """Whether rounding in fp32 explains the errors; a part that is wrong makes one of them much larger."""
+        """Return whether rounding in fp32 explains the errors; in a wrong model one error is much larger."""
         floor = _FLOOR * self.largest_logit
         return self.trained_error <= _RATIO * max(self.exported_error, floor) and (
             self.exported_error <= _RATIO * max(self.trained_error, floor)
@@ -68,13 +68,13 @@ class Comparison:
 
 
 def logits_of(model: Logits, tokens: Tensor, vocab_size: int) -> Tensor:
-    """Logits [b, s, v] on the CPU, a sequence at a time."""
+    """Compute logits [b, s, v], one sequence at a time, and return them on the CPU."""
     with torch.no_grad():
         return torch.cat([model(one[None])[..., :vocab_size].cpu() for one in tokens])
 
 
 def compare_logits(trained: Tensor, exported: Tensor, exact: Tensor) -> Comparison:
-    """Compare logits [b, s, v] of two models, and those of the formula in fp64."""
+    """Compare the logits [b, s, v] of two models with each other and with the formula's in fp64."""
     difference = (trained.double() - exported.double()).abs()
     return Comparison(
         float(difference.max()),
@@ -94,8 +94,10 @@ def compare(
     seq_length: int,
     parallel: Parallel,
 ) -> Comparison:
-    """Compare the model of a checkpoint, its weights rounded to `dtype`, with the exported one in `folder`, with or
-    without a PEFT adapter. One model at a time is in memory."""
+    """Compare a checkpoint's model, its weights rounded to `dtype`, with the export in `folder` and its PEFT adapter.
+
+    `adapter` is the adapter's folder, or None. One model at a time is in memory.
+    """
     vocab_size = found.manifest.vocab_size
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, vocab_size, (_SEQUENCES, min(seq_length, _LONGEST)), generator=generator)
@@ -107,7 +109,7 @@ def compare(
 
 
 def exported_model(folder: Path, adapter: Path | None, device: torch.device) -> Logits:
-    """The model in `folder` in transformers, in fp32, with the adapter in its folder in peft, if there is one."""
+    """Load the model in `folder` with transformers in fp32, and the adapter, if there is one, with peft."""
     model = load_in_transformers(folder, torch.float32)
     if adapter is not None:
         from peft import PeftModel
@@ -120,7 +122,10 @@ def exported_model(folder: Path, adapter: Path | None, device: torch.device) -> 
 def trained_model(
     found: FoundCheckpoint, saved: SavedWeights, is_apart: bool, dtype: torch.dtype, parallel: Parallel
 ) -> Logits:
-    """The checkpoint's model in fp32, its weights rounded to `dtype`: merged ones, or each factor of an adapter."""
+    """Load the checkpoint's model in fp32, with weights rounded to `dtype` as the export rounds them.
+
+    The export rounds a merged weight; with `is_apart` it rounds the base weight and both factors of the adapter.
+    """
     model = whole_model(found, "fp32", parallel)
     for shard in sharded_weights([model], parallel).values():
         key, live = shard.key, shard.data.data
@@ -135,7 +140,7 @@ def trained_model(
 
 
 def wrong_setting(folder: Path, model: ModelConfig, vocab_size: int) -> str | None:
-    """What the config.json in `folder` says otherwise than the trained model; None if nothing."""
+    """Describe the first setting in `folder`'s config.json that differs from the trained model's; None if none does."""
     written = model_config(folder, model.seq_length)
     for name in _SETTINGS:
         found, trained = (getattr(one, name) for one in (written, model))

@@ -1,11 +1,11 @@
-"""A SentencePiece model as a fast Hugging Face tokenizer that gives the same ids.
+"""Convert a SentencePiece model to a fast Hugging Face tokenizer that gives the same ids.
 
-Where SentencePiece merges the pair of neighbours whose union has the highest score, a fast BPE tokenizer has a list of
-pairs in the order of that score. Where they differ: the names of special and byte pieces, written out in a
-text (`</s>`, `<0x41>`), are text to SentencePiece, and can be those tokens to the other; so can control characters
-differ where a model has a map of characters (nmt_nfkc).
+SentencePiece's BPE merges the pair of neighbours whose union has the highest score. A fast BPE tokenizer has a list of
+pairs instead, which is written here in the order of that score. Two differences remain. Names of special and byte
+pieces in a text (`</s>`, `<0x41>`) are text to SentencePiece, but may become those tokens in the fast tokenizer.
+Control characters may differ if the model has a map of characters (nmt_nfkc).
 
-transformers' own converters leave out the space in front, the spaces taken away, and the order of scores.
+transformers' converters ignore the space in front, the removal of spaces, and the order of scores.
 """
 
 import re
@@ -21,16 +21,16 @@ from megatron_step.data.tokenizer import SentencePieceTokenizer
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # SentencePiece.Type
-_PRIVATE_USE = 0x10F000  # the first of the characters that stand for pieces
-_NEVER = -1e9  # the score of a piece that no text may become: SentencePiece looks for it nowhere
+_PRIVATE_USE = 0x10F000  # first of the private-use characters that stand for pieces during normalization
+_NEVER = -1e9  # score of a piece that SentencePiece never produces
 
-_CONTROL_CHARACTERS = "\x00\x01\x7f\u0085"  # which a map of characters can treat in another way there
+_CONTROL_CHARACTERS = "\x00\x01\x7f\u0085"  # a map of characters may treat these differently in a fast tokenizer
 
 
 def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
-    """The fast tokenizer of a SentencePiece model, of BPE or unigram.
+    """Convert a SentencePiece model, BPE or unigram, to a fast tokenizer.
 
-    Raises ValueError if it does not give the ids that SentencePiece gives, on texts made to tell them apart.
+    Raises ValueError if the fast tokenizer gives other ids than SentencePiece on texts that reveal differences.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -52,14 +52,14 @@ def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     )
     if text is not None:
         raise ValueError(
-            f"no Hugging Face tokenizer gives the ids of {tokenizer.path}: they differ on {text!r}; "
-            "give the folder of one that does with --tokenizer"
+            f"the SentencePiece model {tokenizer.path} cannot be converted to a Hugging Face tokenizer: the ids of "
+            f"{text!r} differ. Give a folder with an equivalent tokenizer (--tokenizer)"
         )
     return fast
 
 
 def _in_order(encode: Encode, model: Any) -> Encode:
-    """The ids to compare: in unigram in any order, as rounding chooses between 9 and 16 spaces and 16 and 9."""
+    """Return an encoder for comparisons; for unigram it sorts the ids, since rounding may swap two runs of spaces."""
     if model.trainer_spec.model_type != _UNIGRAM:
         return encode
     return lambda texts: [sorted(ids) for ids in encode(texts)]
@@ -80,14 +80,14 @@ def _model(model: Any, path: str) -> BPE | Unigram:
         scores = _unigram_scores(model)
         unknown = next(index for index, piece in enumerate(pieces) if piece == model.trainer_spec.unk_piece)
         return Unigram(vocab=list(zip(pieces, scores)), unk_id=unknown, byte_fallback=bytes_for_unknown)
-    raise ValueError(f"{path} is neither a BPE nor a unigram model: give a Hugging Face tokenizer with --tokenizer")
+    raise ValueError(f"{path} is neither a BPE nor a unigram model: give a Hugging Face tokenizer (--tokenizer)")
 
 
 def _merges(model: Any) -> list[tuple[str, str]]:
-    """Every pair of pieces whose union is a piece, by the union's score, the highest first.
+    """Return every pair of pieces whose union is a piece, ordered by the union's score from high to low.
 
-    Of equal scores, the pair with the longer left piece merges first: SentencePiece takes the leftmost, and in a run of
-    one character (spaces) the left piece is the one that has grown.
+    Among equal scores, the pair with the longer left piece comes first. SentencePiece merges the leftmost pair, and in
+    a run of one character (spaces) the left piece of that pair is the longer one.
     """
     scores = {piece.piece: piece.score for piece in model.pieces if piece.type in (_NORMAL, _UNUSED)}
     pairs = [
@@ -100,19 +100,19 @@ def _merges(model: Any) -> list[tuple[str, str]]:
 
 
 def _unigram_scores(model: Any) -> list[float]:
-    """Each piece's log-probability; for one that the user defined, SentencePiece's own: 0.1 (n - 1) for n bytes."""
-    of_type = {
+    """Return each piece's log-probability; SentencePiece gives a user-defined piece of n bytes 0.1 (n - 1)."""
+    scores = {
         _NORMAL: lambda piece: piece.score,
         _USER_DEFINED: lambda piece: 0.1 * (len(piece.piece.encode()) - 1),
     }
-    return [of_type.get(piece.type, lambda piece: _NEVER)(piece) for piece in model.pieces]
+    return [scores.get(piece.type, lambda piece: _NEVER)(piece) for piece in model.pieces]
 
 
 def _keep_whole(fast: tokenizers.Tokenizer, defined: list[str], spec: Any) -> None:
-    """Find the pieces that the user defined before all merging. (In unigram their score does it.)
+    """Make a BPE tokenizer find user-defined pieces before it merges. (In unigram their scores have this effect.)
 
-    An added token splits a text before it is normalized, so each part after one would get a space in front, or lose its
-    own, and none is found by its U+2581: where that matters, the pieces are split off after normalizing.
+    An added token splits the text before normalization. Normalization would then add or remove spaces in each segment,
+    and pieces with U+2581 would not be found. If that matters, the pieces are split off after normalization instead.
     """
     changes = spec.add_dummy_prefix or spec.remove_extra_whitespaces or spec.precompiled_charsmap
     if not (changes or any("▁" in piece for piece in defined)):
@@ -121,24 +121,24 @@ def _keep_whole(fast: tokenizers.Tokenizer, defined: list[str], spec: Any) -> No
     longest_first = sorted(defined, key=len, reverse=True)
     pattern = Regex("|".join(re.escape(piece) for piece in longest_first))
     fast.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
-    fast.model.ignore_merges = True  # what is a piece as it stands needs no merging
+    fast.model.ignore_merges = True  # a text that is a piece is not merged from smaller pieces
 
 
 def _breaks_lines_by_spaces(tokenizer: SentencePieceTokenizer) -> bool:
-    """Whether carriage return and line feed become spaces."""
+    """Return whether the tokenizer turns carriage returns and line feeds into spaces."""
     space, *others = tokenizer.encode_batch([f"a{end}b" for end in (" ", "\r", "\n")])
     return others == [space, space]
 
 
 def _normalizer(spec: Any, defined: list[str], breaks_lines_by_spaces: bool) -> normalizers.Sequence:
-    """SentencePiece's: characters by its map, spaces kept or reduced, one more in front, each written as U+2581.
+    """Return SentencePiece's normalization: map characters, reduce spaces, add one in front, write spaces as U+2581.
 
-    Pieces that the user defined stay as they are: characters for private use stand for them meanwhile.
+    User-defined pieces are not normalized: private-use characters replace them during these steps.
     """
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         if breaks_lines_by_spaces:
-            steps.append(normalizers.Replace("\r\n", "  "))  # which is one character to Precompiled
+            steps.append(normalizers.Replace("\r\n", "  "))  # Precompiled would treat it as one character
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]

@@ -1,8 +1,8 @@
-"""Imports a Hugging Face model as a checkpoint to start a run from (`stages.start_from`), a tensor at a time.
+"""Import a Hugging Face model as a checkpoint to start a run from (`stages.start_from`), one tensor at a time.
 
-OUT/checkpoints/step_00000000/    its weights: in bf16 if it has all of them in bf16, else in fp32, which holds each
-                                  number of fp16, bf16 and fp32 as it is
-OUT/tokenizer/                    its tokenizer
+OUT/checkpoints/step_00000000/    the weights: in bf16 if all of them are in bf16, else in fp32, which holds fp16, bf16
+                                  and fp32 numbers exactly
+OUT/tokenizer/                    the tokenizer
 """
 
 from collections.abc import Callable
@@ -30,29 +30,29 @@ from megatron_step.huggingface.safetensors_files import weight_bytes
 from megatron_step.huggingface.tokenizer_files import check_exportable, copy_tokenizer
 from megatron_step.planner.plan import make_plan
 
-_SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
+_SPARE_BYTES = 64 << 20  # disk space for the tokenizer and other small files
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What a model has become."""
+    """A summary of an imported model."""
 
     model: ModelConfig
-    """Its sizes and switches."""
+    """The model's sizes and switches."""
     dtypes: list[str]
-    """The number formats that its weights had, by torch's names."""
+    """Number formats of the weights in the files, by torch's names."""
     notes: list[str]
-    """What is not as the model's files say."""
+    """Warnings about differences from the model's files."""
     end_of_document: str
-    """Which token ends documents."""
+    """Report line about the token that ends documents."""
 
     @property
     def precision(self) -> Literal["bf16", "fp32"]:
-        """The number format that its weights are kept in."""
+        """The number format of the checkpoint's weights."""
         return "bf16" if self.dtypes == ["bfloat16"] else "fp32"
 
     def config_sections(self, out: Path) -> str:
-        """What a run's config needs to start from it in the folder `out`, as YAML; the rest of `model` is default."""
+        """Return the config sections of a run that starts from the checkpoint in `out`, as YAML without defaults."""
         values = asdict(self.model)
         model = {
             field.name: values[field.name]
@@ -76,10 +76,10 @@ def import_model(
 ) -> Imported:
     """Write the model in the folder `source` as a checkpoint into the new folder `out`.
 
-    `seq_length` are the tokens of a training sample, None for as many as the model is made for; `tokenizer` is where
-    its tokenizer is, None for the same folder. `progress` gets the bytes written and those to write.
+    `seq_length` is the number of tokens in a training sample; None takes the model's context length. `tokenizer` is the
+    tokenizer's path; None takes `source`. `progress` is called with the bytes written so far and the total bytes.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for input that cannot be used; nothing is left at `out`.
+    Raises ValueError, FileNotFoundError or FileExistsError for bad input. After an error `out` does not exist.
     """
     check_new(out)
     opened = open_folder(source, seq_length)
@@ -104,7 +104,7 @@ def import_model(
 
 
 def _reader(opened: HFFolder, dtype: torch.dtype, progress: Callable[[int, int], None]) -> Callable[[str], Tensor]:
-    """The weight of a key, made of its tensors."""
+    """Return a function from a key to its weight, joined from Hugging Face tensors and converted to `dtype`."""
     by_key = {weight.key: weight for weight in opened.weights}
     num_bytes = {key: weight_bytes(weight, dtype.itemsize) for key, weight in by_key.items()}
     done = 0
@@ -113,7 +113,8 @@ def _reader(opened: HFFolder, dtype: torch.dtype, progress: Callable[[int, int],
         nonlocal done
         whole = by_key[key].join(opened.tensors).to(dtype)
         if not is_finite(whole):
-            raise ValueError(f"{opened.path} holds values of {', '.join(by_key[key].names)} that are not finite")
+            names = ", ".join(by_key[key].names)
+            raise ValueError(f"{opened.path} has infinite or NaN values in {names}: get an undamaged copy of the model")
         done += num_bytes[key]
         progress(done, sum(num_bytes.values()))
         return whole
@@ -122,7 +123,7 @@ def _reader(opened: HFFolder, dtype: torch.dtype, progress: Callable[[int, int],
 
 
 def _description(imported: Imported, out: Path, tokenizer_fingerprint: str) -> dict[str, Any]:
-    """What the checkpoint's manifest says: a run of no step, whose text nobody here knows."""
+    """Return the checkpoint's manifest fields: a run at step 0 whose training data is unknown."""
     config = RunConfig(
         output_dir=str(out),
         model=imported.model,

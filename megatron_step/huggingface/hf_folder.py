@@ -1,4 +1,4 @@
-"""The model in a Hugging Face folder: its config.json and tensors, which must explain each other."""
+"""The model in a Hugging Face folder: its config.json and its tensors, which must agree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,46 +12,47 @@ from megatron_step.huggingface.hf_mapping import MappedWeight, hf_mapping
 from megatron_step.huggingface.safetensors_files import HFTensors
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""The number formats that are read, as safetensors and as torch call them."""
+"""The supported number formats: torch's names by safetensors' names."""
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_COMPARED_BYTES = 64 << 20  # of an embedding, at once
+_COMPARED_BYTES = 64 << 20  # size of the blocks in which two matrices are compared
 
 
 @dataclass(frozen=True)
 class HFFolder:
-    """A model that transformers loads from a folder."""
+    """A Hugging Face model in a folder."""
 
     path: Path
     """The folder."""
     model: ModelConfig
-    """What it computes: as its config.json says, but untied where the files hold another output layer."""
+    """The model of config.json; untied if the files hold a different output layer."""
     tensors: Mapping[str, Tensor]
-    """Its tensors by name, each read when it is asked for."""
+    """The tensors by name; each is read when it is used."""
     weights: list[MappedWeight]
-    """What our weights are made of."""
+    """The checkpoint's weights and the tensors of each."""
     dtypes: list[str]
     """Number formats of the tensors, by torch's names, sorted."""
     notes: list[str]
-    """What a reader of config.json alone would not expect."""
+    """Warnings about tensors that contradict config.json."""
 
 
 def open_folder(folder: Path, seq_length: int | None) -> HFFolder:
-    """The model in `folder`, for samples of `seq_length` tokens, None for as many as it is made for.
+    """Open the model in `folder` for samples of `seq_length` tokens; None takes the model's context length.
 
-    Raises ValueError or OSError if it is not supported, damaged, or holds what would change the model and is not
-    understood.
+    Raises ValueError or OSError if the model is not supported or damaged, or if the folder holds tensors or settings
+    that are unknown.
     """
     model = model_config(folder, seq_length)
     if (folder / "adapter_config.json").exists():
         raise ValueError(
-            f"{folder} has an adapter (adapter_config.json), which transformers adds to the model: merge it with peft "
-            "(merge_and_unload), or move it elsewhere"
+            f"{folder} has an adapter (adapter_config.json), which transformers would add to the model: merge the "
+            "adapter with peft (merge_and_unload), or move its files elsewhere"
         )
     tensors = HFTensors(folder)
     if model.num_layers > len(tensors):
         raise ValueError(
-            f"{folder} has {len(tensors):,} tensors, but its config.json says num_hidden_layers {model.num_layers:,}"
+            f"{folder} has {len(tensors):,} tensors, but its config.json has num_hidden_layers {model.num_layers:,}: "
+            "get an undamaged copy of the model"
         )
     model, names, notes = _tied(folder, model, tensors)
     assert model.vocab_size is not None
@@ -65,7 +66,7 @@ def open_folder(folder: Path, seq_length: int | None) -> HFFolder:
 
 
 def _tied(folder: Path, model: ModelConfig, tensors: HFTensors) -> tuple[ModelConfig, dict[str, str], list[str]]:
-    """The model, tied or not as transformers loads it; which tensor stands for another; and what is to be said."""
+    """Return the model, tied or not as transformers loads it; replacements of tensor names; and warnings."""
     if not model.tie_embeddings or _HEAD not in tensors.shapes:
         return model, {}, []
     if _EMBEDDING not in tensors.shapes:
@@ -73,14 +74,14 @@ def _tied(folder: Path, model: ModelConfig, tensors: HFTensors) -> tuple[ModelCo
     if _are_equal(tensors, _EMBEDDING, _HEAD):
         return model, {_HEAD: _EMBEDDING}, []
     note = (
-        f"{folder / 'config.json'} says tie_word_embeddings, but {_HEAD} differs from {_EMBEDDING}: the two stay apart "
-        "(model.tie_embeddings false), as in transformers"
+        f"{folder / 'config.json'} has tie_word_embeddings true, but {_HEAD} differs from {_EMBEDDING}: the output "
+        "layer keeps its own weight (model.tie_embeddings false), as in transformers"
     )
     return replace(model, tie_embeddings=False), {}, [note]
 
 
 def _are_equal(tensors: HFTensors, one: str, other: str) -> bool:
-    """Whether two matrices have the same values, read a few rows at a time."""
+    """Return whether two matrices have equal values; only a few rows are in memory at a time."""
     if tensors.shapes[one] != tensors.shapes[other]:
         return False
     rows, columns = (*tensors.shapes[one], 1)[:2]
@@ -92,19 +93,26 @@ def _are_equal(tensors: HFTensors, one: str, other: str) -> bool:
 
 
 def _check_tensors(folder: Path, tensors: HFTensors, weights: Sequence[MappedWeight], spare: set[str]) -> None:
-    """Raise ValueError unless the model has exactly the tensors, in the shapes, that its config.json says."""
+    """Raise ValueError unless the folder has exactly the tensors, in the shapes, that config.json needs."""
     needed = {name: shape for weight in weights for name, shape in weight.hf_shapes.items()}
     for name, shape in needed.items():
         if name not in tensors.shapes:
-            raise ValueError(f"{folder} has no tensor {name}, which its config.json needs")
+            raise ValueError(f"{folder} lacks the tensor {name}, which its config.json needs: get a complete copy")
         if tensors.shapes[name] != shape:
             raise ValueError(
-                f"{folder} has {name} in shape {list(tensors.shapes[name])}; its config.json needs {list(shape)}"
+                f"{folder} has {name} in shape {list(tensors.shapes[name])}, but its config.json needs {list(shape)}: "
+                "correct config.json, or get an undamaged copy of the model"
             )
         if tensors.dtypes[name] not in DTYPES:
-            raise ValueError(f"{folder} has {name} in {tensors.dtypes[name]}: only {', '.join(DTYPES)} are supported")
-    # Old files hold what follows from the config.
+            raise ValueError(
+                f"{folder} has {name} in {tensors.dtypes[name]}, which is not supported: save the model in one of "
+                f"{', '.join(DTYPES)}"
+            )
+    # Old files hold inverse frequencies, which the config defines.
     more = [name for name in tensors.shapes if name not in needed and not name.endswith(".rotary_emb.inv_freq")]
     unknown = [name for name in more if name not in spare]
     if unknown:
-        raise ValueError(f"{folder} has tensors that its config.json does not explain: {', '.join(unknown[:4])}")
+        raise ValueError(
+            f"{folder} has tensors that its config.json does not describe: {', '.join(unknown[:4])}. Correct "
+            "config.json, or remove the tensors"
+        )

@@ -1,12 +1,12 @@
-"""What a Hugging Face model's folder says beside its shape and weights, kept from import to export.
+"""Settings of a Hugging Face model, beside its shape and weights, that are kept from import to export.
 
-    config.json              tokens that begin, stop and fill a text, a sliding window, what does not change the model
-    generation_config.json   how transformers samples
-    README.md                licence, base model, languages, data (its front matter)
-    LICENSE, NOTICE          as they are
+    config.json              special tokens, a sliding window, settings that do not change the model
+    generation_config.json   settings for sampling
+    README.md                licence, base model, languages, data sets (from the front matter)
+    LICENSE, NOTICE          the whole texts
 
-A checkpoint's manifest holds them, and so does that of each run which starts from it. What training changed, the
-export's own config.json says; `changes` says it to people.
+A checkpoint's manifest holds these settings, and so do the checkpoints of each run that starts from it. If training
+changed a setting, the export has the new value, and `changes` describes the change.
 """
 
 import json
@@ -19,23 +19,23 @@ import yaml
 from megatron_step.huggingface.config_json import CONFIG_FILE, MODEL_KEYS, read_config, read_json, whole_number
 
 Kept = dict[str, Any]
-"""`config`, `generation` and `card`, values by name, and `files`, texts by name; JSON throughout."""
+"""The kept settings as JSON values: dicts by name such as `config`, `generation` and `card`, and texts in `files`."""
 
 GENERATION_FILE = "generation_config.json"
 _SHAPE = {*MODEL_KEYS, "layer_types", "architectures", "model_type"}
 _WINDOW = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
-_CHANGED = ("num_hidden_layers", "max_position_embeddings", "tie_word_embeddings")  # what is said if it changed
+_CHANGED = ("num_hidden_layers", "max_position_embeddings", "tie_word_embeddings")  # reported if training changed them
 _REPLACED = {"dtype", "torch_dtype", "transformers_version"}
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _CARD = ("license", "license_name", "license_link", "language", "base_model", "datasets")
 _LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-_MOST_BYTES = 1 << 18  # of a legal text
+_MOST_BYTES = 1 << 18  # largest legal text that is kept
 
 
 def kept_settings(folder: Path) -> Kept:
-    """What a model's folder says beside its shape and weights.
+    """Read the settings in a model's folder that an export keeps.
 
-    Raises ValueError if one of its files cannot be read.
+    Raises ValueError if one of the files is not valid.
     """
     config = read_config(folder)
     generation = read_json(folder / GENERATION_FILE) if (folder / GENERATION_FILE).is_file() else {}
@@ -66,32 +66,30 @@ def kept_settings(folder: Path) -> Kept:
 
 
 def _with_ids(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The same with whole numbers for tokens, one or a list."""
+    """Return `values` with token ids converted to whole numbers; an entry may be one id or a list."""
     typed = {}
     for name in [name for name in _TOKENS if values.get(name) is not None]:
         value = values[name]
         try:
             typed[name] = [whole_number(one) for one in value] if isinstance(value, list) else whole_number(value)
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(
-                f"{path} has {name} {value!r}, which must be a token's number, or a list of some"
-            ) from None
+            raise ValueError(f"{path} has {name} {value!r}: it must be a token id or a list of token ids") from None
     return {**values, **typed}
 
 
 def _is_taken(model_type: str, name: str, value: Any) -> bool:
-    """Whether transformers reads the value: an export with another could not be loaded."""
+    """Return whether transformers accepts the value; it could not load an export with a rejected one."""
     from transformers import AutoConfig
 
     try:
         AutoConfig.for_model(model_type, **{name: value})
-    except Exception:  # of many classes, the library's own and Python's
+    except Exception:  # transformers raises errors of many classes
         return False
     return True
 
 
 def _card(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of the front matter of README.md; the base model is that which the model itself was made from."""
+    """Return the kept entries of README.md's front matter; `base_model` is the model that this one was made from."""
     card: dict[str, Any] = {}
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -99,7 +97,8 @@ def _card(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         try:
             front = yaml.safe_load(text.split("---", 2)[1])
         except yaml.YAMLError as error:
-            raise ValueError(f"the front matter of {path} is not YAML: {' '.join(str(error).split())}") from None
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the front matter of {path} is not valid YAML ({reason}): correct or remove it") from None
         if isinstance(front, dict):
             card = {name: front[name] for name in _CARD if front.get(name)}
     name = config.get("_name_or_path")
@@ -110,12 +109,12 @@ def _card(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def kept_context(kept: Kept) -> int:
-    """Tokens that the model was made for at most, as its config.json said; 0 where it did not."""
+    """Context length in tokens from the imported config.json; 0 if it gave none."""
     return int(kept["shape"].get("max_position_embeddings", 0)) if kept else 0
 
 
 def with_kept_config(architecture: Mapping[str, Any], kept: Kept) -> tuple[dict[str, Any], list[str]]:
-    """config.json of an export with what was kept, and what of it training changed, in words."""
+    """Return an export's config.json with the kept settings, and descriptions of the settings that training changed."""
     if not kept:
         return dict(architecture), []
     window, changes = _window(architecture, kept)
@@ -134,7 +133,7 @@ def with_kept_config(architecture: Mapping[str, Any], kept: Kept) -> tuple[dict[
 
 
 def generation_config(architecture: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
-    """generation_config.json of an export whose config.json is `architecture`."""
+    """Return the generation_config.json of an export whose config.json is `architecture`."""
     ids = {name: architecture[name] for name in ("bos_token_id", "eos_token_id") if name in architecture}
     generation = dict(kept.get("generation", {}))
     if not generation:
@@ -149,15 +148,15 @@ def generation_config(architecture: Mapping[str, Any], kept: Kept) -> dict[str, 
 
 
 def _with_stop(stops: Any, stop: int) -> tuple[Any, list[str]]:
-    """Stop tokens, one or a list, with the token that ended documents in training."""
+    """Add the token that ended documents in training to the stop tokens (one or a list), and describe the change."""
     known = stops if isinstance(stops, list) else [stops]
     if stop in known:
         return stops, []
-    return [*known, stop], [f"token {stop}, which ended documents in training, stops a text, too"]
+    return [*known, stop], [f"token {stop}, which ended documents in training, is a stop token, too"]
 
 
 def _window(architecture: Mapping[str, Any], kept: Kept) -> tuple[dict[str, Any], list[str]]:
-    """The sliding window: samples were shorter, so that training did not notice it."""
+    """Return the sliding-window settings and descriptions of changes; training samples never exceeded the window."""
     window = kept["window"]
     if kept["model_type"] == "mistral" and architecture["model_type"] == "llama":
         mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
@@ -169,8 +168,9 @@ def _window(architecture: Mapping[str, Any], kept: Kept) -> tuple[dict[str, Any]
     size = window.get("sliding_window") or architecture["max_position_embeddings"]
     longest = min(size, architecture["max_position_embeddings"])
     return {"max_position_embeddings": longest}, [
-        f"the sliding window of some layers is left out, since there are other layers: {longest:,} tokens of context"
+        "the sliding window of some layers is omitted, since the number of layers changed: the context is "
+        f"{longest:,} tokens"
     ]
 
 
-_MISTRAL_WINDOW = 4096  # transformers' own, where config.json has none
+_MISTRAL_WINDOW = 4096  # transformers' default if config.json gives none

@@ -1,4 +1,4 @@
-"""README.md of an exported model: what it is, how it was trained, how it is loaded."""
+"""The model card (README.md) of an exported model: its shape, its training, and code that loads it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,26 +16,26 @@ from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.report.text_table import format_bytes
 
 Metrics = Sequence[dict[str, Any]]
-"""Lines of a run's metrics.jsonl, one a step."""
+"""Lines of a run's metrics.jsonl, one per step."""
 
 
 @dataclass(frozen=True)
 class DescribedModel:
-    """What a model card says of the model itself."""
+    """The facts about a model that its card states."""
 
     name: str
-    """The name of its folder."""
+    """Name of the model's folder."""
     architecture: dict[str, Any]
-    """Its config.json."""
+    """The model's config.json."""
     num_weights: int
-    """How many numbers it has."""
+    """Number of weights."""
     eod_id: int
-    """The token that ended documents in training."""
+    """Id of the token that ended documents in training."""
     changes: Sequence[str] = ()
-    """What training changed of the Hugging Face model that its weights began as."""
+    """Descriptions of settings that training changed since the import of a Hugging Face model."""
 
 
-_LAST_STEPS = 10  # whose mean is a stage's training loss: a single step's depends on its batch
+_LAST_STEPS = 10  # steps over which the training loss is averaged, since one step's loss depends on its batch
 
 _LOADED = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,7 +54,7 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}/base")
 
 
 def model_card(model: DescribedModel, manifest: Manifest, metrics: Metrics, has_adapter: bool) -> str:
-    """The card of a model; `metrics` are those of its run, none where they are not at hand."""
+    """Return the model card as text; `metrics` are the lines of the run's metrics.jsonl, or empty."""
     name, architecture = model.name, model.architecture
     front = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["megatron_step"]}
     code = (_LOADED_ADAPTER if has_adapter else _LOADED).format(folder=name)
@@ -84,12 +84,12 @@ def model_card(model: DescribedModel, manifest: Manifest, metrics: Metrics, has_
             "```python",
             f"{code}```",
             "",
-            f"Training put no token before a document and token {model.eod_id} at its end; the tokenizer adds neither.",
+            f"In training, token {model.eod_id} ended each document, and no token began one. The tokenizer adds none.",
             "",
             "## How it was trained",
             "",
             *_training(manifest, metrics),
-            *(["", "Changed since its import: " + "; ".join(model.changes) + "."] if model.changes else []),
+            *(["", "Changes since the import: " + "; ".join(model.changes) + "."] if model.changes else []),
             "",
         ]
     )
@@ -97,15 +97,16 @@ def model_card(model: DescribedModel, manifest: Manifest, metrics: Metrics, has_
 
 def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
     if manifest.step == 0:
-        return ["It was imported by megatron_step, and not trained since."]
+        return ["megatron_step imported the model and did not train it."]
     config = saved_config(manifest)
     stages = [stage for stage in plan_from_dict(manifest.plan).stages if stage.index <= manifest.stage_index]
     rows = [_stage_row(stage, config, manifest, metrics) for stage in stages if stage.num_steps > 0]
-    began = f" It began with the weights of `{config.stages.start_from}`." if config.stages.start_from else ""
+    source = config.stages.start_from
+    began = f" Training started from the weights of `{source}`." if source else ""
     grown = ""
     if manifest.stage_index > 0:
         adapter = config.adapter
-        grown = f" It grew by {describe_growth(config.growth)}"
+        grown = f" The model grew by {describe_growth(config.growth)}"
         grown += f"; adapters had rank {adapter.rank} and alpha {adapter.alpha:g}." if adapts(config) else "."
     return [
         f"Pre-trained with megatron_step for {manifest.step:,} steps, "
@@ -116,7 +117,7 @@ def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        "Losses are those at the end of a stage, in nats per token; memory is that of the rank that needs the most.",
+        "Losses are from the end of each stage, in nats per token. Memory is that of the rank that needs the most.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A folder that is there as a whole or not at all."""
+"""Atomic creation of a folder: it is complete or does not exist."""
 
 import os
 import shutil
@@ -12,21 +12,26 @@ from megatron_step.engine.output_lock import lock_beside, output_lock
 
 @contextmanager
 def new_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
-    """A folder to write into, which gets the name `folder` when the block ends well, and goes when it does not.
+    """Give a temporary folder to write into, and rename it to `folder` after the block; after an error, delete it.
 
-    What a killed process left over of the same folder goes, too. Raises FileExistsError if there is something at
-    `folder`, InUseError if another process writes it, and OSError if its disk has no room for `needed_bytes`.
+    Leftovers of a killed process for the same folder are deleted, too.
+
+    Raises FileExistsError if `folder` exists, InUseError if another process writes it, and OSError if the disk has less
+    than `needed_bytes` free.
     """
     check_new(folder)
     with output_lock(lock_beside(folder), folder):
-        check_new(folder)  # who had the lock until now may have made it
+        check_new(folder)  # the last holder of the lock may have made it
         partial = folder.absolute().parent / f".{folder.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             free = shutil.disk_usage(partial).free
             if free < needed_bytes:
-                raise OSError(f"{folder} needs {needed_bytes / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free")
+                raise OSError(
+                    f"{folder} needs {needed_bytes / 2**20:,.0f} MiB, but {free / 2**20:,.0f} MiB are free: choose "
+                    "another disk, or free some space"
+                )
             yield partial
             for path in (partial, *partial.rglob("*")):
                 _sync(path)
@@ -37,13 +42,13 @@ def new_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
 
 
 def check_new(folder: Path) -> None:
-    """Raise FileExistsError if there is something at `folder`, before any work for it starts."""
+    """Raise FileExistsError if `folder` exists."""
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already: choose another output folder, or remove it")
+        raise FileExistsError(f"{folder} already exists: choose another output folder, or remove it")
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's entries, are on disk."""
+    """Wait until a file, or a folder's list of entries, is on disk."""
     if path.is_dir():
         sync_folder(path)
         return

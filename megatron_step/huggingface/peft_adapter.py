@@ -1,7 +1,7 @@
-"""A checkpoint's adapters as one LoRA adapter that `peft` loads (adapter_config.json, adapter_model.safetensors).
+"""Write a checkpoint's adapters as one LoRA adapter for `peft` (adapter_config.json, adapter_model.safetensors).
 
-Where our linear is made of several of theirs, with W = [W_1; W_2; ...], all have its A, and each the rows of B that are
-its own:   W_i + alpha / rank B_i A.
+Where we fuse several Hugging Face weights (q, k, v; gate, up), W = [W_1; W_2; ...], each exported LoRA shares A and
+gets its own rows of B:   W_i + alpha / rank B_i A.
 """
 
 import json
@@ -18,7 +18,7 @@ from megatron_step.huggingface.safetensors_files import write_safetensors
 from megatron_step.plan.names import factor_keys, layer_of
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-"""The files of an adapter."""
+"""Names of an adapter's files."""
 
 
 def write_adapter(
@@ -29,14 +29,14 @@ def write_adapter(
     dtype: torch.dtype,
     read: Callable[[Sequence[str]], dict[str, Tensor]],
 ) -> None:
-    """Write the adapters on the weights `adapted`, which `read` gives the tensors of by their keys, into `folder`."""
+    """Write the adapters of the weights `adapted` into `folder`; `read` returns a checkpoint's tensors by keys."""
     shapes: dict[str, tuple[int, ...]] = {}
     for weight in adapted:
         for name, (rows, columns) in weight.hf_shapes.items():
             a, b = factor_names(name)
             shapes |= {a: (config.rank, columns), b: (rows, config.rank)}
-    parts = (_factors(weight, dtype, read) for weight in adapted)
-    write_safetensors(folder / ADAPTER_FILE, shapes, dtype, parts)
+    factors = (_factors(weight, dtype, read) for weight in adapted)
+    write_safetensors(folder / ADAPTER_FILE, shapes, dtype, factors)
     settings = _adapter_config(adapted, config, base_model)
     (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -44,7 +44,7 @@ def write_adapter(
 def _factors(
     weight: MappedWeight, dtype: torch.dtype, read: Callable[[Sequence[str]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """A [r, columns] and B [rows, r] on each of the tensors that a weight is made of, by name."""
+    """Return A [r, columns] and B [rows, r] for each Hugging Face tensor of a weight, by peft's names."""
     a_key, b_key = factor_keys(weight.key)
     factors = read([a_key, b_key])
     return {
@@ -55,7 +55,7 @@ def _factors(
 
 
 def factor_names(weight: str) -> tuple[str, str]:
-    """What peft calls A and B of the adapter on a Hugging Face weight."""
+    """Return peft's names of A and B of the adapter on a Hugging Face weight."""
     linear = f"base_model.model.{weight.removesuffix('.weight')}"
     return f"{linear}.lora_A.weight", f"{linear}.lora_B.weight"
 

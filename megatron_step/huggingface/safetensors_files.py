@@ -1,4 +1,4 @@
-"""A Hugging Face model's tensors in one .safetensors file, or in shards with an index: writing and reading."""
+"""Write and read a Hugging Face model's tensors in one .safetensors file, or in shards with an index."""
 
 import io
 import json
@@ -20,12 +20,12 @@ from megatron_step.plan.names import layer_of
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf")
-_BLOCK_BYTES = 1 << 18  # of one write: for large ones Linux takes large pieces of its page cache, and longer
+_BLOCK_BYTES = 1 << 18  # size of one write; Linux is slower with larger ones, since it allocates larger pages for them
 _FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def plan_shards(weights: Sequence[MappedWeight], element_bytes: int, max_bytes: int) -> list[list[MappedWeight]]:
-    """The weights, in order, in shards of at most `max_bytes`; a weight is not cut, however large it is."""
+    """Group the weights, in order, into shards of at most `max_bytes`; a single weight is never split."""
     shards: list[list[MappedWeight]] = [[]]
     used = 0
     for weight in weights:
@@ -39,7 +39,7 @@ def plan_shards(weights: Sequence[MappedWeight], element_bytes: int, max_bytes: 
 
 
 def weight_bytes(weight: MappedWeight, element_bytes: int) -> int:
-    """Bytes of the tensors that a weight is made of."""
+    """Bytes of a weight's Hugging Face tensors."""
     return sum(prod(shape) for shape in weight.hf_shapes.values()) * element_bytes
 
 
@@ -49,9 +49,9 @@ def write_shards(
     dtype: torch.dtype,
     read: Callable[[Sequence[MappedWeight]], dict[str, Tensor]],
 ) -> None:
-    """Write one shard after another, and the index of several.
+    """Write the shards, and their index if there are several.
 
-    `read` gives the tensors, in `dtype`, that some weights of one layer are made of.
+    `read` returns the Hugging Face tensors, in `dtype`, of several weights of one layer.
     """
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
@@ -67,13 +67,13 @@ def write_shards(
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, parts: Iterable[Mapping[str, Tensor]]
+    path: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, groups: Iterable[Mapping[str, Tensor]]
 ) -> None:
-    """Write a .safetensors file of tensors of one number format, which come in parts, in the order of `shapes`.
+    """Write a .safetensors file from groups of tensors in one number format, in the order of `shapes`.
 
-    While a part is written the next one is made. The library's own writer needs all of them at once, and more time
-    (`tools/benchmark.py export`). A file is the length of its header in 8 bytes, the header, and the tensors' bytes
-    without gaps (https://github.com/huggingface/safetensors, "Format").
+    A thread writes one group while the next one is made. The library's writer needs all tensors in memory and takes
+    longer (`tools/benchmark.py export`). A file holds the header's length in 8 bytes, the header, and the tensors'
+    bytes without gaps (https://github.com/huggingface/safetensors, "Format").
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -84,56 +84,60 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
     names = iter(shapes)
 
-    def write(part: Mapping[str, Tensor]) -> None:
-        for name, tensor in part.items():
+    def write(group: Mapping[str, Tensor]) -> None:
+        for name, tensor in group.items():
             assert (name, tuple(tensor.shape), tensor.dtype) == (next(names), tuple(shapes[name]), dtype)
             _write(file, tensor.flatten().view(torch.uint8).numpy().data)
 
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(max_workers=1) as disk:
         file.write(len(text).to_bytes(8, "little") + text)
         written = None
-        for part in parts:
+        for group in groups:
             if written is not None:
-                written.result()  # one part waits at most
-            written = disk.submit(write, part)
+                written.result()  # at most one group waits
+            written = disk.submit(write, group)
         if written is not None:
             written.result()
     assert next(names, None) is None
 
 
 def _write(file: io.RawIOBase, content: memoryview) -> None:
-    """Append all of `content`, and have the system begin to bring it to disk, so that less is left to wait for."""
+    """Append all of `content`, and ask the system to start writing it to disk, so that the final sync is short."""
     start = file.tell()
     for first in range(0, len(content), _BLOCK_BYTES):
         block = content[first : first + _BLOCK_BYTES]
         while block:
             block = block[file.write(block) :]
-    if hasattr(os, "posix_fadvise"):  # not on macOS; Linux begins to write what it may drop
+    if hasattr(os, "posix_fadvise"):  # missing on macOS; on Linux DONTNEED starts the write
         os.posix_fadvise(file.fileno(), start, len(content), os.POSIX_FADV_DONTNEED)
 
 
 class HFTensors(Mapping[str, Tensor]):
-    """The tensors of a Hugging Face model's folder by name; each is read when it is asked for."""
+    """The tensors of a Hugging Face model's folder by name; each is read when it is used.
+
+    Raises FileNotFoundError if a file is missing, and ValueError if one is truncated or lacks a tensor of the index.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError if a file is missing, truncated, or lacks a tensor that the index names."""
         self._places: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """Lengths of each tensor."""
+        """Shape of each tensor."""
         self.dtypes: dict[str, str] = {}
-        """Number format of each, as safetensors call it: F32, BF16, F16."""
+        """Number format of each tensor by safetensors' names: F32, BF16, F16."""
         for name, expected in _files(folder).items():
             file = _open(folder / name)
             held = set(file.keys())
             for tensor in held if expected is None else expected:
                 if tensor not in held:
-                    raise ValueError(f"{folder / name} has no tensor {tensor}, which {_INDEX} says it has")
+                    raise ValueError(
+                        f"{folder / name} lacks the tensor {tensor} that {_INDEX} names: get a complete copy"
+                    )
                 view = file.get_slice(tensor)
                 self._places[tensor] = file
                 self.shapes[tensor], self.dtypes[tensor] = tuple(view.get_shape()), view.get_dtype()
 
     def rows(self, name: str, first: int, end: int) -> Tensor:
-        """Some rows of one of them."""
+        """Read the rows from `first` to `end` of a tensor."""
         return self._places[name].get_slice(name)[first:end]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -147,30 +151,34 @@ class HFTensors(Mapping[str, Tensor]):
 
 
 def _files(folder: Path) -> Mapping[str, Sequence[str] | None]:
-    """Names of a model's files, and of the tensors that each is to have; None where no index says.
+    """Names of a model's files, and the tensors that the index expects in each; None without an index.
 
-    As transformers chooses: an index counts only where there is no single file.
+    Like transformers, this ignores the index if there is a single file.
+
+    Raises FileNotFoundError if there is neither, and ValueError if the index is not valid.
     """
     if (folder / _SINGLE).is_file():
         return {_SINGLE: None}
     if not (folder / _INDEX).is_file():
         others = sorted(path.name for ending in _OTHER_WEIGHTS for path in folder.glob(ending))
-        more = f"; it has {', '.join(others[:3])}: save the model again with transformers" if others else ""
-        raise FileNotFoundError(f"{folder} has neither {_SINGLE} nor {_INDEX}: only safetensors are supported{more}")
+        remedy = f"save {', '.join(others[:3])} as safetensors with transformers" if others else "give another folder"
+        raise FileNotFoundError(
+            f"{folder} has neither {_SINGLE} nor {_INDEX}, and only safetensors are supported: {remedy}"
+        )
     try:
         places = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
         if not names or any(Path(name).name != name for name in names):
-            raise ValueError("weight_map must name files of the same folder")
+            raise ValueError("its weight_map names files outside the folder, or none")
         return {name: [tensor for tensor in places if places[tensor] == name] for name in names}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder / _INDEX} is not an index of shards: {error}") from None
+        raise ValueError(f"{folder / _INDEX} is not a valid index of shards: {error}") from None
 
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"the shard {path} is missing")
+        raise FileNotFoundError(f"the shard {path} is missing: get a complete copy of the model")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}") from None
+        raise ValueError(f"{path} is truncated or damaged ({error}): get an undamaged copy") from None

@@ -1,4 +1,4 @@
-"""A checkpoint's weights, whole and a few at a time, without its model: what little memory an export needs."""
+"""Read a checkpoint's weights, whole and a few at a time, without building the model, to save memory."""
 
 from collections.abc import Sequence
 
@@ -13,25 +13,28 @@ from megatron_step.plan.names import factor_keys
 
 
 class SavedWeights:
-    """Reads the weights of a checkpoint, whatever layout wrote it."""
+    """A reader of a checkpoint's weights, for checkpoints of any layout."""
 
     def __init__(self, found: FoundCheckpoint) -> None:
         self.scaling = adapter_scaling(found.manifest)
-        """alpha / rank of its adapters."""
+        """The factor alpha / rank of the checkpoint's adapters."""
         self._tensors = WholeTensors(found.path)
         keys = self._tensors.keys
         self.adapted = [key for key in keys if key.endswith(".weight") and factor_keys(key)[0] in keys]
         """Keys of the weights that have an adapter."""
 
     def read(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """The named tensors, each whole and in the number format in which it was saved.
+        """Return the named tensors, each whole and in its saved number format.
 
-        Raises ValueError if one is missing, or holds values that are not finite.
+        Raises ValueError if a tensor is missing, or holds infinite or NaN values.
         """
         return {key: self._tensors.read(key) for key in keys}
 
     def read_merged(self, keys: Sequence[str]) -> dict[str, Tensor]:
-        """The same with adapters merged, W + s B A in fp32; raises as `read` does."""
+        """Return the named tensors with adapters merged, W + s B A in fp32.
+
+        Raises ValueError as `read` does.
+        """
         return {key: self._merged(key) if key in self.adapted else self._tensors.read(key) for key in keys}
 
     def _merged(self, key: str) -> Tensor:

@@ -1,7 +1,9 @@
-"""Exports a checkpoint as a Hugging Face model, on one process, with memory for little more than a layer.
+"""Export a checkpoint as a Hugging Face model, in one process, with memory for little more than one layer.
 
-OUT/                  config.json  generation_config.json  model*.safetensors  tokenizer*  README.md
-OUT/base, OUT/adapter the same of the model without its adapters, and these for peft, with `adapter_only`
+OUT/            config.json  generation_config.json  model*.safetensors  tokenizer*  README.md
+With `adapter_only`:
+OUT/base/       these files, except README.md, of the model without its adapters
+OUT/adapter/    the adapters for peft
 """
 
 import json
@@ -35,27 +37,27 @@ from megatron_step.huggingface.saved_weights import SavedWeights
 from megatron_step.huggingface.tokenizer_files import write_tokenizer
 from megatron_step.huggingface.written_tensors import wrong_tensor
 
-_SPARE_BYTES = 64 << 20  # room for tokenizer and other small files
+_SPARE_BYTES = 64 << 20  # disk space for the tokenizer and other small files
 
 
 class DifferentModelError(RuntimeError):
-    """The exported model is not the trained one; nothing is written then."""
+    """Error for an exported model that differs from the trained one."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a checkpoint is exported."""
+    """Options of an export."""
 
     dtype: str | None = None
-    """Number format of the weights, float32, bfloat16 or float16; None for that of the checkpoint."""
+    """Number format of the weights: float32, bfloat16 or float16; None for the checkpoint's."""
     max_shard_bytes: int = 5_000_000_000
-    """Most bytes of a .safetensors file, unless a single weight has more."""
+    """Largest size of a .safetensors file in bytes; a single larger weight still fills one file."""
     adapter_only: bool = False
-    """Whether adapters are written on their own, for peft, beside the model without them."""
+    """Whether the adapters are written apart, for peft, beside the model without adapters."""
     check: bool = False
-    """Whether what is written is compared with the trained model: tensors, config and logits."""
+    """Whether the export is compared with the trained model: tensors, config and logits."""
     tokenizer: str | None = None
-    """Where the tokenizer is, None for where the run had it."""
+    """Path of the tokenizer; None for the path that the run used."""
 
 
 def export_model(
@@ -66,17 +68,17 @@ def export_model(
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison | None:
-    """Write the model of a checkpoint, or of the newest one of a run's folder, into the new folder `out`.
+    """Write the model of a checkpoint, or of a run's newest checkpoint, into the new folder `out`.
 
-    `metrics` are those of the run, for the model card; `progress` gets the bytes written and those to write, and `say`
-    what training changed of the Hugging Face model that the weights began as.
+    `metrics` are the lines of the run's metrics.jsonl, for the model card. `progress` is called with the bytes written
+    so far and the total bytes. `say` gets a line for each setting of an imported model that training changed.
 
-    Returns the comparison of logits that was asked for. Raises ValueError, FileNotFoundError or FileExistsError for
-    input that cannot be used, and DifferentModelError where the comparison fails; nothing is left at `out` then.
+    Returns the comparison of logits if `options.check` is set, else None. Raises ValueError, FileNotFoundError or
+    FileExistsError for bad input, and DifferentModelError if the comparison fails. After an error `out` does not exist.
     """
     check_new(out)
     if options.check and options.adapter_only and find_spec("peft") is None:
-        raise ValueError("the check of an adapter needs peft, which is not installed: pip install peft")
+        raise ValueError("the check of an adapter needs peft, which is not installed: run pip install peft")
     try:
         with keep_freed_memory(), parallel_layout(ParallelConfig(), seed=1, alone=True) as parallel:
             export = _prepare(find_at(checkpoint, parallel), options)
@@ -93,7 +95,7 @@ def export_model(
 
 @dataclass(frozen=True)
 class _Export:
-    """A checkpoint that can be exported, and all that is known before any weight is read."""
+    """A checkpoint that can be exported, with everything that is known before weights are read."""
 
     found: FoundCheckpoint
     config: RunConfig
@@ -118,11 +120,11 @@ class _Export:
         return sum(weight_bytes(weight, self.torch_dtype.itemsize) for weight in self.weights)
 
     def write(self, folder: Path, out: Path, metrics: Metrics, progress: Callable[[int, int], None]) -> None:
-        """Write all files into `folder`, which is to be called `out`."""
+        """Write all files into `folder`, which will be renamed to `out`."""
         model = folder / "base" if self.options.adapter_only else folder
         model.mkdir(exist_ok=True)
         _write_json(model / "config.json", self.architecture)
-        write_tokenizer(self.tokenizer, self.model.context_length, model)  # first: it can be refused
+        write_tokenizer(self.tokenizer, self.model.context_length, model)  # before the weights, because it may fail
         done = 0
 
         def read(layer: Sequence[MappedWeight]) -> dict[str, Tensor]:
@@ -148,7 +150,10 @@ class _Export:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def check(self, folder: Path, parallel: Parallel) -> Comparison:
-        """Compare what is written in `folder` with the checkpoint; raises DifferentModelError if they differ."""
+        """Compare the export in `folder` with the checkpoint.
+
+        Raises DifferentModelError if they differ.
+        """
         apart, manifest = self.options.adapter_only, self.found.manifest
         model, adapter = (folder / "base", folder / "adapter") if apart else (folder, None)
         scaling = self.config.adapter.alpha / self.config.adapter.rank if self.saved.adapted else 0.0
@@ -156,29 +161,32 @@ class _Export:
             model, adapter, self.weights, self.saved, scaling, self.torch_dtype
         )
         if problem is not None:
-            raise DifferentModelError(f"the exported model is not the trained one: {problem}")
+            raise DifferentModelError(f"the exported model differs from the trained one: {problem}")
         result = compare(
             self.found, self.saved, model, adapter, self.torch_dtype, self.config.model.seq_length, parallel
         )
         if not result.is_within_rounding:
-            raise DifferentModelError(f"the exported model is not the trained one: {result}")
+            raise DifferentModelError(f"the exported model differs from the trained one: {result}")
         return result
 
     def _tensors(self, weights: Sequence[MappedWeight]) -> dict[str, Tensor]:
-        """The Hugging Face tensors of some weights, merged in fp32 and rounded once."""
+        """Return the Hugging Face tensors of several weights; adapters are merged in fp32, and the sum rounded once."""
         read = self.saved.read if self.options.adapter_only else self.saved.read_merged
         whole = read([weight.key for weight in weights])
         tensors: dict[str, Tensor] = {}
         for weight in weights:
             rounded = whole.pop(weight.key).to(self.torch_dtype)
             if self.torch_dtype is torch.float16 and not is_finite(rounded):
-                raise ValueError(f"{weight.key} has values beyond those of float16: choose another --dtype")
+                raise ValueError(f"{weight.key} has values too large for float16: choose --dtype bfloat16 or float32")
             tensors |= weight.split(rounded)
         return tensors
 
 
 def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:
-    """Raises ValueError or FileNotFoundError if the checkpoint cannot be exported as asked for."""
+    """Collect everything that an export needs.
+
+    Raises ValueError or FileNotFoundError if the checkpoint cannot be exported with `options`.
+    """
     manifest, config = found.manifest, saved_config(found.manifest)
     model = replace(config.model, num_layers=saved_stage(manifest).num_layers)
     if model.max_position_embeddings is None:

@@ -1,4 +1,4 @@
-"""The tokenizer's files in the folder of a Hugging Face model, checked as their user will load them."""
+"""Write a tokenizer's files into a Hugging Face model's folder, and check that AutoTokenizer gives the same ids."""
 
 import json
 import shutil
@@ -31,10 +31,10 @@ _FILES = (
 )
 _TEMPLATES = "additional_chat_templates"
 _FOLLOWED_BY_A_CLASS = ("auto_map", "added_tokens_decoder", "add_prefix_space", "legacy", "use_fast")
-"""Settings that tokenizer.json holds already, in the form in which a class of transformers has applied them."""
+"""Settings that a class of transformers has already applied to tokenizer.json."""
 _CHAT = [{"role": "user", "content": "Hello,  you!"}, {"role": "assistant", "content": "Yes?\n"}]
 
-_CLASS_MODULE = '''"""AutoTokenizer's class for this folder, for those who trust its code: tokenizer.json as it is."""
+_CLASS_MODULE = '''"""The tokenizer class of this folder, with trust_remote_code: it reads tokenizer.json unchanged."""
 
 from transformers import PreTrainedTokenizerFast
 
@@ -46,12 +46,12 @@ _CLASS_FILE = "tokenizer_of_file.py"
 
 
 def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copy the files of a tokenizer of either kind into the new folder `folder`, from which it loads again."""
+    """Copy the files of a tokenizer of either kind into the new folder `folder`, so that the copy can be loaded."""
     folder.mkdir()
     if isinstance(tokenizer, SentencePieceTokenizer):
         shutil.copyfile(tokenizer.path, folder / "tokenizer.model")
     else:
-        _copy_files(Path(tokenizer.path), folder, (*_FILES, "config.json"))  # which AutoTokenizer follows
+        _copy_files(Path(tokenizer.path), folder, (*_FILES, "config.json"))  # AutoTokenizer reads config.json, too
 
 
 def _copy_files(source: Path, folder: Path, names: Sequence[str]) -> None:
@@ -65,13 +65,13 @@ def _copy_files(source: Path, folder: Path, names: Sequence[str]) -> None:
 
 
 def write_tokenizer(tokenizer: Tokenizer, seq_length: int, folder: Path) -> None:
-    """Write the files with which AutoTokenizer gives the ids of `tokenizer`, beside a model's config.json.
+    """Write tokenizer files beside a model's config.json, so that AutoTokenizer gives the ids of `tokenizer`.
 
-    Those of a Hugging Face tokenizer are copied; a SentencePiece model is converted, and lies beside the result. Where
-    AutoTokenizer makes something else of them, since the model type in config.json chooses its class, they are written
-    so that it takes tokenizer.json as it is.
+    The files of a Hugging Face tokenizer are copied. A SentencePiece model is converted, and also copied. The model
+    type in config.json may make AutoTokenizer choose a class that gives other ids. Then the files are written such that
+    AutoTokenizer uses tokenizer.json unchanged.
 
-    Raises ValueError if AutoTokenizer still gives other ids, or the tokenizer cannot be converted.
+    Raises ValueError if AutoTokenizer still gives other ids, or if the tokenizer cannot be converted.
     """
     written = _WrittenTokenizer(tokenizer, seq_length, folder)
     attempts = [written.write_file, written.write_file_and_class]
@@ -83,21 +83,20 @@ def write_tokenizer(tokenizer: Tokenizer, seq_length: int, folder: Path) -> None
         if difference is None:
             return
     raise ValueError(
-        f"transformers' AutoTokenizer does not load the tokenizer {tokenizer.path} beside a model of this type: "
-        f"{difference}. PreTrainedTokenizerFast, a class of its own, gives the right ids: give a folder that "
-        "AutoTokenizer loads with --tokenizer"
+        f"AutoTokenizer does not give the ids of the tokenizer {tokenizer.path} beside a model of this type: "
+        f"{difference}. PreTrainedTokenizerFast does: give a folder that AutoTokenizer loads correctly (--tokenizer)"
     )
 
 
 def check_exportable(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
-    """Raise ValueError, as `write_tokenizer` does, if a model with that config.json cannot have the tokenizer."""
+    """Raise ValueError, as `write_tokenizer` does, if the tokenizer cannot be written beside this config.json."""
     with TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         write_tokenizer(tokenizer, 1, Path(folder))
 
 
 class _WrittenTokenizer:
-    """A tokenizer in a model's folder, which can be written in several ways."""
+    """A tokenizer and a model's folder, with several ways to write its files there."""
 
     def __init__(self, tokenizer: Tokenizer, seq_length: int, folder: Path) -> None:
         self._tokenizer, self._folder = tokenizer, folder
@@ -126,14 +125,14 @@ class _WrittenTokenizer:
         _copy_files(Path(self._tokenizer.path), self._folder, _FILES)
 
     def write_file(self) -> None:
-        """Write tokenizer.json with the tokenizer's ids, whatever made them, for the class that takes it as it is."""
+        """Write tokenizer.json with the tokenizer's ids, and settings for PreTrainedTokenizerFast."""
         self._backend.save(str(self._folder / "tokenizer.json"))
         if isinstance(self._tokenizer, SentencePieceTokenizer):
             shutil.copyfile(self._tokenizer.path, self._folder / "tokenizer.model")
         self._write_settings({})
 
     def write_file_and_class(self) -> None:
-        """Write the same with a class of its own: where there is one, AutoTokenizer keeps to `tokenizer_class`."""
+        """Write a tokenizer class as well: with `auto_map`, AutoTokenizer obeys `tokenizer_class`."""
         (self._folder / _CLASS_FILE).write_text(_CLASS_MODULE, encoding="utf-8")
         name = f"{Path(_CLASS_FILE).stem}.TokenizerOfFile"
         self._write_settings({"auto_map": {"AutoTokenizer": [None, name]}})
@@ -145,7 +144,7 @@ class _WrittenTokenizer:
         (self._folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     def difference(self) -> str | None:
-        """What AutoTokenizer makes of the folder that is not the tokenizer, or None."""
+        """Describe how AutoTokenizer's tokenizer differs from the original; None if it does not."""
         theirs = load_in_transformers(self._folder)
         named = f"its {type(theirs).__name__}"
         text = first_difference(self._encode, ids_in_transformers(theirs), self._texts)
@@ -158,12 +157,12 @@ class _WrittenTokenizer:
         return self._chat_difference(theirs, named)
 
     def _chat_difference(self, theirs: Any, named: str) -> str | None:
-        """Whether the ids of a chat are those of its text."""
+        """Describe a chat for which AutoTokenizer gives other ids than the original; None if there is none."""
         if not isinstance(self._template, str):
             return None
         try:
             text = theirs.apply_chat_template(_CHAT, tokenize=False)
-        except Exception:  # of any kind, by what the template asks for; it is the one that the tokenizer came with
+        except Exception:  # the tokenizer's template rejects this chat, with an error of any class
             return None
         ids = theirs(text, add_special_tokens=False)["input_ids"]
         return None if ids == self._encode([text])[0] else f"{named} gives other ids for the chat {text!r}"

@@ -1,4 +1,4 @@
-"""A Hugging Face model's folder in transformers."""
+"""Load a Hugging Face model's folder with transformers."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from torch import nn
 
 
 def load_in_transformers(folder: Path, dtype: torch.dtype | str) -> nn.Module:
-    """The model in `folder`, in evaluation mode on the CPU; dtype "auto" is that of its files.
+    """Load the model in `folder` in evaluation mode on the CPU; `dtype` "auto" takes the files' number format.
 
-    What it lacks would be filled with random numbers: `open_folder` looks before.
+    transformers fills missing tensors with random numbers, so call `open_folder` first, which checks the tensors.
 
-    Raises ValueError if transformers does not load it.
+    Raises ValueError if transformers cannot load the model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
@@ -19,8 +19,8 @@ def load_in_transformers(folder: Path, dtype: torch.dtype | str) -> nn.Module:
     disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except Exception as error:  # of many classes, the library's own and Python's
-        raise ValueError(f"transformers does not load {folder}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # transformers raises errors of many classes
+        raise ValueError(f"transformers cannot load {folder}: {' '.join(str(error).split())}") from error
     finally:
         enable_progress_bar()
     loaded: nn.Module = model.eval()

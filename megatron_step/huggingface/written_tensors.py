@@ -1,9 +1,11 @@
-"""Compares the tensors of an export with those of its checkpoint, each number.
+"""Compare every number of an export's tensors with its checkpoint.
 
-A weight without an adapter must be the checkpoint's, rounded to the export's number format. A merged one must lie as
-near to W + s B A in fp64 as sums in fp32 and one rounding allow; r is the rank, u and v the formats' half steps:
+A weight without an adapter must equal the checkpoint's, rounded to the export's number format. A merged weight may
+differ from W + s B A in fp64 by the rounding of fp32 sums and of the export:
 
     |written - (W + s B A)| <= u |W + s B A| + (r + 2) v (|W| + |s| |B| |A|)
+
+with the rank r, and with u and v half the relative spacing of numbers in the export's format and in fp32.
 """
 
 import json
@@ -20,7 +22,7 @@ from megatron_step.huggingface.safetensors_files import HFTensors
 from megatron_step.huggingface.saved_weights import SavedWeights
 from megatron_step.plan.names import factor_keys
 
-_BLOCK_ELEMENTS = 1 << 22  # of a weight that is compared at once in fp64
+_BLOCK_ELEMENTS = 1 << 22  # size of the blocks of a weight that are compared in fp64
 
 
 def wrong_tensor(
@@ -31,15 +33,15 @@ def wrong_tensor(
     scaling: float,
     dtype: torch.dtype,
 ) -> str | None:
-    """What is wrong with the first tensor of the export in `folder` that is not the checkpoint's; None if all are.
+    """Describe the first tensor of the export in `folder` that differs from the checkpoint's; None if all agree.
 
-    With the folder of a LoRA adapter, weights and factors are compared apart; else the adapters are to be merged with
-    `scaling`, alpha / rank.
+    If `adapter`, the folder of a LoRA adapter, is given, base weights and factors are compared. Else the export must
+    hold weights with adapters merged by `scaling`, alpha / rank.
     """
     written = HFTensors(folder)
     expected = {name for weight in weights for name in weight.names}
     if written.keys() != expected:
-        return f"{', '.join(sorted(written.keys() ^ expected)[:4])}: written and needed tensors differ"
+        return f"{', '.join(sorted(written.keys() ^ expected)[:4])}: missing from the export, or not in the model"
     merged = [] if adapter is not None else saved.adapted
     problems = (
         _merged(weight, written, saved, scaling, dtype)
@@ -61,7 +63,7 @@ def _plain(weight: MappedWeight, written: Mapping[str, Tensor], saved: SavedWeig
 def _wrong_factor(
     adapter: Path, weights: Sequence[MappedWeight], saved: SavedWeights, scaling: float, dtype: torch.dtype
 ) -> str | None:
-    """The same of the factors A and B of each adapter, and of their scale."""
+    """Describe the first factor A or B, or scale, that differs from the checkpoint's adapters; None if all agree."""
     settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if settings["lora_alpha"] != scaling * settings["r"]:
         return f"{ADAPTER_CONFIG} scales by {settings['lora_alpha']} / {settings['r']}, not by {scaling:g}"
@@ -75,12 +77,12 @@ def _wrong_factor(
             for name, b in weight.split(factors[b_key].to(dtype)).items():
                 pair = dict(zip(factor_names(name), (factors[a_key].to(dtype), b)))
                 if not left >= pair.keys():
-                    return f"{', '.join(pair)}: not written"
+                    return f"{', '.join(pair)}: missing from the export"
                 left -= pair.keys()
                 problem = _unequal(pair, {one: file.get_tensor(one) for one in pair}, weight.key, dtype)
                 if problem is not None:
                     return problem
-    return f"{', '.join(sorted(left)[:4])}: written, but not in the checkpoint" if left else None
+    return f"{', '.join(sorted(left)[:4])}: in the export, but not in the checkpoint" if left else None
 
 
 def _unequal(expected: Mapping[str, Tensor], written: Mapping[str, Tensor], key: str, dtype: torch.dtype) -> str | None:
@@ -106,7 +108,7 @@ def _merged(
 def _exact_blocks(
     key: str, saved: SavedWeights, scaling: float, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """W + s B A in fp64, a few columns at a time, and how far from it each number may lie."""
+    """Yield blocks of columns: a slice, W + s B A in fp64, and the allowed difference of each number."""
     read = saved.read([key, *factor_keys(key)])
     whole, a, b = (read[name] for name in (key, *factor_keys(key)))
     a, b = a.double(), b.double()

@@ -1,16 +1,16 @@
 """A low-rank adapter on a frozen tensor-parallel linear (LoRA, Hu et al., 2022): Y = X W^T + s drop(X) A^T B^T.
 
-With rank r, s = alpha / r, and everything split over t ranks:
+With rank r, s = alpha / r, and W, A and B split over t tensor-parallel ranks:
 
-    column:  A_i [r / t, k]   B_i [n / t, r]    u_i = drop(X) A_i^T      u = u_1 ... u_t side by side
+    column:  A_i [r / t, k]   B_i [n / t, r]    u_i = drop(X) A_i^T            u = u_1 ... u_t side by side
              Y_i = X W_i^T + s u B_i^T
-    row:     A_i [r, k / t]   B_i [n, r / t]    u = sum_i drop(X_i) A_i^T      u_i: the part of u of B_i's columns
+    row:     A_i [r, k / t]   B_i [n, r / t]    u = sum_i drop(X_i) A_i^T      u_i = u's columns for B_i
              Y = sum_i (X_i W_i^T + s u_i B_i^T)
 
-u and its gradient are what ranks exchange, r numbers a token: gathered where the split is over A's rows, summed and
-scattered where it is over its columns; on the way back the other way round. All else joins what the linear exchanges
-anyway, and every gradient of A_i and B_i is complete on its own rank. Where megatron-core keeps a sum of gradients
-(`main_grad`, float32), they are added to that as they come, without being rounded to the weights' type.
+Ranks exchange u and the gradient of u, r numbers per token. A column-parallel linear gathers u and reduce-scatters its
+gradient; a row-parallel linear reduce-scatters u and gathers its gradient. The adapter adds no other communication: its
+outputs and input gradients join those of the linear, and each rank computes the whole gradient of its A_i and B_i. If
+megatron-core keeps a float32 sum of gradients (`main_grad`), gradients are added to the sum unrounded.
 """
 
 from typing import Any, Literal, Protocol
@@ -27,16 +27,19 @@ from megatron_step.layers.communication import all_gather, all_gather_last, redu
 
 Group = torch.distributed.ProcessGroup
 Split = Literal["column", "row"]
-"""How the linear below is split over ranks: by outputs, or by inputs."""
+"""How a linear's weight is split over ranks: column by outputs, row by inputs."""
 
 
 class Adapter(torch.nn.Module):
-    """This rank's part of A (`linear_in`) and B (`linear_out`), which hold weights alone: the linear computes."""
+    """This rank's shards of A (`linear_in`) and B (`linear_out`). The adapter holds weights; its linear computes.
+
+    Raises ValueError if `rank` is not divisible by the number of tensor-parallel ranks.
+    """
 
     def __init__(
         self,
         split: Split,
-        weight: Tensor,  # [n, k] of the linear, this rank's part
+        weight: Tensor,  # [n, k], this rank's shard of the linear's weight
         *,
         rank: int,
         alpha: float,
@@ -47,7 +50,7 @@ class Adapter(torch.nn.Module):
         super().__init__()
         size, column = group.size(), split == "column"
         if rank % size:
-            raise ValueError(f"an adapter of rank {rank} cannot be split over {size} tensor-parallel ranks")
+            raise ValueError(f"adapter rank {rank} is not divisible by {size} tensor-parallel ranks: choose a multiple")
         n, k = weight.shape
         self.linear_in = _factor(rank // size if column else rank, k, weight.dtype)
         self.linear_out = _factor(n, rank if column else rank // size, weight.dtype)
@@ -57,12 +60,15 @@ class Adapter(torch.nn.Module):
         self.group = group
         self.scaling = alpha / rank
         self.dropout = dropout
-        self.site = site  # tells the adapters of a model apart, for their dropout
+        self.site = site  # number of the adapter in the model, which its dropout depends on
         self.first_column = 0 if column else group.rank() * k
         self.num_columns = k if column else size * k
 
     def draw_dropout(self) -> ops.AdapterDropout | None:
-        """Draw this micro-batch's mask from its seed and the adapter's place; no layout and no recompute changes it."""
+        """Draw this micro-batch's mask from the micro-batch's seed and the adapter's site.
+
+        The mask does not depend on the layout, and recompute draws the same one. None if nothing is dropped.
+        """
         if self.dropout == 0.0 or not self.training:
             return None
         seed = (microbatch_seed() * 0x9E3779B1 + self.site * 0x85EBCA77) % (1 << 62)
@@ -70,7 +76,7 @@ class Adapter(torch.nn.Module):
 
 
 class AdaptableLinear(Protocol):
-    """A tensor-parallel linear, split over ranks, that has room for an adapter."""
+    """A tensor-parallel linear that can hold an adapter."""
 
     split: Split
     weight: torch.nn.Parameter
@@ -78,7 +84,7 @@ class AdaptableLinear(Protocol):
 
 
 def _factor(rows: int, columns: int, dtype: torch.dtype) -> torch.nn.Linear:
-    """A weight [rows, columns], not yet filled."""
+    """Return a linear whose weight [rows, columns] is uninitialised."""
     return torch.nn.utils.skip_init(torch.nn.Linear, columns, rows, bias=False, device=current_device(), dtype=dtype)
 
 
@@ -91,10 +97,10 @@ def adapter_linear(
     reduce_input_gradient: bool = False,
     gather_sequence: bool = False,
 ) -> Tensor:
-    """The adapted linear on this rank: x [s, b, k], or [s / t, b, k] where it is gathered -> [s, b, n].
+    """Apply the adapted linear on this rank: x [s, b, k], or [s / t, b, k] if it is gathered -> [s, b, n].
 
-    `reduce_input_gradient` sums the input's gradient over ranks here; `gather_sequence` is for an input that arrives
-    split over the sequence.
+    `reduce_input_gradient` sums the input's gradient over ranks. `gather_sequence` gathers an input that is split over
+    the sequence.
     """
     a, b = adapter.linear_in.weight, adapter.linear_out.weight
     dropout = adapter.draw_dropout()
@@ -149,12 +155,15 @@ class _AdapterLinear(torch.autograd.Function):
 
 
 def _gradient_type(weight: Tensor) -> torch.dtype:
-    """Of the weight's main_grad, if it has one."""
+    """Return the type of the weight's main_grad, or of the weight if it has none."""
     return getattr(weight, "main_grad", weight).dtype
 
 
 def _accumulated(weight: Any, gradient: Tensor) -> Tensor:
-    """What autograd is given as the gradient of a weight; zeros, not read by megatron-core, once main_grad has it."""
+    """Add a gradient to the weight's main_grad and return zeros for autograd, which megatron-core does not read.
+
+    A weight without main_grad gets the gradient from autograd.
+    """
     if not hasattr(weight, "main_grad"):
         return gradient
     weight.main_grad.add_(gradient)

@@ -14,7 +14,10 @@ from megatron_step import ops
 
 
 class SDPAttention(torch.nn.Module):
-    """Core attention softmax(q k^T / sqrt(d)) v with a causal mask; no score matrix is kept."""
+    """Core attention softmax(q k^T / sqrt(d)) v with a causal mask, without a score matrix.
+
+    Raises ValueError for a mask that is not causal.
+    """
 
     def __init__(
         self,
@@ -28,21 +31,21 @@ class SDPAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         if attn_mask_type is not AttnMaskType.causal:
-            raise ValueError("SDPAttention is causal; other masks are not supported")
+            raise ValueError(f"SDPAttention supports the causal mask only, not {attn_mask_type}")
         self.softmax_scale = softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [s, b, n, d], key and value [s, b, g, d] -> [s, b, n d]."""
+        """Attend: query [s, b, n, d], key and value [s, b, g, d] -> [s, b, n d]."""
         return ops.attention(query, key, value, self.softmax_scale)
 
 
 class SelfAttention(megatron_attention.SelfAttention):
-    """megatron-core's SelfAttention for training: one fused split-and-rotate, one SDPA."""
+    """megatron-core's SelfAttention with our operations: one to split and rotate q, k and v, one for attention."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, rotary_pos_emb: Tensor, **unused: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [s, b, h], rotary_pos_emb [2, s, d] (cosine, sine) -> output [s, b, h] and its bias."""
+        """Attend: hidden_states [s, b, h], rotary_pos_emb [2, s, d] (cosine, sine) -> output [s, b, h] and its bias."""
         query, key, value = self._query_key_value(hidden_states, rotary_pos_emb)
         if self.checkpoint_core_attention and self.training:
             context = tensor_parallel.checkpoint(self.core_attention, False, query, key, value)
@@ -51,7 +54,7 @@ class SelfAttention(megatron_attention.SelfAttention):
         return self.linear_proj(context)
 
     def _query_key_value(self, hidden_states: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden_states [s, b, h] -> query [s, b, n, d], key and value [s, b, g, d], rotated."""
+        """Project and rotate: hidden_states [s, b, h] -> query [s, b, n, d], key and value [s, b, g, d]."""
         cosine, sine = rotary[0], rotary[1]
         if self.q_layernorm is None:
             qkv, _ = self.linear_qkv(hidden_states)  # [s, b, g (n / g + 2) d]

@@ -1,12 +1,12 @@
-"""Tensor-parallel linears: megatron-core's column- and row-parallel layers on our own matrix products.
+"""Tensor-parallel linears: megatron-core's column- and row-parallel layers with our own matrix products.
 
 With weight W split over t ranks (Megatron-LM, Shoeybi et al., 2019; sequence parallelism, Korthikanti et al., 2022):
 
     column:  Y_i = X W_i^T              dX = sum_i dY_i W_i       W split by rows (outputs)
     row:     Y = sum_i X_i W_i^T        dX_i = dY W_i             W split by columns (inputs)
 
-Under sequence parallelism X arrives split over the sequence and is gathered here; dX is reduce-scattered. The gathered
-X is not kept: the backward pass gathers it again.
+Under sequence parallelism X arrives split over the sequence. It is gathered here, and dX is reduce-scattered. The
+gathered X is not kept: the backward pass gathers X again.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from megatron_step.plan.names import ADAPTER_A, ADAPTER_B
 
 
 class _ParallelLinear(torch.autograd.Function):
-    """y = x W^T (+ b) with the communication of a column-parallel linear overlapped with the products."""
+    """y = x W^T (+ b) with autograd; communication overlaps with the matrix products."""
 
     @staticmethod
     def forward(
@@ -37,7 +37,7 @@ class _ParallelLinear(torch.autograd.Function):
         gather_sequence: bool,
         group: torch.distributed.ProcessGroup,
     ) -> Tensor:
-        # A frozen weight needs no gradient, so its input need not be kept.
+        # Only the weight's gradient needs x: with a frozen weight x is not kept.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.has_bias = bias is not None
         ctx.reduce_input_gradient = reduce_input_gradient
@@ -74,7 +74,7 @@ class _ParallelLinear(torch.autograd.Function):
 
 @multiplies
 class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
-    """megatron-core's ColumnParallelLinear with `_ParallelLinear` as its arithmetic, and room for an adapter."""
+    """megatron-core's ColumnParallelLinear that computes by `_ParallelLinear` and can hold an adapter."""
 
     split: Split = "column"
 
@@ -92,7 +92,7 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         tp_group: torch.distributed.ProcessGroup,
         **unused: Any,
     ) -> Tensor:
-        """X W_i^T (+ b): [s, b, i], or [s / t, b, i] where it is gathered -> [s, b, o / t]."""
+        """Compute X W_i^T (+ b): [s, b, i], or [s / t, b, i] if it is gathered -> [s, b, o / t]."""
         if self.adapter is not None:
             return adapter_linear(
                 input,
@@ -105,14 +105,14 @@ class ColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         return _ParallelLinear.apply(input, weight, bias, allreduce_dgrad, sequence_parallel, tp_group)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
-        """Weight, bias, A and B, all split by rows."""
+        """Return weight, bias, A and B, all split by rows."""
         axes = {"weight": 0, "bias": 0, ADAPTER_A: 0, ADAPTER_B: 0}
         return _sharded_state_dict(self, axes, prefix, sharded_offsets, metadata)
 
 
 @multiplies
 class RowParallelLinear(tensor_parallel.RowParallelLinear):
-    """megatron-core's RowParallelLinear in the same way; the caller reduces the output."""
+    """megatron-core's RowParallelLinear that computes by `_ParallelLinear` and can hold an adapter."""
 
     split: Split = "row"
 
@@ -121,13 +121,13 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
         self.register_module("adapter", None)
 
     def multiply(self, input: Tensor, weight: Tensor, bias: Tensor | None, **unused: Any) -> Tensor:
-        """X_i W_i^T, this rank's summand: [s, b, i / t] -> [s, b, o]."""
+        """Compute X_i W_i^T, this rank's term of the sum over ranks: [s, b, i / t] -> [s, b, o]."""
         if self.adapter is not None:
             return adapter_linear(input, weight, bias, self.adapter)
         return _ParallelLinear.apply(input, weight, bias, False, False, self.tp_group)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
-        """Weight, A and B, all split by columns."""
+        """Return weight, A and B, all split by columns."""
         axes = {"weight": 1, ADAPTER_A: 1, ADAPTER_B: 1}
         return _sharded_state_dict(self, axes, prefix, sharded_offsets, metadata)
 
@@ -135,7 +135,7 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 def _sharded_state_dict(
     linear: ColumnParallelLinear | RowParallelLinear, axes: dict[str, int], prefix: str, offsets: Any, metadata: Any
 ) -> dict[str, Any]:
-    """The linear's tensors, each split over the tensor-parallel ranks along its axis."""
+    """Return the linear's sharded tensors; `axes` names the axis along which each tensor is split over ranks."""
     return make_sharded_tensors_for_checkpoint(
         linear.state_dict(prefix="", keep_vars=True),
         prefix,

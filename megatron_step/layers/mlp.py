@@ -20,14 +20,14 @@ class MLP(megatron_mlp.MLP):
         super().__init__(config, submodules, ffn_hidden_size=config.ffn_hidden_size)
 
     def forward(self, hidden_states: Tensor, **unused: Any) -> tuple[Tensor, Tensor | None]:
-        """hidden_states [s, b, h] -> output [s, b, h] and its bias."""
+        """Apply the MLP: hidden_states [s, b, h] -> output [s, b, h] and its bias."""
         up, _ = self.linear_fc1(hidden_states)  # [s, b, f / t], or gate and up [s, b, 2 f / t]
         return self.linear_fc2(ops.swiglu(up) if self.config.gated_linear_unit else F.gelu(up))
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """megatron-core's, with an adapter's B cut into gate and up as its base weight is."""
+        """Return megatron-core's sharded tensors, with an adapter's B split into gate and up like its base weight."""
         shards = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         key = f"{prefix}linear_fc1.{ADAPTER_B}"
         if self.config.gated_linear_unit and key in shards:

@@ -1,4 +1,4 @@
-"""RMSNorm fit for sequence parallelism, which megatron-core's own norm without TransformerEngine is not."""
+"""RMSNorm with sequence parallelism, which megatron-core's norm lacks without TransformerEngine."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.epsilon = eps
-        # Any: torch's type lacks the attribute that marks the weight.
+        # Any, because torch's class lacks the attribute `sequence_parallel`.
         weight: Any = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=current_device()))
-        # Each tensor-parallel rank sees its part of the sequence: megatron-core sums the gradients of marked weights.
+        # Each tensor-parallel rank has a shard of the sequence, so megatron-core sums the gradients of marked weights.
         weight.sequence_parallel = config.sequence_parallel
         self.weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., h] -> [..., h]."""
+        """Normalise x [..., h] -> [..., h]."""
         return ops.rms_norm(x, self.weight, self.epsilon)

@@ -11,7 +11,7 @@ from megatron_step.engine.compat.models import scaled_frequencies
 
 
 class ScaledRotaryEmbedding(MegatronRotaryEmbedding):
-    """megatron-core's rotary embedding with every number of Llama-3's scaling settable."""
+    """megatron-core's rotary embedding with all parameters of Llama-3's scaling."""
 
     inv_freq: Tensor
 
@@ -32,12 +32,12 @@ class ScaledRotaryEmbedding(MegatronRotaryEmbedding):
 
 
 class RotaryEmbedding(ScaledRotaryEmbedding):
-    """The same, given as cosines and sines that are computed once."""
+    """Rotary embedding that returns cosines and sines, and computes them once."""
 
     _cosine_sine: Tensor | None = None
 
     def forward(self, max_seq_len: int, **unused: Any) -> Tensor:
-        """[2, s, d] in fp32: the cosine and the sine of every position and channel."""
+        """Return the cosine and the sine of every position and channel, [2, s, d] in fp32."""
         if self._cosine_sine is None or self._cosine_sine.shape[1] != max_seq_len:
             angles = self.get_freqs_non_repeated(max_seq_len)  # [s, d / 2]
             angles = torch.cat((angles, angles), dim=-1)

@@ -1,4 +1,4 @@
-"""What a transformer layer is made of: the specs for megatron-core's TransformerBlock."""
+"""Specs of transformer layers for megatron-core's TransformerBlock: the modules that a layer is made of."""
 
 from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -17,7 +17,7 @@ from megatron_step.plan.names import ATTENTION_NORM, MLP_NORM
 
 
 def local_layer_spec(qk_norm: bool) -> ModuleSpec:
-    """A layer made of our own modules, for any device."""
+    """Return the spec of a layer made of our own modules, for any device."""
     head_norm = RMSNorm if qk_norm else None
     return ModuleSpec(
         module=TransformerLayer,
@@ -38,7 +38,7 @@ def local_layer_spec(qk_norm: bool) -> ModuleSpec:
             pre_mlp_layernorm=RMSNorm,
             mlp=MLP,
             mlp_bda=get_bias_dropout_add,
-            # In checkpoints the norms are called as TransformerEngine's fused norm-linears call them.
+            # Checkpoints use the names of TransformerEngine's fused norm-linears.
             sharded_state_dict_keys_map={
                 "input_layernorm.": ATTENTION_NORM.removesuffix("weight"),
                 "pre_mlp_layernorm.": MLP_NORM.removesuffix("weight"),
@@ -48,7 +48,7 @@ def local_layer_spec(qk_norm: bool) -> ModuleSpec:
 
 
 def block_spec(num_layers: int, qk_norm: bool, transformer_engine: bool) -> TransformerBlockSubmodules:
-    """`num_layers` layers and the final norm, of our own modules or of TransformerEngine's."""
+    """Return the spec of `num_layers` layers and the final norm, from our modules or from TransformerEngine's."""
     if transformer_engine:
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_norm)
         return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=TESpecProvider().layer_norm())

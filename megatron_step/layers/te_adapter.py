@@ -1,11 +1,11 @@
-"""Adapters on TransformerEngine's linears, by the same interface: `split`, `weight` and `adapter`.
+"""Adapters on TransformerEngine's linears, with the interface of ours: `split`, `weight` and `adapter`.
 
-The linear's own product stays TransformerEngine's; the adapter's is added to it:
+TransformerEngine computes the linear's output Y, and the adapter's output is added to it:
 
     column:  Y_i += s gather(drop(X) A_i^T) B_i^T        X is the norm's output, where the norm is part of the linear
     row:     Y   += s sum_i(scatter(drop(X_i) A_i^T) B_i^T)
 
-with gather and scatter over the adapter's rank, as in `adapter.py`.
+`gather` and `scatter` run over the adapter's rank, as in `adapter.py`.
 """
 
 from typing import Any
@@ -21,25 +21,25 @@ from megatron_step.plan.names import ADAPTER_A, ADAPTER_B
 
 
 def make_adaptable(linear: Any, sequence_parallel: bool) -> AdaptableLinear:
-    """Give one of TransformerEngine's linears room for an adapter, in place; other linears have it already.
+    """Make a TransformerEngine linear able to hold an adapter, in place; our own linears already are.
 
-    Raises TypeError for a module that is neither.
+    Raises TypeError for any other module.
     """
     if hasattr(linear, "split"):
         return linear
     row = getattr(linear, "parallel_mode", None) == "row"
     if not row and getattr(linear, "parallel_mode", None) != "column":
-        raise TypeError(f"{type(linear).__name__} is not a linear that can carry an adapter")
+        raise TypeError(f"{type(linear).__name__} cannot hold an adapter: it is not a tensor-parallel linear")
     linear.register_module("adapter", None)
     linear.split = "row" if row else "column"
     linear.gathers_sequence = sequence_parallel
-    # The names of the weights stay: the module changes what it is, not what it holds.
+    # The class changes, so that the module and the names of its weights stay.
     linear.__class__ = type(f"Adapted{type(linear).__name__}", (_AdaptedLinear, type(linear)), {})
     return linear
 
 
 class _AdaptedLinear:
-    """Put before a TransformerEngine linear among the bases of a class."""
+    """Base class that adds an adapter to a TransformerEngine linear, which must be the next base."""
 
     adapter: Adapter | None
     split: Split
@@ -47,7 +47,7 @@ class _AdaptedLinear:
     return_layernorm_output: bool
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[s, b, k] -> [s, b, n] and the bias that the caller adds."""
+        """Apply the adapted linear: x [s, b, k] -> [s, b, n], and the bias that the caller adds."""
         if self.adapter is None:
             return super().forward(x)  # type: ignore[misc]
         has_norm = hasattr(self, "layer_norm_weight")
@@ -56,12 +56,12 @@ class _AdaptedLinear:
             return y + adapter_branch(x, self.adapter, self.gathers_sequence), bias
         self.return_layernorm_output = True
         outputs = super().forward(x)  # type: ignore[misc]
-        # (y, normed), None without a bias to return; y, bias, normed with one.
+        # Without a bias to return: (y, normed), None. With one: y, bias, normed.
         (y, normed), bias = outputs if len(outputs) == 2 else ((outputs[0], outputs[2]), outputs[1])
         return y + adapter_branch(normed, self.adapter, self.gathers_sequence), bias
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
-        """TransformerEngine's, and A and B split as `adapter.py` says."""
+        """Return TransformerEngine's sharded tensors, with A and B split as `adapter.py` says."""
         shards = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
         if self.adapter is None:
             return shards
@@ -78,7 +78,7 @@ class _AdaptedLinear:
 
 
 def adapter_branch(x: Tensor, adapter: Adapter, sequence_parallel: bool) -> Tensor:
-    """What the adapter adds to its linear's output, in the layout of that output, by autograd."""
+    """Compute the adapter's output, with autograd, in the layout of its linear's output."""
     group, column = adapter.group, adapter.split == "column"
     if column and sequence_parallel:
         x = mappings.gather_from_sequence_parallel_region(x, group=group)

@@ -1,4 +1,4 @@
-"""Builds this rank's part of the model."""
+"""Build the model chunks of this rank."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,10 +24,10 @@ def build_model(
     seed: int,
     layout: Sequence[int] | None = None,
 ) -> list[GPTModel | Float16Module]:
-    """This rank's model chunks, one for each virtual pipeline rank, with initial weights.
+    """Build this rank's model chunks, one for each virtual pipeline rank, with initial weights.
 
     `vocab_size` is the tokenizer's; the embedding is padded to model.padded_vocab_size(vocab_size) rows. `layout` gives
-    the layers of every chunk of the pipeline, and so the depth; without it model.num_layers are spread evenly.
+    the number of layers in every chunk of the pipeline; without it model.num_layers layers are split evenly.
     """
     transformer_engine = has_transformer_engine()
     pipeline, virtual = parallel.config.pipeline_parallel_size, parallel.config.virtual_pipeline_size
@@ -53,5 +53,5 @@ def build_model(
 
 
 def sharded_state(chunk: GPTModel | Float16Module, parallel: Parallel) -> dict[str, object]:
-    """A chunk's weights as megatron-core's sharded tensors, under keys that name each layer by its global number."""
+    """Return a chunk's weights as megatron-core's sharded tensors; keys number the layers over the whole model."""
     return chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True, "dp_cp_group": parallel.groups.dp_cp})

@@ -18,7 +18,7 @@ from megatron_step.layers.rotary import RotaryEmbedding, ScaledRotaryEmbedding
 
 @computes_outputs
 class GPTModel(gpt_model.GPTModel):
-    """A pipeline rank's part of the model, from token ids or hidden states to hidden states, logits or losses."""
+    """A pipeline rank's chunk of the model, from token ids or hidden states to hidden states, logits or losses."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class GPTModel(gpt_model.GPTModel):
             pg_collection=groups,
             vp_stage=vp_stage,
         )
-        # TransformerEngine's modules rotate by angles, ours by cosines and sines.
+        # TransformerEngine's modules take angles; ours take cosines and sines.
         rotary = ScaledRotaryEmbedding if config.apply_rope_fusion else RotaryEmbedding
         self.rotary_pos_emb = rotary(model, current_device(), groups.cp)
         self.true_vocab_size = vocab_size
 
     def outputs(self, hidden_states: Tensor, labels: Tensor | None, **unused: Any) -> Tensor:
-        """hidden_states [s, b, h], labels [b, s] -> losses [b, s]; without labels logits [b, s, v / t]."""
+        """Compute losses [b, s] of hidden_states [s, b, h] and labels [b, s]; without labels, logits [b, s, v / t]."""
         if not self.post_process:
             return hidden_states
         shared = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
@@ -60,7 +60,7 @@ class GPTModel(gpt_model.GPTModel):
             return logits.transpose(0, 1)
         weight = self.output_layer.weight if shared is None else shared  # [v / t, h]
         group = self.pg_collection.tp
-        # Each rank has the gradient of its own part of the vocabulary: the sum over ranks is taken on the way back.
+        # Each rank's gradient covers its shard of the vocabulary; these functions sum it over ranks in backward.
         if self.config.sequence_parallel:
             hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, group=group)
         else:

@@ -1,7 +1,7 @@
-"""Initial weights that do not depend on how the model is spread over ranks.
+"""Initial weights that do not depend on the layout of the model.
 
-Every weight's full tensor is drawn from a generator that is seeded by the run's seed, the weight's name and the block
-of rows; a rank draws only the blocks that its shard touches, and keeps its part of them.
+A weight's full tensor is drawn in blocks of rows. Each block's generator is seeded by the run's seed, the weight's name
+and the block's first row. A rank draws only the blocks that overlap with its shard.
 """
 
 import hashlib
@@ -14,19 +14,19 @@ from torch import Tensor
 from megatron_step.config.model import ModelConfig
 from megatron_step.plan.names import is_adapter_a, is_adapter_b, is_bias, writes_residual
 
-_ROWS = 1024  # rows of a full weight drawn at a time: bounds the memory
+_ROWS = 1024  # rows of a block, which limits the memory
 
 
 def initialize(shards: dict[str, object], model: ModelConfig, seed: int) -> None:
-    """Fill the tensors behind a model chunk's sharded state dict, in place.
+    """Fill the tensors of a model chunk's sharded state dict, in place.
 
-    Matrices get a normal distribution of standard deviation `init_std`, those that write into the residual stream
-    init_std / sqrt(2 num_layers) (GPT-2, Radford et al., 2019), norms ones and biases zeros. An adapter's A gets
-    1 / sqrt(3 k) for k inputs, and B zeros, so that it changes nothing (LoRA, Hu et al., 2022).
+    Matrices get a normal distribution of standard deviation `init_std`. Matrices that write into the residual stream
+    get init_std / sqrt(2 num_layers) (GPT-2, Radford et al., 2019). Norms get ones, biases zeros. An adapter's A gets
+    1 / sqrt(3 k) for k inputs, and B zeros, so that a new adapter is a no-op (LoRA, Hu et al., 2022).
     """
     for shard in shards.values():
         if isinstance(shard, ShardedTensorFactory):
-            gate, up = shard.build()  # one SwiGLU weight, two tensors in the checkpoint
+            gate, up = shard.build()  # SwiGLU's one weight is two tensors in a checkpoint
             _fill(gate, model, seed)
             _fill(up, model, seed)
         elif isinstance(shard, ShardedTensor):
@@ -48,7 +48,7 @@ def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
 
 
 def _fill_normal(shard: ShardedTensor, std: float, seed: int) -> None:
-    """shard.data [rows, columns] is the part of the full weight that begins at shard.global_offset."""
+    """Fill shard.data [rows, columns], which begins at shard.global_offset of the full weight."""
     first_row, first_column = shard.global_offset
     rows, columns = shard.data.shape
     for start in range(first_row // _ROWS * _ROWS, first_row + rows, _ROWS):

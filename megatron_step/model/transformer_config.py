@@ -17,9 +17,9 @@ _ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu}
 def transformer_config(
     model: ModelConfig, layout: Sequence[int], parallel: ParallelConfig, precision: str, transformer_engine: bool
 ) -> TransformerConfig:
-    """All that megatron-core needs to know to build and run `model`, with TransformerEngine's modules or without.
+    """Make megatron-core's config that builds and runs `model`, with TransformerEngine's modules or without.
 
-    `layout` gives the layers of every chunk of the pipeline, in the order of the layers.
+    `layout` gives the number of layers in every chunk of the pipeline, in layer order.
     """
     dtype = tensor_type(RECIPES[precision].weight)
     return TransformerConfig(
@@ -44,10 +44,10 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # initialize.py fills the weights, the same for every layout; megatron-core only marks how they are split.
+        # initialize.py fills the weights; megatron-core only marks how they are split.
         init_method=_leave_unfilled,
         output_layer_init_method=_leave_unfilled,
-        # Without TransformerEngine our own operations replace megatron-core's fusions.
+        # Without TransformerEngine our operations replace megatron-core's fusions.
         gradient_accumulation_fusion=transformer_engine,
         bias_activation_fusion=transformer_engine,
         apply_rope_fusion=transformer_engine,
@@ -61,7 +61,7 @@ def transformer_config(
 
 
 def _leave_unfilled(weight: torch.Tensor) -> None:
-    """An initialisation that leaves the weight as it is."""
+    """Leave the weight as it is."""
 
 
 def _parallel_fields(parallel: ParallelConfig) -> dict[str, object]:
@@ -71,17 +71,17 @@ def _parallel_fields(parallel: ParallelConfig) -> dict[str, object]:
         "pipeline_model_parallel_size": parallel.pipeline_parallel_size,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_size if interleaved else None,
         "sequence_parallel": parallel.sequence_parallel,
-        # With two interleaved pipeline ranks, the previous and the next rank are one: batched messages of equal size
-        # to both would be swapped under gloo, without an error.
+        # With two interleaved pipeline ranks, the previous rank is also the next one. gloo would then swap batched
+        # messages of equal size, without an error.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
-        # An output may be freed once it is on its way only where streams keep the order: a gloo send still reads it.
+        # CUDA streams order the send before the free; a gloo send would still read the freed output.
         "deallocate_pipeline_outputs": torch.cuda.is_available(),
     }
 
 
 def _layers_of_chunks(layout: Sequence[int]) -> list[list[str]]:
-    """The layout in megatron-core's terms: what each chunk holds."""
+    """Return the blocks of each chunk by megatron-core's names."""
     chunks = [["decoder"] * num_layers for num_layers in layout]
     chunks[0].insert(0, "embedding")
     chunks[-1].append("loss")

@@ -1,8 +1,8 @@
-"""The operations of a training step that torch leaves slow, each with a plain-torch reference.
+"""Operations of a training step that are slow in torch, each with a plain-torch reference.
 
-An operation is a pure function with autograd. It runs in the C++ extension (csrc/) where that is built and the tensors
-are float32 or bfloat16 on the CPU, an adapter's linear also on a GPU where the extension is built for CUDA, and as
-torch's own operations everywhere else. ``backend`` says what a device takes.
+An operation is a pure function with autograd. If the C++ extension (csrc/) is built, it computes float32 and bfloat16
+tensors on the CPU; built for CUDA, it also computes an adapter's linear on a GPU. In all other cases torch computes.
+``backend`` returns what computes on a device.
 """
 
 from megatron_step.ops.adapter_dropout import AdapterDropout, dropout_mask

@@ -1,4 +1,4 @@
-"""Dropout of an adapter's input, drawn from an element's index in forward and again in backward: nothing is stored."""
+"""Dropout of an adapter's input. The mask is a hash of the element's index, so that backward needs no stored mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ _WORD = 2**32 - 1
 
 @dataclass(frozen=True)
 class AdapterDropout:
-    """Which elements of x an adapter does not see: the same ones for a seed, wherever they are held.
+    """A dropout mask over x; it depends on the seed, and not on how x is split over ranks.
 
     Raises:
         ValueError: a value is out of range.
     """
 
     probability: float
-    """Of an element to be dropped, at least 0 and below 1."""
+    """Probability that an element is dropped, at least 0 and below 1."""
     seed: int
-    """At least 0 and below 2^63; each gives an independent mask."""
+    """Seed of the mask, at least 0 and below 2^63; masks of different seeds are independent."""
     first_column: int
-    """Index in the whole x of the first column that is held here."""
+    """Index of this rank's first column in the whole x."""
     num_columns: int
     """Columns of the whole x, over all ranks."""
 
@@ -39,16 +39,16 @@ class AdapterDropout:
             )
 
     def check_columns(self, columns: int) -> None:
-        """An x with this many columns must lie within the whole one, else ValueError."""
+        """Raise ValueError if `columns` columns from `first_column` on go beyond the whole x."""
         if self.first_column + columns > self.num_columns:
             raise ValueError(
-                f"adapter dropout: x has columns {self.first_column} to {self.first_column + columns} of "
-                f"{self.num_columns}: first_column or num_columns does not fit its shape"
+                f"AdapterDropout: x has columns {self.first_column} to {self.first_column + columns}, but num_columns "
+                f"is {self.num_columns}: correct first_column or num_columns"
             )
 
 
 def drop(x: Tensor, dropout: AdapterDropout, first_row: int = 0) -> Tensor:
-    """mask * x without autograd, for rows x [tokens, k] that begin at ``first_row`` of the whole x; a new tensor.
+    """Return mask * x as a new tensor, without autograd; x [tokens, k] begins at ``first_row`` of the whole x.
 
     Raises:
         ValueError: x has columns beyond those of the whole x.
@@ -63,11 +63,11 @@ def drop(x: Tensor, dropout: AdapterDropout, first_row: int = 0) -> Tensor:
 
 
 def dropout_mask(shape: Sequence[int], dropout: AdapterDropout, device: torch.device | str = "cpu") -> Tensor:
-    """The mask over an x of this shape [..., columns]: 0, or 1 / (1 - probability), in float32.
+    """Return the mask over an x of this shape [..., columns] in float32: 0, or 1 / (1 - probability).
 
-    The element in a row and a column of the whole x, its leading dimensions taken as one, is dropped if the hash of the
-    seed and of row * num_columns + column is below probability * 2^32: ranks that hold other columns of x draw parts of
-    one mask.
+    Rows count over all leading dimensions. An element is dropped if the hash of the seed and of
+    row * num_columns + column is below probability * 2^32. Ranks that hold other columns of x thus draw shards of one
+    mask.
 
     Raises:
         ValueError: x has columns beyond those of the whole x.
@@ -79,13 +79,13 @@ def dropout_mask(shape: Sequence[int], dropout: AdapterDropout, device: torch.de
 def dropout_mask_reference(
     shape: Sequence[int], dropout: AdapterDropout, device: torch.device | str = "cpu", first_row: int = 0
 ) -> Tensor:
-    """The same in plain torch, from a later row on if asked; in int64, which has every operation of the hash."""
+    """Return ``dropout_mask`` from ``first_row`` on, in plain torch. It hashes in int64: uint32 lacks operations."""
     seed_low, seed_high = _seed_words(dropout.seed)
     row = torch.arange(first_row, first_row + torch.Size(shape[:-1]).numel(), device=device)
     column = torch.arange(dropout.first_column, dropout.first_column + shape[-1], device=device)
     index = row.unsqueeze(1) * dropout.num_columns + column
-    # The rounds of triple32 (https://github.com/skeeto/hash-prospector). The upper words of seed and index come in
-    # after the first of them, so that one seed's mask is no permutation of another's.
+    # The rounds of triple32 (https://github.com/skeeto/hash-prospector). The upper words of seed and index are added
+    # after the first round, so that one seed's mask is not a permutation of another's.
     h = (index & _WORD) ^ seed_low
     h = ((h ^ (h >> 17)) * 0xED5AD4BB) & _WORD
     h = ((h ^ (h >> 11)) + seed_high + (index >> 32) * 0x9E3779B9) & _WORD
@@ -97,7 +97,7 @@ def dropout_mask_reference(
 
 
 def _seed_words(seed: int) -> tuple[int, int]:
-    """Lower and upper word of 32 bits from a seed, by SplitMix64 (Steele et al., 2014)."""
+    """Lower and upper 32 bits of a seed mixed by SplitMix64 (Steele et al., 2014)."""
     z = (seed + 0x9E3779B97F4A7C15) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64

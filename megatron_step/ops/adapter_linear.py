@@ -1,6 +1,6 @@
 """Linear with a frozen weight and a trainable low-rank adapter (LoRA, Hu et al., 2022): y = x Wᵀ + s (drop(x) Aᵀ) Bᵀ.
 
-It comes in pieces, because under tensor parallelism ranks exchange u and its gradient between them:
+It is split into functions, because tensor-parallel ranks exchange u and the gradient of u between them:
 
     forward    u  = drop(x) Aᵀ                        adapter_shrink
                y  = x Wᵀ + s u Bᵀ                     adapter_output
@@ -8,10 +8,11 @@ It comes in pieces, because under tensor parallelism ranks exchange u and its gr
                dx = dy W + mask * (du A)              adapter_input_gradient
                dA = duᵀ drop(x)                       adapter_shrink_gradient
 
-The adapter's products cost little arithmetic; what a graph of separate operations adds is temporaries of the size of x
-and y, passes over them and fresh pages of memory. Here the product of rank r is added in place to the frozen one, and
-the dropout mask is drawn again where it is needed, a block of rows at a time. On a GPU the adapter's products run in
-the kernels of ``adapter_kernels.py``. The pieces have no autograd and check nothing; ``adapter_linear`` is the whole.
+The adapter's products cost little arithmetic. A graph of separate operations would add temporaries of the size of x and
+y, with passes over them and new pages of memory. Here the product of rank r is added in place to the frozen weight's,
+and the dropout mask is drawn again where it is needed, a block of rows at a time. On a GPU the kernels of
+``adapter_kernels.py`` compute the adapter's products. ``adapter_linear`` is the whole operation, with checks and
+autograd; the functions of the table have neither.
 """
 
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def adapter_linear(
         a: [r, k]
         b: [n, r]
         scaling: s, the adapter's alpha / rank
-        dropout: what the adapter does not see of x; None drops nothing
+        dropout: mask over the adapter's input; None drops nothing
 
     Returns:
         [..., n]
@@ -57,13 +58,13 @@ def adapter_linear(
 def adapter_linear_reference(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: AdapterDropout | None = None
 ) -> Tensor:
-    """The same in plain torch."""
+    """Return ``adapter_linear`` computed in plain torch."""
     dropped = x if dropout is None else (x * dropout_mask_reference(x.shape, dropout, x.device)).to(x.dtype)
     return F.linear(x, weight) + scaling * F.linear(F.linear(dropped, a), b)
 
 
 def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
-    """u = drop(x) Aᵀ: x [..., k], a [r, k] -> [..., r], in float32 (or float64, as x), so that ranks can add theirs."""
+    """u = drop(x) Aᵀ: x [..., k], a [r, k] -> [..., r], in float32 (float64 for such an x), to be summed over ranks."""
     rows = _rows(x)
     if use_cuda_kernel(rows):
         return adapter_kernels.shrink(rows, a, dropout).view(*x.shape[:-1], a.shape[0])
@@ -74,7 +75,7 @@ def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tens
 def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: float) -> Tensor:
     """y = x Wᵀ + s u Bᵀ: x [..., k], weight [n, k], u [..., r], b [n, r] -> [..., n] in the type of x.
 
-    It is x Wᵀ bit for bit where B is 0.
+    y equals x Wᵀ bit for bit if B is 0.
     """
     if use_cuda_kernel(x):
         y = adapter_kernels.output(_rows(x), weight, _rows(u), b, scaling)
@@ -115,10 +116,10 @@ def adapter_output_gradients(
         scaling: s
         need_du: whether du is asked for
         need_db: whether dB is asked for
-        dtype: of dB; None is that of b
+        dtype: type of dB; None takes the type of b
 
     Returns:
-        du [..., r] in float32 (or float64, as dy), dB [n, r]
+        du [..., r] in float32 (float64 for a float64 dy), dB [n, r]
     """
     dtype = b.dtype if dtype is None else dtype
     narrow = _rows(u) if u is not None and need_db else None  # [tokens, r]
@@ -159,14 +160,14 @@ def adapter_shrink_gradient(du: Tensor, x: Tensor, dropout: AdapterDropout | Non
 
 
 def _drop(rows: Tensor, block: slice, dropout: AdapterDropout | None) -> Tensor:
-    """A block of mask * x."""
+    """Return a block of rows of mask * x."""
     return rows[block] if dropout is None else drop(rows[block], dropout, block.start)
 
 
 def _blocks(rows: Tensor, dropout: AdapterDropout | None) -> Iterator[slice]:
-    """Slices over x [tokens, k]: all rows at once, or as many as leave a masked copy in a CPU's cache, at least one.
+    """Slices over the rows of x [tokens, k]: with dropout on the CPU, blocks whose masked copy fits the cache.
 
-    A masked copy of all rows costs little arithmetic, but on the CPU more time than that for its pages of memory.
+    A masked copy of all rows at once would cost more time for its pages of memory than for its arithmetic.
     """
     tokens = rows.shape[0]
     whole = dropout is None or rows.device.type != "cpu"
@@ -183,16 +184,16 @@ def _rank_update_(target: Tensor, u: Tensor, factor: Tensor, scaling: float = 1.
 
 
 def _use_kernel(*tensors: Tensor) -> bool:
-    """Whether the CPU's kernels for the adapter's products, which are in float32 alone, take these."""
+    """Return whether the CPU's kernels for the adapter's products, which are for float32 only, take these tensors."""
     return all(tensor.dtype == torch.float32 for tensor in tensors) and use_kernel(*tensors)
 
 
 def _sum_over_rows(narrow: Tensor, wide: Tensor) -> Tensor:
     """narrowᵀ wide: [tokens, r], [tokens, k] -> [r, k]."""
     if wide.device.type != "cpu" or prefer_onednn():
-        # The transposed copy is small, and the product faster with it.
+        # A transposed copy is small and makes the product faster.
         return linear_output(narrow.t().contiguous(), wide.t())
-    # The BLAS adds the terms of a product with few columns one after the other, which is slow and errs more.
+    # With few columns the BLAS adds terms one by one, which is slow and less exact.
     return narrow.t().mm(wide) if narrow.shape[1] <= wide.shape[1] else wide.t().mm(narrow).t()
 
 
@@ -214,7 +215,9 @@ def _check(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, dropout: AdapterDrop
         got = ", ".join(f"{name} is {t.dtype} {[*t.shape]} on {t.device}" for name, t in operands.items())
         raise ValueError(f"adapter_linear: operands must agree in k, n, r > 0, type and device: {got}")
     if weight.requires_grad:
-        raise ValueError("adapter_linear: the weight gets no gradient here: set its requires_grad to False")
+        raise ValueError(
+            "adapter_linear: the weight requires a gradient, but must be frozen: call requires_grad_(False)"
+        )
     if dropout is not None:
         dropout.check_columns(x.shape[-1])
 
@@ -225,7 +228,7 @@ class _AdapterLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: AdapterDropout | None
     ) -> Tensor:
         u = adapter_shrink(x, a, dropout)
-        # x is kept for dA only, u for dB only.
+        # Only dA needs x, and only dB needs u.
         need_x, need_u = ctx.needs_input_grad[2:4]
         ctx.save_for_backward(x if need_x else None, weight, a, b, u if need_u else None)
         ctx.scaling, ctx.dropout = scaling, dropout

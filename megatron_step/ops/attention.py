@@ -35,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    """The same in plain torch, by the formula."""
+    """Return ``attention`` computed in plain torch by the formula."""
     s, b, n, d = q.shape
     k, v = (x.repeat_interleave(n // x.shape[2], dim=2) for x in (k, v))
     scores = torch.einsum("sbnd,tbnd->bnst", q, k) * (d**-0.5 if scale is None else scale)

@@ -1,4 +1,4 @@
-"""Where an operation runs: in the C++ extension if it is built and has a kernel for device and type, else in torch."""
+"""Choice of the backend: the C++ extension if it has a kernel for the device and the type, else torch."""
 
 import functools
 import importlib
@@ -11,14 +11,14 @@ from megatron_step.engine.compat.operations import has_kernel, has_onednn_linear
 from megatron_step.ops.fakes import register_fakes, unknown_kernels
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-"""What the CPU's kernels read and write; all kernels compute in float32."""
+"""Types that the CPU's kernels read and write; all kernels compute in float32."""
 CUDA_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the CUDA kernels read and write."""
+"""Types that the CUDA kernels read and write."""
 CUDA_KERNEL_DEVICE = "cuda"
 
 
 def backend(device: torch.device) -> Literal["C++", "CUDA", "torch"]:
-    """What runs the operations on a device: kernels of the extension where there are any for it, or torch alone."""
+    """Return what computes the operations on a device: the extension's C++ or CUDA kernels, or torch alone."""
     if device.type == CUDA_KERNEL_DEVICE:
         return "CUDA" if cuda_extension_available() else "torch"
     return "C++" if device.type == "cpu" and extension_available() else "torch"
@@ -26,7 +26,7 @@ def backend(device: torch.device) -> Literal["C++", "CUDA", "torch"]:
 
 @torch.compiler.assume_constant_result
 def extension_available() -> bool:
-    """Whether the C++ extension ``megatron_step._C`` is built. Loads it, and warns once where it is not."""
+    """Load the C++ extension ``megatron_step._C`` and return whether it is built; warn once if it is not."""
     return _load_extension()
 
 
@@ -54,24 +54,24 @@ def _load_extension() -> bool:
 
 @torch.compiler.assume_constant_result
 def cuda_extension_available() -> bool:
-    """Whether the C++ extension is built with the CUDA kernels."""
+    """Return whether the C++ extension is built with the CUDA kernels."""
     return extension_available() and has_kernel("megatron_step::adapter_shrink", "CUDA")
 
 
 def use_kernel(*tensors: torch.Tensor) -> bool:
-    """Whether the CPU's kernel takes these tensors; the caller's plain-torch path takes all others."""
+    """Return whether the CPU's kernel takes these tensors; the caller's plain-torch path takes all others."""
     on_cpu = all(tensor.device.type == "cpu" and tensor.dtype in KERNEL_DTYPES for tensor in tensors)
     return on_cpu and extension_available()
 
 
 def use_cuda_kernel(tensor: torch.Tensor) -> bool:
-    """Whether the CUDA kernels take this tensor, and others of its type beside it."""
+    """Return whether the CUDA kernels take tensors of this tensor's device and type."""
     fits = tensor.device.type == CUDA_KERNEL_DEVICE and tensor.dtype in CUDA_KERNEL_DTYPES
     return fits and cuda_extension_available()
 
 
 def use_onednn(*tensors: torch.Tensor) -> bool:
-    """Whether a float32 product on the CPU goes to oneDNN's linear instead of the BLAS behind ``torch.mm``."""
+    """Return whether oneDNN computes a float32 product of these tensors instead of the BLAS that ``torch.mm`` calls."""
     on_cpu = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
     return on_cpu and prefer_onednn()
 

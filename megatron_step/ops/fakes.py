@@ -1,4 +1,4 @@
-"""Shapes and types that the C++ kernels return, for torch.compile and FakeTensor: nothing here computes."""
+"""Shapes and types that the C++ kernels return, for torch.compile and FakeTensor; these functions do not compute."""
 
 import inspect
 from collections.abc import Callable
@@ -136,7 +136,7 @@ CUDA_FAKES: tuple[Callable[..., Any], ...] = (
 
 
 def unknown_kernels() -> list[str]:
-    """Kernels of the loaded extension that are missing or take other arguments: it was built from other sources."""
+    """Names of kernels that the loaded extension lacks, or that take other arguments there: its sources differ."""
     return [
         fake.__name__
         for fake in FAKES
@@ -145,6 +145,6 @@ def unknown_kernels() -> list[str]:
 
 
 def register_fakes() -> None:
-    """Tell torch the output shapes of every kernel; call once, after the extension is loaded."""
+    """Register the output shapes of every kernel in torch; call it once, after the extension is loaded."""
     for fake in FAKES + CUDA_FAKES:
         torch.library.register_fake(f"megatron_step::{fake.__name__}", fake)

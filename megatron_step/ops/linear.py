@@ -1,8 +1,8 @@
-"""Linear map y = x Wᵀ with its two gradient products, each sent to the faster library that is as exact as torch.
+"""Linear map y = x Wᵀ and its two gradient products, each computed by the fastest library that is exact enough.
 
-On a CPU ``torch.mm`` in float32 goes to the BLAS that torch was built with. With AVX-512 oneDNN's product is faster
-(figures in csrc/README.md), so float32 goes there. Without AVX-512 long sums of oneDNN are not exact enough: float32
-stays with the BLAS. Elsewhere this is torch's product.
+On the CPU ``torch.mm`` computes float32 with torch's BLAS. With AVX-512 oneDNN is faster (figures in csrc/README.md), so
+float32 uses oneDNN. Without AVX-512 long sums of oneDNN are not exact enough, so float32 uses the BLAS. On other
+devices torch computes.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_reference(x: Tensor, weight: Tensor) -> Tensor:
-    """The same in plain torch."""
+    """Return ``linear`` computed in plain torch."""
     return F.linear(x, weight)
 
 
@@ -61,7 +61,7 @@ def linear_weight_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
     if dy.numel() == 0 or not use_onednn(dy, x):
         return dy.t().mm(x)
     if dy.shape[1] > x.shape[1]:
-        # oneDNN copies its second operand into its own layout with ease, the first one not: the first is the smaller.
+        # oneDNN is fast at copying its second operand into its own layout, slow at the first: pass the smaller first.
         transposed = onednn_linear(x.t(), dy.t())
         return torch.ops.megatron_step.transpose(transposed) if use_kernel(transposed) else transposed.t().contiguous()
     return onednn_linear(dy.t(), x.t())
@@ -70,7 +70,7 @@ def linear_weight_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        # A frozen weight's gradient needs no x, so x is not kept alive for it.
+        # Only the weight's gradient needs x: with a frozen weight x is not kept.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return linear_output(x, weight)
 

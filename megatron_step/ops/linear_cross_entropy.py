@@ -5,7 +5,7 @@ written over them, so that the float32 logits and probabilities of the usual imp
 
 With m the largest logit of a token and total = sum of exp(logit - m), both over all ranks:
 
-    loss        = log total + (m - target logit)        the difference first: both are large, and the loss is small
+    loss        = log total + (m - target logit)        the difference first: both terms are large, the loss is small
     probability = exp(logit - m) / total
 
 m, total and the loss are float64 until the loss is returned, so that every split of the vocabulary gives the same loss.
@@ -36,19 +36,19 @@ def linear_cross_entropy(
     vocab_start: int = 0,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Loss of every token under the output layer ``weight``.
+    """Compute the loss of every token under the output layer ``weight``.
 
     Args:
         hidden: [..., h], equal on all ranks of ``group``
         weight: [v_local, h], rows vocab_start to vocab_start + v_local of the output layer
         labels: [...] int64 over the whole vocabulary; a negative label is ignored: loss 0, no gradient
-        vocab_size: true size of the vocabulary; rows from there on are padding and take no part. None: no padding
+        vocab_size: size of the vocabulary; rows from there on are padding and do not count. None means no padding
         vocab_start: first vocabulary entry of this rank
         group: tensor-parallel group over which the vocabulary is split; None for one rank
 
     Returns:
-        losses [...] in float32, equal on all ranks of ``group``. The gradient of ``hidden`` is this rank's part of a
-        sum over ``group``, which the caller reduces, as for any column-parallel layer. Backward runs once.
+        losses [...] in float32, equal on all ranks of ``group``. The gradient of ``hidden`` is this rank's term of a
+        sum over ``group``, which the caller reduces, as for any column-parallel layer. Backward can run once.
 
     Raises:
         ValueError: shapes or types do not fit together, or a label is not below ``vocab_size``.
@@ -56,7 +56,7 @@ def linear_cross_entropy(
     ranks = 1 if group is None else dist.get_world_size(group)
     vocab_size = vocab_start + weight.shape[0] if vocab_size is None and ranks == 1 else vocab_size
     if vocab_size is None:
-        raise ValueError("linear_cross_entropy: vocab_size is needed where the vocabulary is split over ranks")
+        raise ValueError("linear_cross_entropy: vocab_size is None, but the vocabulary is split over ranks: pass it")
     _check(hidden, weight, labels, vocab_size)
     columns = min(max(vocab_size - vocab_start, 0), weight.shape[0])
     labels = labels.reshape(-1)
@@ -74,7 +74,7 @@ def linear_cross_entropy(
 def linear_cross_entropy_reference(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int | None = None
 ) -> Tensor:
-    """The same in plain torch, for one rank."""
+    """Return ``linear_cross_entropy`` on one rank, computed in plain torch."""
     logits = F.linear(hidden, weight)[..., :vocab_size].reshape(labels.numel(), -1)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = labels.reshape(-1).clamp(min=-1)
@@ -93,13 +93,16 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> N
         )
     message = f"linear_cross_entropy: a label is not below vocab_size = {vocab_size}"
     if labels.device.type != "cpu":
-        assert_async((labels < vocab_size).all(), message)  # without waiting for the device
+        assert_async((labels < vocab_size).all(), message)  # the host does not wait for the device
     elif labels.numel() > 0 and int(labels.max()) >= vocab_size:
         raise ValueError(f"{message}: {int(labels.max())}")
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """``local_labels`` count from this rank's first row; outside [0, columns) they are another rank's or ignored."""
+    """Loss with autograd. ``local_labels`` count from this rank's first row; outside [0, columns) they are not its own.
+
+    A label that is not this rank's belongs to another rank or is ignored.
+    """
 
     @staticmethod
     def forward(
@@ -115,14 +118,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         maximum, total, target = _combine(_statistics(logits, local_labels, columns), group)
         ctx.save_for_backward(hidden, weight, local_labels, maximum, total, labels >= 0)
         ctx.columns = columns
-        # Not among the saved tensors: backward overwrites the logits with their gradient.
+        # The logits are not a saved tensor, because backward overwrites them with their gradient.
         ctx.logits = logits if any(ctx.needs_input_grad) else None
         return (total.log() + (maximum - target)).float().masked_fill_(labels < 0, 0.0)
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.logits is None:
-            raise RuntimeError("linear_cross_entropy: backward ran before; its logits are used up (no retain_graph)")
+            raise RuntimeError("linear_cross_entropy: backward ran twice, but can run once: do not use retain_graph")
         hidden, weight, local_labels, maximum, total, counted = ctx.saved_tensors
         gradient, ctx.logits = ctx.logits, None
         _softmax_gradient_(gradient, local_labels, maximum, total, grad_losses.float() * counted, ctx.columns)
@@ -132,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's maximum, total and target logit [t] over all ranks, from those of each rank [3, t]."""
+    """Each token's maximum, total and target logit [t] over all ranks, from this rank's statistics [3, t]."""
     maximum, total, target = statistics.unbind()
     if group is not None:
         highest = maximum.clone()
@@ -144,7 +147,7 @@ def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tenso
 
 
 def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
-    """Every row's maximum, its sum of exp(logit - maximum), and its target logit, 0 if elsewhere: [3, t] float64."""
+    """Each row's maximum, sum of exp(logit - maximum) and target logit (0 if on another rank): [3, t] float64."""
     if use_kernel(logits):
         return torch.ops.megatron_step.cross_entropy_forward(logits, labels, columns)
     result = logits.new_zeros((3, logits.shape[0]), dtype=torch.float64)
@@ -157,7 +160,7 @@ def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
         wide = logits[rows, :columns].float()
         highest = wide.amax(1, keepdim=True)
         result[0, rows] = highest.squeeze(1).double()
-        # torch adds in pairs of partial sums: float32 is enough.
+        # torch sums in pairs, so float32 is precise enough.
         result[1, rows] = (wide - highest).exp_().sum(1).double()
         result[2, rows] = wide.gather(1, index[rows]).squeeze(1).double() * here[rows]
     return result
@@ -187,6 +190,6 @@ def _softmax_gradient_(
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
-    """Slices of as many rows as ``_CHUNK_ELEMENTS`` allows, at least one."""
+    """Slices over the rows of logits, each of at most ``_CHUNK_ELEMENTS`` elements and at least one row."""
     size = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[1]))
     return (slice(begin, begin + size) for begin in range(0, logits.shape[0], size))

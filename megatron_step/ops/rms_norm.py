@@ -10,7 +10,7 @@ from megatron_step.ops.dispatch import use_kernel
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Norm of the last dimension, computed in float32 and returned in the type of ``x``.
+    """Normalise the last dimension, in float32, and return the result in the type of ``x``.
 
     Args:
         x: [..., h]
@@ -30,14 +30,14 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """The same in plain torch, in float32 or in the wider type of ``x``."""
+    """Return ``rms_norm`` computed in plain torch, in float32 or in the wider type of ``x``."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return (wide * rstd * weight).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Saves x, weight and rstd [rows]; computes only the gradients that are asked for."""
+    """RMS norm with autograd; saves x, weight and rstd [rows], and computes only the gradients that are needed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -9,7 +9,7 @@ from megatron_step.ops.dispatch import use_kernel
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate every head by its position's angles, in float32.
+    """Rotate every head by the angles of its position, in float32.
 
     Args:
         x: [s, b, n, d], any strides
@@ -28,7 +28,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same in plain torch."""
+    """Return ``rotary`` computed in plain torch."""
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x * cos[:, None, None] + turned * sin[:, None, None]).to(x.dtype)
@@ -40,7 +40,7 @@ def split_qkv_rotary(
     """Split Megatron's fused projection into q, k and v, and rotate q and k.
 
     Args:
-        qkv: [s, b, g * (n / g + 2) * d]; for each of g query groups its n / g queries, then its key, then its value
+        qkv: [s, b, g * (n / g + 2) * d]; each of g query groups holds n / g queries, then a key, then a value
         cos, sin: [s, d] float32
         num_attention_heads: n
         num_query_groups: g
@@ -66,7 +66,7 @@ def split_qkv_rotary(
 def split_qkv_rotary_reference(
     qkv: Tensor, cos: Tensor, sin: Tensor, *, num_attention_heads: int, num_query_groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in plain torch."""
+    """Return ``split_qkv_rotary`` computed in plain torch."""
     s, b, _ = qkv.shape
     per_group = num_attention_heads // num_query_groups
     grouped = qkv.view(s, b, num_query_groups, per_group + 2, -1)

@@ -10,7 +10,7 @@ from megatron_step.ops.dispatch import use_kernel
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """Gated activation of the last dimension, saving only ``x`` for backward.
+    """Apply the gated activation to the last dimension, saving only ``x`` for backward.
 
     Args:
         x: [..., 2f], the gate before the up projection
@@ -27,7 +27,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def swiglu_reference(x: Tensor) -> Tensor:
-    """The same in plain torch."""
+    """Return ``swiglu`` computed in plain torch."""
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
 

@@ -1,4 +1,4 @@
-"""What an infeasible plan is short of, and the smallest changes that would make it fit."""
+"""The memory that an infeasible plan lacks, and the smallest changes that would make it fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,13 +18,13 @@ class Shortage:
     stage: Stage
     """The stage."""
     pp_rank: int
-    """The rank."""
+    """The pipeline rank."""
     missing_bytes: int
-    """What it lacks."""
+    """Bytes that the rank lacks."""
 
 
 def shortages(found: Forecast) -> list[Shortage]:
-    """Every rank that lacks memory in a stage."""
+    """Return the shortage of every rank that lacks memory in a stage."""
     return [
         Shortage(stage.stage, pp_rank, rank.peak_bytes - rank.capacity_bytes)
         for stage in found.stages
@@ -34,9 +34,9 @@ def shortages(found: Forecast) -> list[Shortage]:
 
 
 def least_memory(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None) -> Forecast:
-    """The plan of the least memory, whether it fits or not.
+    """Return the plan that needs the least memory, whether it fits the cluster or not.
 
-    Raises ValueError if `config` cannot run on `world_size` ranks of the cluster at all.
+    Raises ValueError if `config` cannot run on `world_size` ranks of the cluster.
     """
     check_world(config, world_size)
     objective = "memory_then_time" if config.planner.objective == "time" else config.planner.objective
@@ -47,7 +47,7 @@ def least_memory(config: RunConfig, vocab_size: int, world_size: int, cluster: C
 def changes_that_fit(
     config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None
 ) -> list[tuple[str, Forecast]]:
-    """Single changes of keys that make the plan fit, or, if none does, pairs of them: what is changed, and the plan."""
+    """Return the single changes of keys that make the plan fit, or, if none does, the pairs: a text and the plan."""
     singles = list(_changes(config))
     for number in (1, 2):
         fitting = []
@@ -56,7 +56,7 @@ def changes_that_fit(
             try:
                 found = least_memory(changed, vocab_size, world_size, cluster) if changed else None
             except ValueError:
-                continue  # the combination cannot run at all
+                continue  # a config with these changes cannot run
             if found and not shortages(found):
                 fitting.append((", ".join(name for name, _ in chosen), found))
         if fitting:
@@ -65,11 +65,11 @@ def changes_that_fit(
 
 
 _Change = dict[str, object]
-"""Values by section and key, as in parallel.recompute."""
+"""Values by dotted key, such as parallel.recompute."""
 
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, _Change]]:
-    """One step of every key that trades time, machines or quality for memory."""
+    """Yield one change, with its text, for every key that trades time, machines or quality for memory."""
     parallel, training = config.parallel, config.training
     values: list[_Change] = []
     if config.stages.layers == "auto":
@@ -95,7 +95,7 @@ def _text(setting: object) -> str:
 
 
 def _changed(config: RunConfig, changes: list[_Change]) -> RunConfig | None:
-    """`config` with all changes; None if two of them are of one key, or they do not go together."""
+    """Return `config` with all changes; None if two change the same key, or if the result is not valid."""
     merged: _Change = {}
     for change in changes:
         if merged.keys() & change.keys():

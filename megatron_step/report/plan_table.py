@@ -1,4 +1,4 @@
-"""The memory of a plan as plain text."""
+"""Tables of a plan's memory as plain text."""
 
 from megatron_step.planner.forecast import Forecast, StageForecast
 from megatron_step.report.text_table import aligned, format_bytes
@@ -10,12 +10,12 @@ _HEADERS = (
 
 
 def stage_table(forecast: Forecast) -> str:
-    """A line for each stage of a plan, and one for vanilla training: the whole depth in one stage, all of it trained.
+    """Return a table with a line per stage of a plan, and a line for vanilla training (one stage trains all layers).
 
-    The bytes are those of the pipeline rank that needs the largest share of its memory. `states` are the bytes of
-    weights (frozen, trained, adapters), gradients and optimizer states; the peak is that of training or of growing into
-    the stage; shares are of the same bytes in vanilla training. `slack` is what is left of that rank's memory; `time`
-    the share of the plan's, by arithmetic. A stage of no steps, a model trained before, holds nothing.
+    The bytes are those of the pipeline rank that needs the largest share of its memory. `states` sums the bytes of
+    weights (frozen, trained, adapters), gradients and optimizer states. `peak` is the larger peak of training the stage
+    and of growing into it. Percentages compare with the same bytes in vanilla training. `slack` is the free memory of
+    that rank. `time` is the stage's share of the plan's time, by arithmetic. A stage of 0 steps has no bytes.
     """
     vanilla = forecast.vanilla
     rows: list[tuple[str, ...]] = [_HEADERS]
@@ -26,7 +26,7 @@ def stage_table(forecast: Forecast) -> str:
 
 
 def rank_table(forecast: Forecast) -> str:
-    """A line for each pipeline rank of each stage that takes steps."""
+    """Return a table with a line for each pipeline rank of each stage that has steps."""
     rows: list[tuple[str, ...]] = [_RANK_HEADERS]
     for stage in (stage for stage in forecast.stages if stage.stage.num_steps > 0):
         for pp_rank, rank in enumerate(stage.ranks):

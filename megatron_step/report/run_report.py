@@ -1,4 +1,4 @@
-"""What runs have come to, side by side: tables and a plot of the lines in their metrics.jsonl."""
+"""Comparison of runs: tables and a plot from their metrics.jsonl."""
 
 import json
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ _LAST_STEPS = 10
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run's metrics, and what they come to."""
+    """A run's metrics and their summary."""
 
     name: str
     """Name of the run's folder."""
     lines: list[dict[str, Any]]
-    """The lines of metrics.jsonl, one a step."""
+    """The lines of metrics.jsonl, one per step."""
 
     @property
     def loss(self) -> float:
-        """Mean training loss of the last steps, in nats per token: a single step's depends on its batch."""
+        """Mean training loss of the last steps, in nats per token; one step's loss depends on its batch."""
         return mean(line["loss"] for line in self.lines[-_LAST_STEPS:])
 
     @property
     def tokens_per_second(self) -> float:
-        """Median over the steps."""
+        """Median over the steps of the tokens per second."""
         return median(line["tokens_per_second"] for line in self.lines)
 
     @property
@@ -44,11 +44,11 @@ class RunReport:
 
     @property
     def stages(self) -> list["StageReport"]:
-        """What each growth stage has come to, in order."""
+        """The metrics of each growth stage, in order."""
         stages: list[StageReport] = []
         for index in sorted({line["stage_index"] for line in self.lines}):
-            before = stages[-1].lines[-1]["tokens"] if stages else 0
-            stages.append(StageReport(index, [line for line in self.lines if line["stage_index"] == index], before))
+            seen = stages[-1].lines[-1]["tokens"] if stages else 0
+            stages.append(StageReport(index, [line for line in self.lines if line["stage_index"] == index], seen))
         return stages
 
 
@@ -57,33 +57,33 @@ class StageReport:
     """A growth stage's metrics."""
 
     index: int
-    """Its number, from 0."""
+    """The stage's index, from 0."""
     lines: list[dict[str, Any]]
-    """The lines of its steps."""
+    """The lines of the stage's steps."""
     tokens_before: int
-    """Tokens that the run had seen when it began."""
+    """Tokens that the run had seen when the stage began."""
 
     @property
     def number(self) -> int:
-        """Its number for people, from 1."""
+        """The stage's number for people, from 1."""
         return self.index + 1
 
     @property
     def seconds(self) -> float:
-        """Median time of a step."""
+        """Median seconds of a step."""
         ends = [self.tokens_before, *(line["tokens"] for line in self.lines)]
         steps = zip(ends, ends[1:], self.lines)
         return median((end - start) / line["tokens_per_second"] for start, end, line in steps)
 
     def memory(self, name: str) -> int | None:
-        """Bytes of a kind, the largest of a rank; None where they were not measured."""
+        """Return the largest value of `name`, in bytes, over the stage's lines; None if it was not measured."""
         return max((line["memory"][name] for line in self.lines if name in line.get("memory", {})), default=None)
 
 
 def read_run(folder: Path) -> RunReport:
-    """The metrics of the run in `folder`.
+    """Read the metrics of the run in `folder`.
 
-    Raises FileNotFoundError if there are none, and ValueError if the file holds no finished step.
+    Raises FileNotFoundError if `folder` has no metrics.jsonl, and ValueError if the file holds no finished step.
     """
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -91,12 +91,12 @@ def read_run(folder: Path) -> RunReport:
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line for number, text in enumerate(texts, 1) if (line := _metrics(f"{path}:{number}", text)) is not None]
     if not lines:
-        raise ValueError(f"{path} holds no finished step")
+        raise ValueError(f"{path} holds no finished step: wait until the run has trained a step")
     return RunReport(folder.resolve().name, lines)
 
 
 def metrics_of_checkpoint(checkpoint: Path) -> list[dict[str, Any]]:
-    """The metrics of the run that a checkpoint, or the output folder `checkpoint`, belongs to; none if it has no file.
+    """Return the metrics of a checkpoint's run, or of the run whose output folder is given; [] without metrics.jsonl.
 
     Raises ValueError if the file holds no finished step.
     """
@@ -105,9 +105,9 @@ def metrics_of_checkpoint(checkpoint: Path) -> list[dict[str, Any]]:
 
 
 def _metrics(place: str, text: str) -> dict[str, Any] | None:
-    """A line's metrics; None for one that a run being stopped cut off.
+    """Return a line's metrics; None for a line that was cut off when the run stopped.
 
-    Raises ValueError for a whole line that no run wrote.
+    Raises ValueError for a complete line with a value that no run writes.
     """
     try:
         line = json.loads(text)
@@ -141,20 +141,20 @@ _LARGEST = 1e300
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number that can be counted with; a loss may be infinite or not a number."""
+    """Return whether a value is a usable number; a loss may be infinite or NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return isinstance(value, float) or abs(value) < _LARGEST
 
 
 def table(runs: list[RunReport]) -> str:
-    """One line a run, under a heading."""
+    """Return a table with one line per run."""
     heading = ["run", "steps", "tokens", "loss", "validation loss", "perplexity", "peak memory", "tokens/s"]
     return aligned([heading, *(_row(run) for run in runs)])
 
 
 def stage_table(runs: list[RunReport]) -> str:
-    """One line for each growth stage of each run, under a heading."""
+    """Return a table with one line for each growth stage of each run."""
     heading = ["run", "stage", "steps", "perplexity", "model states", "peak memory", "planned peak", "step time"]
     return aligned([heading, *(_stage_row(run, stage) for run in runs for stage in run.stages)])
 
@@ -192,7 +192,7 @@ def _row(run: RunReport) -> list[str]:
 
 
 def plot(runs: list[RunReport], path: Path) -> None:
-    """Draw losses and memory of the stages over the tokens seen, into a PNG file that appears when it is complete."""
+    """Plot losses and memory of the stages over the tokens seen, and write the figure as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -231,7 +231,7 @@ def _plot_losses(axes: Any, run: RunReport, color: str) -> None:
 
 
 def _plot_memory(axes: Any, run: RunReport, color: str) -> None:
-    """Peak and model states as steps, one for each stage (STEP, Yano et al., 2025, Figure 2)."""
+    """Plot peak memory and model states, constant within each stage (STEP, Yano et al., 2025, Figure 2)."""
     ends = [0, *(stage.lines[-1]["tokens"] for stage in run.stages)]
     for name, style, label in (("peak_bytes", "-", "peak"), ("model_state_bytes", "--", "model states")):
         levels = [level / 2**20 for stage in run.stages if (level := stage.memory(name)) is not None]

@@ -1,6 +1,6 @@
-"""Plans of a model over numbers of stages, adapter ranks, layouts and recompute: which of them none beats.
+"""The Pareto front of a model's plans over numbers of stages, adapter ranks, layouts and recompute.
 
-A plan is on the Pareto front if no other one needs less memory and is as fast, or is faster with as little memory.
+A plan is on the front unless another plan needs less memory and is as fast, or is faster with as little memory.
 """
 
 from collections.abc import Iterator
@@ -16,33 +16,33 @@ from megatron_step.planner.forecast import Forecast, forecast
 from megatron_step.report.text_table import aligned, format_bytes
 
 COUNTS = (1, 2, 3, 4, 6)
-"""Numbers of stages that are tried."""
+"""Numbers of stages to try."""
 RANKS = (16, 64, 128)
-"""Ranks of adapters that are tried."""
+"""Adapter ranks to try."""
 
 RECOMPUTES: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
-"""What is recomputed."""
+"""Values of parallel.recompute to try."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A config, and what its plan will need."""
+    """A config and the forecast of its plan."""
 
     config: RunConfig
     """The config."""
     dp_size: int
-    """Its data-parallel ranks."""
+    """Number of data-parallel ranks."""
     forecast: Forecast
-    """Its plan."""
+    """The plan, with its bytes and seconds."""
 
     @property
     def step_seconds(self) -> float:
-        """Of a step, on average over the run."""
+        """Mean seconds of a step over the run."""
         return self.forecast.seconds / self.forecast.plan.num_steps
 
 
 def variants(config: RunConfig, world_size: int, cluster: Cluster) -> Iterator[tuple[RunConfig, int]]:
-    """Every config that is tried, and its data-parallel size; none that cannot run on `world_size` GPUs."""
+    """Yield every config to try that can run on `world_size` GPUs, with its data-parallel size."""
     largest = min(group.gpus_per_node for group in cluster.nodes)
     tensor_sizes = [size for size in _powers(largest) if largest % size == 0]
     pipelines = [size for size in _powers(world_size) if size <= config.model.num_layers]
@@ -71,7 +71,7 @@ def variants(config: RunConfig, world_size: int, cluster: Cluster) -> Iterator[t
 
 
 def candidate(config: RunConfig, dp_size: int, vocab_size: int, cluster: Cluster) -> Candidate | None:
-    """The plan of a variant; None if there is none."""
+    """Plan a variant; return None if it cannot be planned."""
     try:
         return Candidate(config, dp_size, forecast(config, vocab_size, dp_size, cluster))
     except ValueError:
@@ -79,7 +79,7 @@ def candidate(config: RunConfig, dp_size: int, vocab_size: int, cluster: Cluster
 
 
 def pareto_front(candidates: list[Candidate]) -> list[Candidate]:
-    """Those that no other beats in both peak memory and time, by memory."""
+    """Return the candidates on the Pareto front of peak memory and time, ordered by memory."""
     front: list[Candidate] = []
     for item in sorted(candidates, key=lambda item: (item.forecast.peak_bytes, item.step_seconds)):
         if not front or item.step_seconds < front[-1].step_seconds:
@@ -88,7 +88,7 @@ def pareto_front(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def front_table(front: list[Candidate]) -> str:
-    """A line for each plan."""
+    """Return a table with a line for each plan."""
     rows = [("peak", "fits", "s/step", "stages", "layers", "adapter rank", "TP", "PP", "DP", "recompute")]
     for item in front:
         parallel, plan = item.config.parallel, item.forecast.plan
@@ -110,18 +110,18 @@ def front_table(front: list[Candidate]) -> str:
 
 
 def plot(candidates: list[Candidate], front: list[Candidate], path: Path, marks: dict[str, float]) -> None:
-    """Memory over time of all candidates, the front among them, as a PNG; `marks` are bytes to draw a line at."""
+    """Plot memory over time of all candidates and the front, as a PNG; `marks` are lines to draw, in bytes by label."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.add_subplot(xlabel="seconds of a step, on average over the run", ylabel="peak memory of a GPU, GiB")
     for count in sorted({len(item.forecast.plan.stages) for item in candidates}):
-        of_count = [item for item in candidates if len(item.forecast.plan.stages) == count]
+        same_count = [item for item in candidates if len(item.forecast.plan.stages) == count]
         label = "ordinary training" if count == 1 else f"{count} stages"
-        axes.plot(*_points(of_count), ".", alpha=0.4, label=label)
+        axes.plot(*_points(same_count), ".", alpha=0.4, label=label)
     axes.plot(*_points(front), "k.-", drawstyle="steps-post", label="Pareto front")
-    for name, at_bytes in marks.items():
-        axes.axhline(at_bytes / 2**30, linestyle="--", color="gray", label=name)
+    for name, mark_bytes in marks.items():
+        axes.axhline(mark_bytes / 2**30, linestyle="--", color="gray", label=name)
     axes.set(xscale="log", yscale="log")
     axes.legend()
     figure.savefig(path, format="png", dpi=150)
@@ -132,5 +132,5 @@ def _points(items: list[Candidate]) -> tuple[list[float], list[float]]:
 
 
 def _powers(limit: int) -> list[int]:
-    """1, 2, 4, ... up to `limit`."""
+    """Powers of two, 1, 2, 4, ..., up to `limit`."""
     return [2**exponent for exponent in range(limit.bit_length())]

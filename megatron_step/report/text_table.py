@@ -1,10 +1,10 @@
-"""Tables and numbers of bytes as plain text."""
+"""Plain-text tables, and sizes in MiB or GiB."""
 
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as lines of columns: the first to the left, the others to the right."""
+    """Return rows as lines with aligned columns: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(
@@ -15,6 +15,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """`count` bytes in MiB, or from 1 GiB on in GiB."""
+    """Return `count` bytes as text in MiB, or in GiB from 1 GiB on."""
     mebibytes = count / 2**20
     return f"{mebibytes / 1024:.2f} GiB" if mebibytes >= 1024 else f"{mebibytes:.1f} MiB"

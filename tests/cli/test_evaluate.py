@@ -75,7 +75,7 @@ def test_loss_and_text(
         (["."], ". is neither a checkpoint"),
         (["nowhere", "--tokens", "0"], "--tokens must be at least 1"),
         (["nowhere", "--stride", "4"], "--stride needs a text to slide over"),
-        (["nowhere", "--text", "nothing.txt"], "no such file or folder: nothing.txt"),
+        (["nowhere", "--text", "nothing.txt"], "the input nothing.txt does not exist"),
         (["nowhere", "--text", "empty.txt"], "empty.txt is empty"),
     ],
 )

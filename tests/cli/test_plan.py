@@ -85,7 +85,7 @@ def test_a_sweep_makes_a_figure(tmp_path: Path) -> None:
         (["--stages.count", "40"], "stages.count 40 is more than model.num_layers 32"),
         (["--parallel.tensor_parallel_size", "16"], "the cluster has 8 GPUs, fewer than"),
         (["--world-size", "6"], "a world of 6 ranks does not fit"),
-        (["--world-size", "0"], "the world size must be at least 1, not 0"),
+        (["--world-size", "0"], "the world size is 0: it must be at least 1"),
         (["--world-size", "16"], "the cluster has 8 GPUs, but tensor x data x pipeline parallel is 4 x 2 x 2 = 16"),
         (["--count", "3"], "--count 3 is not a range"),
         (["--mark", "x", "--sweep"], "--mark x must be a name and a share"),

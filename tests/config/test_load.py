@@ -118,7 +118,7 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, text: str, message: str) -
         ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate must be a finite number, not inf"),
         ("output_dir", 5, "output_dir is 5: it must be text"),
         ("output_dir", "a\0b", "a character that no file name can hold"),
-        ("data.tokenizer", "~nobody_of_this_name/t", "a user nobody_of_this_name"),
+        ("data.tokenizer", "~nobody_of_this_name/t", "home folder of user nobody_of_this_name"),
     ],
 )
 def test_a_value_of_another_kind_is_named_with_what_is_due(path: Path, key: str, value: object, message: str) -> None:
@@ -213,4 +213,4 @@ def test_help_names_every_key_and_its_meaning(capsys: pytest.CaptureFixture[str]
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--parallel.tensor_parallel_size" in shown
-    assert "Samples that a rank holds in memory at once." in shown
+    assert "Samples that a rank processes at once." in shown

@@ -41,7 +41,7 @@ def test_a_path_is_read_as_a_shell_reads_it(text: str, path: str) -> None:
     [
         ("$NOWHERE/x", "variable NOWHERE, which is not set"),
         ("a/${NOWHERE}", "variable NOWHERE, which is not set"),
-        ("~nobody_of_this_name/x", "the home of a user nobody_of_this_name"),
+        ("~nobody_of_this_name/x", "the home folder of user nobody_of_this_name"),
         ("a\0b", "a character that no file name can hold"),
     ],
 )

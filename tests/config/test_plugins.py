@@ -30,10 +30,13 @@ def test_lists_of_all_plugins_are_put_together(tmp_path: Path, monkeypatch: pyte
     ("text", "message"),
     [
         (None, "there is no module faulty_plugin_0: start in its folder, or add its folder to PYTHONPATH"),
-        ("import not_there_at_all", "the module faulty_plugin_1 needs not_there_at_all, which is not installed"),
+        (
+            "import not_there_at_all",
+            "the module faulty_plugin_1 needs not_there_at_all, which is not installed: install not_there_at_all",
+        ),
         ("1 / 0", "the module faulty_plugin_2 cannot be imported: ZeroDivisionError: division by zero"),
-        ("hooks = 3", "faulty_plugin_3.hooks is not a list of functions"),
-        ("hooks = ['print']", "faulty_plugin_4.hooks is not a list of functions"),
+        ("hooks = 3", "faulty_plugin_3.hooks is not a list of functions: make it one"),
+        ("hooks = ['print']", "faulty_plugin_4.hooks is not a list of functions: make it one"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -29,10 +29,13 @@ from megatron_step.config.run import (
         (lambda: CheckpointConfig(keep=-1), "must not be negative"),
         (lambda: CheckpointConfig(resume=""), "auto, none or the path"),
         (lambda: LoggingConfig(interval=0), "at least 1"),
-        (lambda: LoggingConfig(wandb="team/project"), "'team/project' is no name of a Weights & Biases project"),
+        (
+            lambda: LoggingConfig(wandb="team/project"),
+            "'team/project' is not a valid name of a Weights & Biases project",
+        ),
         (lambda: LoggingConfig(wandb=""), "take 1 to 128 characters"),
         (lambda: small_config(output_dir=""), "output_dir is empty"),
-        (lambda: small_config(evaluation={"interval": 5}, data=_UNSPLIT), "nothing to evaluate on"),
+        (lambda: small_config(evaluation={"interval": 5}, data=_UNSPLIT), "there is no validation text"),
         (lambda: small_config(stages={"count": 2, "layers": [3, 2]}), r"\[3, 2\] add up to 5 layers.*num_layers is 4"),
         (lambda: small_config(stages={"count": 5}), "stages.count 5 is more than model.num_layers 4"),
         (
@@ -92,12 +95,12 @@ def _config(parallel: dict | None = None, **training: object) -> RunConfig:
         (
             _config(ramp_up=RampUpConfig(2, 2, 9)),
             2,
-            "a global batch of 2 samples .* ramp_up.increment must be multiples of 4",
+            "a global batch of 2 samples .* ramp_up.increment to multiples of 4",
         ),
         (
             _config({"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}, micro_batch_size=8),
             2,
-            "number of micro-batches, here 1, to be a multiple of parallel.pipeline_parallel_size 2: "
+            "the number of micro-batches, 1, is not a multiple of parallel.pipeline_parallel_size 2, .*: "
             "set training.global_batch_size to 16, or training.micro_batch_size to 4",
         ),
     ],

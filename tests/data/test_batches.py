@@ -35,7 +35,7 @@ def test_every_layout_takes_exactly_the_samples_of_the_global_batch(
 
 @pytest.mark.parametrize(("size", "micro", "dp"), [(8, 3, 1), (8, 2, 3), (2, 2, 2), (0, 1, 1)])
 def test_indivisible_global_batch(size: int, micro: int, dp: int) -> None:
-    with pytest.raises(ValueError, match=rf"make it a multiple of {micro * dp}"):
+    with pytest.raises(ValueError, match=rf"to a multiple of {micro * dp}"):
         micro_batch_samples(0, size, micro, 0, dp)
 
 
@@ -49,7 +49,7 @@ def test_batches() -> None:
 
 @pytest.mark.parametrize("first", [-1, 989, 5000])
 def test_beyond_the_dataset(first: int) -> None:
-    with pytest.raises(ValueError, match="lie outside the 1000 of the dataset"):
+    with pytest.raises(ValueError, match="but the dataset has 1000 samples"):
         batches(Numbers(), first, 12, 2, 0, 3)
 
 

@@ -139,7 +139,7 @@ def test_corpus_made_anew_is_not_read_through_old_index_files(
 def test_too_little_data(config: DataConfig, folder: Path, tokenizer: Tokenizer) -> None:
     tiny, one = str(folder / "tiny"), str(folder / "one")
     with pytest.raises(
-        ValueError, match=r"tiny has 2 tokens in 1 documents for train, a sample of seq_length 32 needs 33"
+        ValueError, match=r"tiny has 2 tokens in 1 documents for train, but a sample of model.seq_length 32 needs 33"
     ):
         build_datasets(replace(config, train=[(1.0, tiny)]), SEQ, tokenizer, 10, 10)
     with pytest.raises(ValueError, match=r"tiny has 2 tokens in 1 documents for validation"):
@@ -157,7 +157,7 @@ def test_corpora_are_checked(config: DataConfig, folder: Path, tokenizer: Tokeni
 
 def test_unwritable_cache(config: DataConfig, tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write index files of the data below .*file.*set data\.cache_dir"):
+    with pytest.raises(OSError, match=r"cannot write the data's index files to .*file.*set data\.cache_dir"):
         build_datasets(replace(config, cache_dir=str(tmp_path / "file")), SEQ, tokenizer, 10, 10)
     assert not dist.is_initialized()
 

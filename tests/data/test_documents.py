@@ -81,8 +81,8 @@ def test_parquet(tmp_path: Path, kind: pyarrow.DataType) -> None:
         (b'{"text": "\\ud800"}', r"a\.jsonl:2: the text holds one half of a surrogate pair", "invalid UTF-8"),
         (b'{"text": "a"', r"a\.jsonl:2: not valid JSON", "invalid JSON"),
         (b"[" * 100_000, r"a\.jsonl:2: not valid JSON", "invalid JSON"),
-        (b'["text"]', r"a\.jsonl:2: a JSON object is needed, not a list", "invalid JSON"),
-        (b'{"content": "a"}', r"a\.jsonl:2: no text under the key 'text' \(it has content\)", "missing text"),
+        (b'["text"]', r"a\.jsonl:2: the record is a list, not a JSON object", "invalid JSON"),
+        (b'{"content": "a"}', r"a\.jsonl:2: there is no key 'text' \(keys: content\)", "missing text"),
         (b'{"text": null}', r"a\.jsonl:2: the text is null, not a string", "missing text"),
         (b'{"text": 3}', r"a\.jsonl:2: the text is int, not a string", "missing text"),
         (b'{"text": "a", "text": "b"}', r"a\.jsonl:2: the key text is given twice", "invalid JSON"),
@@ -113,7 +113,7 @@ def test_a_json_file_holds_one_array_or_one_object(tmp_path: Path, indent: int |
 
 def test_bad_elements_of_a_json_array(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps([{"text": "one"}, 5, {"body": "b"}, {"text": "last"}]))
-    with pytest.raises(ValueError, match=r"a\.json, element 2: a JSON object is needed, not a int.*--skip-invalid"):
+    with pytest.raises(ValueError, match=r"a\.json, element 2: the record is a int, not a JSON object.*--skip-invalid"):
         read(path)
     reader = DocumentReader([path], skip_invalid=True)
     assert whole_documents(reader) == ["one", "last"]
@@ -144,7 +144,7 @@ def test_text_file_that_ends_inside_a_character(tmp_path: Path) -> None:
 
 def test_text_file_of_white_space(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", b" \n\n")
-    with pytest.raises(ValueError, match=r"a\.txt: the file holds no text"):
+    with pytest.raises(ValueError, match=r"a\.txt: the file has no text"):
         read(path)
     reader = DocumentReader([path, write(tmp_path / "b.txt", b"b")], skip_invalid=True)
     assert whole_documents(reader) == ["b"] and reader.skipped == {"empty text": 1}
@@ -160,7 +160,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
     reader = DocumentReader([path], skip_invalid=True)
     assert whole_documents(reader) == ["good", "last"]
     assert reader.skipped == {"invalid UTF-8": 1, "missing text": 1}
-    with pytest.raises(ValueError, match="no column 'body': name one of text, number with --key"):
+    with pytest.raises(ValueError, match="no column 'body': choose one of text, number with --key"):
         read(path, key="body")
     with pytest.raises(ValueError, match="the column 'number' holds int64, not text"):
         read(path, key="number")
@@ -172,7 +172,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
 def test_one_json_array_instead_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron_step.data.documents._MAX_RECORD_BYTES", 1000)
     path = write(tmp_path / "a.jsonl", json.dumps([{"text": "x" * 2000}]))
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: a line of more than .* one JSON array"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the line is longer than .* one JSON array"):
         read(path, skip_invalid=True)
 
 

@@ -44,12 +44,12 @@ def test_more_workers_than_chunks_and_no_chunk(tokenizer: Tokenizer) -> None:
 
 
 def test_failing_text_is_an_error_here(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="cannot tokenize some text"), EncoderPool(tokenizer, 1, UINT16) as pool:
+    with pytest.raises(ValueError, match="cannot tokenize the text"), EncoderPool(tokenizer, 1, UINT16) as pool:
         list(pool.map(iter([[Piece("\ud800", True)]])))
 
 
 def test_killed_worker_is_an_error_and_no_hang(tokenizer: Tokenizer) -> None:
-    with pytest.raises(RuntimeError, match="a tokenizing process died"), EncoderPool(tokenizer, 2, UINT16) as pool:
+    with pytest.raises(RuntimeError, match="a worker process died"), EncoderPool(tokenizer, 2, UINT16) as pool:
 
         def chunks() -> Iterator[list[Piece]]:
             for index in range(100):

@@ -16,7 +16,7 @@ def test_the_chosen_token_wins_then_the_tokenizers_own_then_a_usual_one() -> Non
 
 
 def test_a_token_that_is_not_there_is_named_with_those_that_would_do() -> None:
-    with pytest.raises(ValueError, match=r"its path has no token '</s>' .*as <\|endoftext\|>"):
+    with pytest.raises(ValueError, match=r"its path lacks the token '</s>'.*such as <\|endoftext\|>"):
         end_of_document_id("its path", TOKENS.get, "</s>", 9)
     with pytest.raises(ValueError, match="no token to end a document"):
         end_of_document_id("its path", {"a": 0}.get, None, None)
@@ -28,5 +28,5 @@ def test_another_end_is_another_tokenizer(tokenizer_path: str, tmp_path: Path) -
     assert own.fingerprint != chosen.fingerprint
     assert load_tokenizer(tokenizer_path, "</s>").fingerprint == own.fingerprint
     assert end_of_document_line(chosen) == "documents end with '<s>' (id 1)"
-    with pytest.raises(ValueError, match="has no token '<end>'"):
+    with pytest.raises(ValueError, match="lacks the token '<end>'"):
         load_tokenizer(tokenizer_path, "<end>")

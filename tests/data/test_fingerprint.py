@@ -49,7 +49,7 @@ def test_each_difference_is_named(tmp_path: Path, config: DataConfig, tokenizer:
         r"data\.split: None -> \[0\.99, 0\.01\]": (replace(config, split=(99, 1)), 32, 100),
     }
     for message, (changed, seq_length, num_samples) in changes.items():
-        with pytest.raises(ValueError, match=message + r".*Restore it .* or start another run"):
+        with pytest.raises(ValueError, match=message + r".*Restore the old data .* or start a new run"):
             check_fingerprint(saved, data_fingerprint(changed, tokenizer, seq_length, num_samples))
 
 

@@ -44,12 +44,12 @@ def test_types_of_text(kind: pa.DataType) -> None:
     ids=str,
 )
 def test_other_types_are_named(kind: pa.DataType) -> None:
-    with pytest.raises(ValueError, match="a.parquet: the column 'text' holds .*, not text: name a text column"):
+    with pytest.raises(ValueError, match="a.parquet: the column 'text' holds .*, not text: choose a text column"):
         text_column(Path("a.parquet"), pa.schema([("text", kind)]), "text")
 
 
 def test_a_column_must_be_there_once() -> None:
-    with pytest.raises(ValueError, match="a.parquet has no column 'text': name one of a, b with --key"):
+    with pytest.raises(ValueError, match="a.parquet has no column 'text': choose one of a, b with --key"):
         text_column(Path("a.parquet"), pa.schema([("a", pa.string()), ("b", pa.string())]), "text")
     with pytest.raises(ValueError, match="a.parquet has 2 columns 'text'"):
         text_column(Path("a.parquet"), pa.schema([("text", pa.string()), ("text", pa.string())]), "text")

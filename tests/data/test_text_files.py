@@ -73,8 +73,8 @@ def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
     ("inputs", "error", "message"),
     [
         ([], ValueError, "no input given"),
-        (["missing.txt"], FileNotFoundError, r"no such file or folder: .*missing\.txt"),
-        (["a.md"], ValueError, r"a\.md: unknown kind of file; text is read from \.txt"),
+        (["missing.txt"], FileNotFoundError, r"the input .*missing\.txt does not exist"),
+        (["a.md"], ValueError, r"a\.md is a file of an unknown kind: text is read from \.txt"),
         (["empty.txt"], ValueError, r"empty\.txt is empty"),
         (["folder"], ValueError, "the folder .*folder holds no text file.*left out 1 .*b.md: of an unknown kind"),
         (["a.txt", "."], ValueError, r"names .*a\.txt twice"),

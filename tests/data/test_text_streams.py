@@ -72,7 +72,7 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path: Path, encoding: str) -> 
 def test_utf16_without_a_mark_is_refused_and_a_few_zeros_are_not(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("plain words".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="as in UTF-16 without a byte order mark; convert it"):
+    with pytest.raises(ValueError, match="as in UTF-16 without a byte order mark. Convert"):
         read_text(path)
     path.write_bytes(b"NUL \0 inside\0")
     assert read_text(path) == b"NUL \0 inside\0"

@@ -137,7 +137,7 @@ def test_no_end_of_document_token(folder: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"the tokenizer .*nowhere does not exist"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
@@ -186,7 +186,7 @@ def test_another_tokenizer_fits_if_it_gives_the_same_ids(folder: Path, tmp_path:
     assert load_tokenizer(saved_again).fingerprint != own.fingerprint
     with pytest.raises(ValueError, match=r"is not the tokenizer .*\(the ids of .* differ"):
         fitting_tokenizer(str(other), own.vocab_size, own.fingerprint, str(folder))
-    with pytest.raises(ValueError, match="no longer there to compare"):
+    with pytest.raises(ValueError, match="no longer exists to compare"):
         fitting_tokenizer(str(saved_again), own.vocab_size, own.fingerprint, str(tmp_path / "moved"))
     with pytest.raises(ValueError, match="has changed since"):
         fitting_tokenizer(str(saved_again), own.vocab_size, "another", str(folder))

@@ -72,7 +72,9 @@ def test_same_model_from_every_kind_of_file(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
 def test_vocabulary_that_the_text_cannot_fill(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "a.txt").write_text("hello world\n" * 10)
-    with pytest.raises(ValueError, match=r"cannot fill a vocabulary of 8000 tokens: ask for at most \d+") as raised:
+    with pytest.raises(
+        ValueError, match=r"--vocab-size 8000 is too large for this text: set it to at most \d+"
+    ) as raised:
         train_tokenizer([tmp_path / "a.txt"], tmp_path / "a.model", 8000, model_type=model_type)
     most = int(str(raised.value).split("at most ")[1].split()[0])
     train_tokenizer([tmp_path / "a.txt"], tmp_path / "b.model", most, model_type=model_type)

@@ -23,7 +23,7 @@ _CACHE = HERE.parents[1] / "build" / "emulation"
 
 
 def emulation_works() -> bool:
-    """Whether there is a compiler, and the machine is one whose fibers the emulation knows."""
+    """Return whether there is a compiler, and the machine is one whose fibers the emulation knows."""
     return shutil.which("g++") is not None and sysconfig.get_platform() == "linux-x86_64"
 
 

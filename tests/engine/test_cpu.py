@@ -72,4 +72,4 @@ def test_the_hook_is_installed_once() -> None:
 def test_a_late_installation_is_refused() -> None:
     program = "import megatron.core, megatron_step"
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "megatron.core was imported before megatron_step; import megatron_step first" in finished.stderr
+    assert "megatron.core was imported before megatron_step: import megatron_step first" in finished.stderr

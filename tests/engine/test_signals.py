@@ -22,7 +22,7 @@ def test_a_signal_is_noted_while_training(number: signal.Signals, capfd: pytest.
         assert stop
         assert stop.signal_name == number.name
     assert signal.getsignal(number) is before
-    assert f"{number.name}: this step is finished and saved" in capfd.readouterr().err
+    assert f"{number.name}: the run finishes and saves this step" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -57,7 +57,7 @@ def test_an_exported_model_that_is_not_whole(exported: Path, tmp_path: Path) -> 
     tensors = load_file(weights)
     norm = tensors.pop("model.norm.weight")
     save_file(tensors, weights)
-    with pytest.raises(ValueError, match="has no tensor model.norm.weight"):
+    with pytest.raises(ValueError, match="lacks the tensor model.norm.weight"):
         open_model(model).__enter__()
     save_file({**tensors, "model.norm.weight": norm[:-1].clone()}, weights)
     with pytest.raises(ValueError, match="has model.norm.weight in shape"):

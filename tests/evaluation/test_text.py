@@ -57,7 +57,7 @@ def test_separators_keys_and_what_is_left_out(tmp_path: Path, small_data: DataCo
 def test_no_text(tmp_path: Path, small_data: DataConfig) -> None:
     tokenizer = load_tokenizer(small_data.tokenizer)
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(ValueError, match="the file holds no text"):
+    with pytest.raises(ValueError, match="the file has no text"):
         text_of_files([tmp_path / "a.txt"], tokenizer)
     with pytest.raises(ValueError, match="the input holds no document"):
         text_of_files([tmp_path / "a.txt"], tokenizer, skip_invalid=True)

@@ -89,7 +89,7 @@ def test_a_single_file_counts_and_an_older_index_does_not(tmp_path: Path, keeps_
 def test_an_adapter_in_the_folder_is_refused(tmp_path: Path) -> None:
     folder = saved(tmp_path / "hf", llama())
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="has an adapter .*merge it with peft"):
+    with pytest.raises(ValueError, match="has an adapter .*merge the adapter with peft"):
         open_folder(folder, None)
 
 
@@ -97,9 +97,7 @@ def test_more_layers_than_tensors_are_refused_at_once(tmp_path: Path) -> None:
     folder = saved(tmp_path / "hf", llama())
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**written, "num_hidden_layers": 10**12}))
-    with pytest.raises(
-        ValueError, match="has 21 tensors, but its config.json says num_hidden_layers 1,000,000,000,000"
-    ):
+    with pytest.raises(ValueError, match="has 21 tensors, but its config.json has num_hidden_layers 1,000,000,000,000"):
         open_folder(folder, None)
 
 
@@ -107,6 +105,6 @@ def test_weights_in_another_form_are_named(tmp_path: Path) -> None:
     folder = saved(tmp_path / "hf", llama())
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(
-        FileNotFoundError, match="only safetensors are supported; it has pytorch_model.bin: save the mo"
+        FileNotFoundError, match="only safetensors are supported: save pytorch_model.bin as safetensors"
     ):
         open_folder(folder, None)

@@ -75,7 +75,7 @@ def test_what_training_changed_is_said(source: Path) -> None:
     assert changes == [
         "num_hidden_layers 1 -> 3",
         "max_position_embeddings 512 -> 1024",
-        "token 7, which ended documents in training, stops a text, too",
+        "token 7, which ended documents in training, is a stop token, too",
     ]
     assert generation_config(architecture, kept) == {**GENERATION, "eos_token_id": [1, 5, 7]}
 
@@ -95,7 +95,7 @@ def test_a_window_stays_while_the_layers_do() -> None:
     grown, changes = with_kept_config({**shape, "num_hidden_layers": 3}, kept)
     assert "sliding_window" not in grown
     assert grown["max_position_embeddings"] == 64
-    assert "the sliding window of some layers is left out" in changes[0]
+    assert "the sliding window of some layers is omitted" in changes[0]
     mistral = {**kept, "model_type": "mistral", "window": {"sliding_window": 64}}
     back, changes = with_kept_config({**shape, "model_type": "llama", "num_hidden_layers": 2}, mistral)
     assert (back["model_type"], back["sliding_window"], changes) == ("mistral", 64, [])
@@ -124,14 +124,14 @@ def test_loosely_written_settings_do_not_spoil_an_export(source: Path, tmp_path:
     assert (kept["eos_token_id"], kept["pad_token_id"]) == ([1, 5], 9)
     assert not {"use_cache", "id2label"} & kept.keys()
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": {"a": 1}}')
-    with pytest.raises(ValueError, match="generation_config.json has eos_token_id .* must be a token's number"):
+    with pytest.raises(ValueError, match="generation_config.json has eos_token_id .* must be a token id"):
         kept_settings(tmp_path)
 
 
 def test_a_card_that_cannot_be_read_is_said(source: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
     (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(ValueError, match="front matter of .*README.md is not YAML") as raised:
+    with pytest.raises(ValueError, match="front matter of .*README.md is not valid YAML") as raised:
         kept_settings(tmp_path)
     assert "\n" not in str(raised.value)
 

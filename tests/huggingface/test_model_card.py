@@ -40,7 +40,7 @@ def test_every_stage_has_a_line() -> None:
     text = card(14, 1)
     assert "1,234,567 weights (LlamaForCausalLM, bfloat16): layers 4, width 96" in text
     assert "for 14 steps, 3,584 tokens, in fp32" in text
-    assert "began with the weights of `imported/llama`" in text
+    assert "started from the weights of `imported/llama`" in text
     assert "grew by interpolate, upper, mean; adapters had rank 4 and alpha 8." in text
     assert "| 1 | 2 | 6 | 1,536 | 4.0000 | - |" in text
     assert "| 2 | 2 + 2 new | 8 | 2,048 | 3.0000 | - |" in text
@@ -56,7 +56,7 @@ def test_a_stage_ends_where_the_checkpoint_is() -> None:
 
 
 def test_an_imported_model_was_not_trained_and_an_adapter_is_loaded_with_peft() -> None:
-    assert "imported by megatron_step, and not trained since" in card(0, 0)
+    assert "megatron_step imported the model and did not train it" in card(0, 0)
     assert 'PeftModel.from_pretrained(base, "mine/adapter")' in card(14, 1, has_adapter=True)
     assert "PeftModel" not in card(14, 1)
 
@@ -65,5 +65,5 @@ def test_what_was_kept_of_the_model_and_what_changed_since_stand_in_it() -> None
     text = card(14, 1, changes=["num_hidden_layers 2 -> 4"], kept={"card": {"license": "mit", "base_model": "a/b"}})
     front = yaml.safe_load(text.split("---")[1])
     assert (front["license"], front["base_model"], front["library_name"]) == ("mit", "a/b", "transformers")
-    assert "Changed since its import: num_hidden_layers 2 -> 4." in text
+    assert "Changes since the import: num_hidden_layers 2 -> 4." in text
     assert "token 1 at its end" in text

@@ -30,7 +30,7 @@ def test_nothing_is_left_of_one_that_fails(tmp_path: Path) -> None:
 
 
 def test_what_stands_in_the_way(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="exists already"), new_folder(tmp_path, 0):
+    with pytest.raises(FileExistsError, match="already exists"), new_folder(tmp_path, 0):
         pass
     needed = shutil.disk_usage(tmp_path).total * 2
     with pytest.raises(OSError, match="MiB are free"), new_folder(tmp_path / "out", needed):

@@ -131,10 +131,15 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(saved: Saved, tmp_p
     kept = sorted(tmp_path.iterdir())
     cases: list[tuple[Path, ExportOptions, Path, str]] = [
         (tmp_path / "nowhere", ExportOptions(), tmp_path / "out", "there is no checkpoint"),
-        (checkpoint, ExportOptions(), there, "exists already"),
+        (checkpoint, ExportOptions(), there, "already exists"),
         (checkpoint, ExportOptions(tokenizer=str(other)), tmp_path / "out", "not the tokenizer"),
         (checkpoint, ExportOptions(tokenizer=str(large)), tmp_path / "out", "has 5,001 tokens"),
-        (checkpoint, ExportOptions(tokenizer=str(tmp_path / "none")), tmp_path / "out", "no tokenizer at"),
+        (
+            checkpoint,
+            ExportOptions(tokenizer=str(tmp_path / "none")),
+            tmp_path / "out",
+            "does not exist: give a SentencePiece",
+        ),
     ]
     for path, options, out, message in cases:
         with pytest.raises((ValueError, OSError), match=message):

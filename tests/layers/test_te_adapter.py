@@ -111,7 +111,7 @@ def test_without_an_adapter_it_is_what_it_was(alone: Parallel) -> None:
 
 
 def test_what_is_no_linear_is_refused() -> None:
-    with pytest.raises(TypeError, match="LayerNorm is not a linear"):
+    with pytest.raises(TypeError, match="LayerNorm cannot hold an adapter"):
         make_adaptable(torch.nn.LayerNorm(4), sequence_parallel=False)
 
 

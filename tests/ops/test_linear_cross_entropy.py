@@ -130,7 +130,7 @@ def compare_split_with_whole(rank: int, port: int) -> None:
             torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(part.grad.double(), hidden.grad, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(local.grad.double(), weight.grad[mine], rtol=1e-5, atol=1e-5)
-        with pytest.raises(ValueError, match="vocab_size is needed"):
+        with pytest.raises(ValueError, match="vocab_size is None"):
             linear_cross_entropy(part, local, labels, group=group)
     finally:
         dist.destroy_process_group()

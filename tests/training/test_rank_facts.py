@@ -117,7 +117,7 @@ KINDS: dict[str, tuple[Callable[[ExitStack], None], str, int]] = {
     ),
     "no config": (missing_config, f"rank 2 on {HOST}: cannot read the config config.yaml: No such file", 2),
     "bad option": (bad_option, f"rank 2 on {HOST}: unknown option --training.sede", 2),
-    "no tokenizer": (missing_tokenizer, f"rank 2 on {HOST}: no tokenizer at tokenizer.model", 2),
+    "no tokenizer": (missing_tokenizer, f"rank 2 on {HOST}: the tokenizer tokenizer.model does not exist", 2),
     "no corpus": (missing_corpus, f"rank 2 on {HOST}: corpus.idx does not exist", 2),
     "data of the same size": (other_bytes, "corpus.bin differs between ranks: ", 2),
     "no side file": (other_side_file, f"corpus.json differs between ranks: no file for rank 2 on {HOST}", 2),

@@ -154,7 +154,7 @@ def test_changed_text_is_refused(worlds: Worlds, stopped: RunConfig, small_data:
     content[1000:1002], content[1002:1004] = content[1002:1004], content[1000:1002]
     assert content != (moved / "corpus.bin").read_bytes()
     (moved / "corpus.bin").write_bytes(content)
-    with pytest.raises(WorldError, match=r"ValueError: the data is not what .*data\.train\[0\]\.bin\.hash"):
+    with pytest.raises(WorldError, match=r"ValueError: the data differs from .*data\.train\[0\]\.bin\.hash"):
         worlds(1).run(train, config=config)
 
 

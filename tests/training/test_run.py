@@ -75,7 +75,7 @@ def _no_tokenizer(data: DataConfig) -> DataConfig:
         (lambda data: data, {"model": {"vocab_size": 100}}, "model.vocab_size 100 is smaller than the 400 tokens"),
         (lambda data: data, {"training": {"micro_batch_size": 3}}, "8 samples is not divisible"),
         (lambda data: data, {"parallel": {"tensor_parallel_size": 2}}, "a world of 1 ranks does not fit"),
-        (lambda data: data, {"model": {"seq_length": 50_000}}, "give more text, a smaller seq_length"),
+        (lambda data: data, {"model": {"seq_length": 50_000}}, "add text, lower model.seq_length"),
         (lambda data: data, {"checkpoint": {"resume": "nowhere"}}, "there is no checkpoint nowhere"),
         (lambda data: data, {"stages": {"start_from": "nowhere"}}, "nowhere"),
         (

@@ -1,10 +1,10 @@
-"""torch's default process group: its store, where ranks can leave what is no tensor."""
+"""The store of torch's default process group, through which ranks exchange values that are not tensors."""
 
 import torch
 from torch.distributed import Store
 
 
 def default_store() -> Store:
-    """The store that the ranks of the default process group have met in."""
+    """Return the store of torch's default process group."""
     store: Store = torch.distributed.distributed_c10d._get_default_store()
     return store

@@ -1,4 +1,4 @@
-"""Steps inside megatron-core's modules: the product of a linear, a model's outputs, scaled rotary frequencies."""
+"""Steps inside megatron-core's modules: a linear's matrix product, a model's outputs, scaled rotary frequencies."""
 
 from typing import Any, TypeVar
 
@@ -9,9 +9,9 @@ Module = TypeVar("Module", bound=type)
 
 
 def multiplies(linear: Module) -> Module:
-    """Class decorator: megatron-core's column- or row-parallel linear computes by the class's own `multiply`.
+    """Make a subclass of megatron-core's column- or row-parallel linear compute by its own `multiply` (a decorator).
 
-    Its arguments come by name: input, weight, bias, allreduce_dgrad, sequence_parallel, tp_group, and more.
+    `multiply` gets its arguments by name: input, weight, bias, allreduce_dgrad, sequence_parallel, tp_group, and more.
     """
     changed: Any = linear
     changed._forward_impl = changed.multiply  # only `forward` calls it (megatron-core 0.16.1)
@@ -19,9 +19,9 @@ def multiplies(linear: Module) -> Module:
 
 
 def computes_outputs(model: Module) -> Module:
-    """Class decorator: megatron-core's GPTModel goes from the last hidden states on by the class's own `outputs`.
+    """Make a subclass of megatron-core's GPTModel compute its outputs by its own `outputs` (a class decorator).
 
-    Its arguments come by name: hidden_states, labels, and more.
+    `outputs` gets its arguments by name: hidden_states (those of the last layer), labels, and more.
     """
     changed: Any = model
     changed._postprocess = changed.outputs  # only `forward` calls it (megatron-core 0.16.1)
@@ -31,8 +31,8 @@ def computes_outputs(model: Module) -> Module:
 def scaled_frequencies(
     rotary: RotaryEmbedding, factor: float, low_freq_factor: float, high_freq_factor: float, original_length: int
 ) -> Tensor:
-    """The inverse frequencies [d / 2] of a rotary embedding, after Llama-3's scaling."""
-    # Its constructor takes the factor alone (megatron-core 0.16.1).
+    """Return the inverse frequencies [d / 2] of a rotary embedding after Llama-3's scaling."""
+    # The constructor of RotaryEmbedding takes only the factor (megatron-core 0.16.1).
     return rotary._apply_scaling(
         rotary.inv_freq,
         factor=factor,

@@ -1,4 +1,4 @@
-"""Operations of torch that have no public name, and how to follow the operations that run."""
+"""Operations of torch that have no public name, and the class that observes all operations."""
 
 import os
 from typing import Any
@@ -6,39 +6,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Follow every operation of a block, to measure its memory; torch documents both under these paths (torch 2.13.0).
+# Observe every operation of a block, to measure memory; torch documents both under these paths (torch 2.13.0).
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 
 # torch.optim.AdamW calls it too, but keeps a step count for each parameter (torch 2.13.0).
 fused_adamw_ = torch._fused_adamw_
-"""fused_adamw_(params, grads, first moments, second moments, [], step counts, lr=..., ...): an update, in place."""
+"""fused_adamw_(params, grads, first moments, second moments, [], step counts, lr=..., ...): update in place."""
 
-# One call for all gradients; torch.nn.utils.clip_grad_norm_ uses it, but computes its own norm (torch 2.13.0).
+# It scales all gradients in one call; torch.nn.utils.clip_grad_norm_ uses it, too (torch 2.13.0).
 foreach_mul_ = torch._foreach_mul_
 """foreach_mul_(tensors, factor): multiply each, in place."""
 
-# A check on the device that does not wait for the device (torch 2.13.0).
+# It checks on the device, so that the host does not wait (torch 2.13.0).
 assert_async = torch._assert_async
-"""assert_async(condition, message): stop the device's work where the condition, a tensor, is false."""
+"""assert_async(condition, message): fail on the device if the condition, a tensor, is false."""
 
 
 def has_kernel(operation: str, dispatch_key: str) -> bool:
-    """Whether an operation, such as "aten::mm", has a kernel for a device, such as "CPU"."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(operation, dispatch_key)  # nothing public says it (2.13.0)
+    """Return whether an operation, such as "aten::mm", has a kernel for a device, such as "CPU"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operation, dispatch_key)  # no public way (torch 2.13.0)
 
 
 def argument_names(name: str) -> list[str] | None:
-    """Names of the arguments of an operation, such as "aten::mm"; None where it does not exist."""
+    """Names of the arguments of an operation such as "aten::mm"; None if there is no such operation."""
     namespace, operation = name.split("::")
     if not hasattr(getattr(torch.ops, namespace), operation):
         return None
-    schema = getattr(getattr(torch.ops, namespace), operation).default._schema  # nothing public says it (torch 2.13.0)
+    schema = getattr(getattr(torch.ops, namespace), operation).default._schema  # no public way (torch 2.13.0)
     return [argument.name for argument in schema.arguments]
 
 
 def has_onednn_linear() -> bool:
-    """Whether `onednn_linear` works in this build of torch."""
+    """Return whether `onednn_linear` works in this build of torch."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -55,6 +55,6 @@ def onednn_uses_avx512() -> bool:
 
 
 def onednn_linear(x: Tensor, weight: Tensor) -> Any:
-    """x Wᵀ by oneDNN on the CPU; x [..., i] and weight [o, i] may be transposed views -> [..., o]."""
-    # F.linear would go to the BLAS, which is slower here for some shapes (torch 2.13.0).
+    """Return x Wᵀ [..., o], computed by oneDNN on the CPU; x [..., i] and weight [o, i] may be transposed views."""
+    # F.linear calls the BLAS, which is slower for some shapes (torch 2.13.0).
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

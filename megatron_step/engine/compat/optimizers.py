@@ -1,4 +1,4 @@
-"""What a rank holds of megatron-core's distributed optimizer, and the Adam that megatron-core builds on."""
+"""A rank's shard of megatron-core's distributed optimizer, and the Adam class that megatron-core uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 def owned_slice(optimizer: DistributedOptimizer, param: Tensor) -> slice:
-    """The elements of a flattened parameter whose states this data-parallel rank owns."""
-    # Its public methods give whole state dicts alone, of all parameters at once (megatron-core 0.16.1).
+    """Return the elements of a flattened parameter whose states this data-parallel rank owns."""
+    # The public methods return whole state dicts of all parameters only (megatron-core 0.16.1).
     owned = optimizer._get_model_param_range_map(param)["param"]
     return slice(owned.start, owned.end)
 
 
 def owned_states(optimizer: DistributedOptimizer, param: Tensor) -> dict[str, Tensor]:
-    """The states of that slice, live and flat: `param` (the main weight), `exp_avg` and `exp_avg_sq`."""
-    return optimizer._get_main_param_and_optimizer_states(param)  # as above (megatron-core 0.16.1)
+    """Return the states of `owned_slice`, flat and not copied: `param` (the main weight), `exp_avg`, `exp_avg_sq`."""
+    return optimizer._get_main_param_and_optimizer_states(param)  # no public way (megatron-core 0.16.1)
 
 
 @contextmanager
 def adam_class(adam: type[torch.optim.Optimizer]) -> Iterator[None]:
-    """Within the block megatron-core builds its optimizers on `adam`, if TransformerEngine and Apex are missing."""
-    # It chooses its Adam when it is imported, and takes no other (megatron-core 0.16.1).
+    """Make megatron-core build its optimizers on `adam` within the block, if TransformerEngine and Apex are missing."""
+    # megatron-core chooses its Adam class at import; no argument changes that (megatron-core 0.16.1).
     if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         yield
         return
