@@ -1,11 +1,14 @@
-"""Builds the optional C++ extension ``megatron_step._C`` (csrc/); everything else is in pyproject.toml.
+"""Build the optional C++ extension ``megatron_step._C`` (csrc/); everything else is in pyproject.toml.
 
-The CPU's operations are always part of it, the CUDA kernels where torch is built for CUDA and a toolkit with nvcc is
-found. ``MSTEP_CUDA=0`` leaves them out; ``MSTEP_CUDA=1`` stops with an error where they cannot be built.
-``MSTEP_MARCH=x86-64-v3`` builds for all processors with AVX2 instead of this machine's alone, as a cluster of unequal
-nodes needs it; it takes any value of g++'s ``-march``. Without torch in the build environment, without a C++ compiler,
-or if compilation fails, the package is installed without the extension: all operations then run as plain torch, only
-slower. Install with ``--no-build-isolation``, so that the extension is compiled against the torch it will run with.
+The extension always has the operations for the CPU. It has the CUDA kernels if torch is built for CUDA and a toolkit
+with nvcc is found. ``MSTEP_CUDA=0`` omits them; ``MSTEP_CUDA=1`` makes it an error if they cannot be built.
+
+By default the extension runs on this machine's kind of processor. ``MSTEP_MARCH=x86-64-v3`` builds it for all
+processors with AVX2, for a cluster of different nodes; any value of g++'s ``-march`` works.
+
+Without torch in the build environment, without a C++ compiler, or if compilation fails, the package is installed
+without the extension: all operations then run in torch, only slower. Install with ``--no-build-isolation``, so that the
+extension is compiled against the installed torch.
 """
 
 import os
@@ -18,9 +21,8 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-CUDA_SOURCES = {"adapter_cuda.cpp"}  # with every .cu
-# The extension is compiled for the processor it is built on, or for MSTEP_MARCH. -fopenmp is not passed to the linker:
-# the OpenMP runtime is the one torch brings, so that there is one pool of threads.
+CUDA_SOURCES = {"adapter_cuda.cpp"}  # compiled with every .cu file
+# -fopenmp is not passed to the linker: the extension uses torch's OpenMP runtime, so that there is one thread pool.
 MARCH = os.environ.get("MSTEP_MARCH", "native")
 CXX_FLAGS = ["-O3", "-std=c++20", "-g0", f"-march={MARCH}", "-fopenmp", "-fno-math-errno"]
 if platform.machine() in ("x86_64", "AMD64"):
@@ -30,12 +32,12 @@ ARCHITECTURES = "8.0;9.0;10.0+PTX"
 
 
 def say(text: str) -> None:
-    """One line that pip shows with -v, or when the build fails."""
+    """Print a line, which pip shows with -v or if the build fails."""
     print(f"megatron_step: {text}", file=sys.stderr)
 
 
 def cuda_toolkit() -> Path | None:
-    """The folder with nvcc and CUDA's headers."""
+    """Return the folder with nvcc and CUDA's headers, or None."""
     nvcc = shutil.which("nvcc")
     folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders += [nvcc and Path(nvcc).resolve().parents[1]]
@@ -44,7 +46,7 @@ def cuda_toolkit() -> Path | None:
 
 
 def reason_against_cuda(torch_cuda: str | None, toolkit: Path | None) -> str | None:
-    """Why the CUDA kernels are not built, or None."""
+    """Return the reason why the CUDA kernels are not built, or None."""
     if os.environ.get("MSTEP_CUDA") == "0":
         return "MSTEP_CUDA=0"
     if torch_cuda is None:
@@ -53,7 +55,7 @@ def reason_against_cuda(torch_cuda: str | None, toolkit: Path | None) -> str | N
 
 
 def extension_arguments() -> dict:
-    """``ext_modules`` and ``cmdclass`` of the extension, or nothing where torch is missing."""
+    """Return setuptools' ``ext_modules`` and ``cmdclass`` of the extension, or {} without torch."""
     try:
         import torch
         from torch.utils import cpp_extension
@@ -62,7 +64,7 @@ def extension_arguments() -> dict:
         return {}
 
     class OptionalBuildExtension(cpp_extension.BuildExtension):
-        """Compiles with ninja where there is one; a failure leaves a pure-Python package and one message."""
+        """Build command that uses ninja if it is installed; after a failure the package is pure Python."""
 
         def run(self) -> None:
             try:
@@ -86,7 +88,7 @@ def extension_arguments() -> dict:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
         cpp_extension.CUDA_HOME = str(toolkit)
         make, flags = cpp_extension.CUDAExtension, {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS}
-        # torch's headers need those of cuBLAS and others, which come with torch's wheels where the toolkit has none.
+        # torch's headers include those of cuBLAS and others, which torch's wheels bring if the toolkit lacks them.
         includes = [
             str(path.parent) for path in Path(sysconfig.get_path("purelib")).glob("nvidia/*/include/cusparse.h")
         ]

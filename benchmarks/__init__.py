@@ -1,3 +1,3 @@
-"""What `tools/benchmark.py` measures."""
+"""The benchmarks that `tools/benchmark.py` runs."""
 
 import megatron_step  # noqa: F401  # its import hook comes before any import of megatron-core, also in spawned processes

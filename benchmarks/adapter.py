@@ -1,4 +1,4 @@
-"""What an adapter costs on top of the frozen linear that it is on: time of forward and backward, and bytes kept."""
+"""Cost of an adapter on a frozen linear: time of forward and backward, and bytes kept for backward."""
 
 import importlib.util
 from collections.abc import Callable
@@ -20,12 +20,16 @@ _FROZEN = "frozen linear"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, for each of fp32 and bf16."""
+    """A device and sizes, each measured in fp32 and bf16."""
 
     device: torch.device
+    """The device."""
     tokens: int
+    """Rows of the linear's input."""
     hidden_sizes: tuple[int, ...]
+    """Widths of the linear's input and output."""
     ranks: tuple[int, ...]
+    """Ranks of the adapter."""
 
 
 CPU = Setting(torch.device("cpu"), 2048, (1024, 2048), (8, 32, 128))
@@ -33,10 +37,10 @@ GPU = Setting(torch.device("cuda"), 8192, (2048, 4096), (16, 64))
 
 
 def run(repeats: int, setting: Setting | None = None) -> list[Row]:
-    """Rows for each precision, width, rank and arm: time over the frozen linear's, taken in the same turn.
+    """Return rows for each precision, width, rank and arm: time relative to the frozen linear in the same turn.
 
-    On the CPU it is the processor's time on one thread, which neighbours on the machine disturb least. `floor` is what
-    the operations alone would cost, 1 + 3 r / h; `kept_mib` what forward keeps beside weights.
+    On the CPU this is processor time of one thread, which other processes disturb least. `floor` is the cost by
+    operation counts alone, 1 + 3 r / h. `kept_mib` is the memory that forward keeps, without weights.
     """
     if setting is None:
         setting = CPU if current_device().type == "cpu" else GPU
@@ -85,7 +89,7 @@ def _gpu_time() -> float:
 
 
 def _training(linear: Linear, x: Tensor, dy: Tensor) -> Callable[[], None]:
-    """Forward and backward into the input and whatever is trained."""
+    """Return a function that runs forward and backward, with gradients of the input and of trained weights."""
 
     def train() -> None:
         linear(x).backward(dy)
@@ -95,7 +99,7 @@ def _training(linear: Linear, x: Tensor, dy: Tensor) -> Callable[[], None]:
 
 
 def _linears(hidden_size: int, rank: int, dtype: torch.dtype, device: torch.device) -> dict[str, Linear]:
-    """The frozen linear, and ways to put an adapter on it; alpha is twice the rank."""
+    """Return the frozen linear, and implementations of an adapter on it; alpha is twice the rank."""
 
     def random(rows: int, columns: int, scale: float) -> Tensor:
         return (torch.randn(rows, columns, device=device) * scale).to(dtype)
@@ -117,12 +121,12 @@ def _linears(hidden_size: int, rank: int, dtype: torch.dtype, device: torch.devi
 
 
 def _plain(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, dropout: float) -> Tensor:
-    """As an adapter is mostly written."""
+    """Compute the adapted linear as most implementations do."""
     return F.linear(x, weight) + 2.0 * F.linear(F.linear(F.dropout(x, dropout) if dropout else x, a), b)
 
 
 def _peft(weight: Tensor, rank: int, dropout: float) -> Linear:
-    """peft's own linear around a frozen one."""
+    """Return peft's adapter on a frozen linear."""
     import peft
 
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device, dtype=weight.dtype)
@@ -133,17 +137,17 @@ def _peft(weight: Tensor, rank: int, dropout: float) -> Linear:
 
 
 def kept_bytes(linear: Linear, x: Tensor) -> int:
-    """Bytes that forward keeps for backward, each memory once, without weights."""
+    """Bytes that forward keeps for backward, without weights; shared memory counts once."""
     (y, kept), (_, kept_again) = _forward(linear, x), _forward(linear, x)
-    del y  # alive until here, so that the second forward could not take its memory
-    # What both kept was there before: weights, and x.
+    del y  # kept alive until here, so that the second forward cannot reuse its memory
+    # Memory that both forwards kept existed before them: weights and x.
     own = {pointer: size for pointer, size in kept.items() if pointer not in kept_again}
     x_pointer = x.untyped_storage().data_ptr()
     return sum(own.values()) + kept.get(x_pointer, 0)
 
 
 def _forward(linear: Linear, x: Tensor) -> tuple[Tensor, dict[int, int]]:
-    """The output, and address and bytes of each memory that is kept for backward."""
+    """Return the output, and the address and bytes of each block of memory kept for backward."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

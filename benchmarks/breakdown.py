@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by torch's profiler."""
+"""Time of a step by kind of operation, measured with torch's profiler."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,12 @@ PARTS = {
         *("aten::_foreach", "aten::embedding", "c10d::"),
     ),
 }
-"""Operations by the beginning of their names; the first part that fits counts."""
+"""Kinds of operations by prefixes of their names; an operation belongs to the first kind that matches."""
 REST = "all else (Python, autograd, allocation)"
 
 
 def step_breakdown(step: Callable[[], object], steps: int) -> dict[str, float]:
-    """Share of each part in the time of `steps` calls of `step`; the shares add up to 1."""
+    """Share of each kind of operation in the time of `steps` calls of `step`; the shares add up to 1."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
             step()

@@ -1,4 +1,4 @@
-"""The models that the benchmarks train, and a run's config around one."""
+"""Models and configs for the benchmarks."""
 
 from typing import Literal
 
@@ -13,11 +13,11 @@ Precision = Literal["bf16", "fp32"]
 MODEL = ModelConfig(
     num_layers=8, hidden_size=512, ffn_hidden_size=1376, num_attention_heads=8, seq_length=512, vocab_size=8192
 )
-"""34 million weights: matrix products that fill a processor."""
+"""A model of 34 million weights, whose matrix products use a CPU fully."""
 SMALL_MODEL = ModelConfig(
     num_layers=4, hidden_size=128, ffn_hidden_size=344, num_attention_heads=4, seq_length=128, vocab_size=1024
 )
-"""A million weights: what a step costs beside its arithmetic shows."""
+"""A model of a million weights, whose step shows the overhead beside the arithmetic."""
 
 
 def run_config(
@@ -29,7 +29,7 @@ def run_config(
     output_dir: str = "unused",
     data: DataConfig | None = None,
 ) -> RunConfig:
-    """A run of one micro-batch a step, with nothing saved before its end and nothing evaluated."""
+    """Return the config of a run with one micro-batch per step, one checkpoint at its end, and no evaluation."""
     return RunConfig(
         output_dir=output_dir,
         model=model,

@@ -1,7 +1,7 @@
-"""Two ways to run megatron-core without CUDA: adapting its sources as they are imported, or torch's calls as they run.
+"""Compare two ways to run megatron-core without CUDA: rewrite its sources at import, or intercept torch's calls.
 
-Both train a small model with our own training step. They exclude each other, so each measurement is a process of its
-own, and this file imports nothing that imports megatron-core.
+Both train a small model with our training step. They exclude each other, so each measurement runs in a separate
+process, and this file must not import megatron-core.
 """
 
 import statistics
@@ -27,26 +27,28 @@ SHIM = "torch function mode"
 MODEL = ModelConfig(
     num_layers=4, hidden_size=64, ffn_hidden_size=176, num_attention_heads=4, seq_length=32, vocab_size=512
 )
-"""Small enough for the calls of torch, not their arithmetic, to make up the step."""
+"""A model so small that calls of torch, not arithmetic, take the time of a step."""
 _MICRO_BATCH_SIZE = 2
 _WARMUP = 3
 _MEASURE = "measure"
 
 
 def run(repeats: int, model: ModelConfig = MODEL, steps: int = 50) -> list[Row]:
-    """One row for each way: processor time of a step, over `repeats` processes of `steps` steps, and time of the start.
+    """Return a row for each way: processor time of a step over `repeats` processes of `steps` steps, and start time.
 
-    Raises RuntimeError where there is a CUDA device, if a process fails, or if the ways' losses differ.
+    Raises RuntimeError on a machine with a CUDA device, if a process fails, or if the losses of the two ways differ.
     """
     if torch.cuda.is_available():
-        raise RuntimeError("the engine benchmark compares ways to run without CUDA; this machine has a CUDA device")
+        raise RuntimeError(
+            "the engine benchmark needs a machine without a CUDA device: hide it (CUDA_VISIBLE_DEVICES=)"
+        )
     check_repeats(repeats)
     measured: dict[str, list[Any]] = {HOOK: [], SHIM: []}
     for _ in range(repeats):
         for way, results in measured.items():
             results.append(_in_process(way, model, steps))
     if len({loss for results in measured.values() for _, _, loss in results}) > 1:
-        raise RuntimeError("the two ways trained to different losses")
+        raise RuntimeError("the two ways give different losses: one of them computes another model")
     return [_row(way, measured) for way in measured]
 
 
@@ -73,15 +75,15 @@ def _in_process(way: str, model: ModelConfig, steps: int) -> tuple[list[float], 
 
 @contextmanager
 def _process(way: str, model: ModelConfig, steps: int) -> Iterator[Functions]:
-    torch.set_num_threads(1)  # the difference is Python's, which has one
-    warnings.simplefilter("ignore")  # megatron-core's on what is not installed: the hook drops them, the shim cannot
+    torch.set_num_threads(1)  # the ways differ in Python code, which runs on one thread
+    warnings.simplefilter("ignore")  # megatron-core warns about missing packages; only the hook suppresses that
     if way == SHIM:
         install_shim()
     yield {_MEASURE: partial(_measure, model, steps)}
 
 
 def _measure(model: ModelConfig, steps: int) -> tuple[list[float], float, float]:
-    """The processor seconds of each step, the seconds that imports and building took, and the last loss."""
+    """Return processor seconds of each step, seconds of imports and model building, and the last loss."""
     start = perf_counter()
     with _training(model) as step:
         start_seconds = perf_counter() - start
@@ -108,7 +110,7 @@ def _training(model: ModelConfig) -> Iterator[Callable[[], float]]:
 
 
 def install_shim() -> None:
-    """Take the import hook away and have torch itself stand for CUDA by the CPU, for the rest of the process."""
+    """Remove the import hook, and make torch itself replace CUDA with the CPU for the rest of the process."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != cpu.__name__]
     for name, value in vars(cuda_on_cpu).items():
         if getattr(value, "__module__", None) == cuda_on_cpu.__name__ and not name.startswith("__"):
@@ -120,7 +122,7 @@ def install_shim() -> None:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """Rewrites device="cuda" in every call of torch, and gives CPU tensors CUDA's type names."""
+    """Mode that rewrites device="cuda" in every call of torch, and gives CPU tensors CUDA's type names."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

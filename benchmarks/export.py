@@ -1,7 +1,7 @@
-"""Exporting a large model: its speed against a copy of the checkpoint's files, and its memory beside the largest shard.
+"""Export of a large model: speed relative to a copy of its files, and memory relative to the largest shard.
 
-The checkpoint has random weights in bf16 and no optimizer states, which an export does not read: so it is compared
-with the copy of what it must read.
+The checkpoint has random weights in bf16 and no optimizer states, since an export does not read them. The copy thus
+reads and writes the same bytes as the export.
 """
 
 import shutil
@@ -34,18 +34,18 @@ MODEL = ModelConfig(
     seq_length=2048,
     vocab_size=32000,
 )
-"""1.1 billion weights: the shape of TinyLlama."""
-_VOCAB_SIZE = 1000  # of the tokenizer that goes with them
-_PAUSE_SECONDS = 3.0  # the memory of a removed file goes to the process that asks for it first
+"""A model of 1.1 billion weights, in the shape of TinyLlama."""
+_VOCAB_SIZE = 1000  # tokens of the model's tokenizer
+_PAUSE_SECONDS = 3.0  # pause before each arm, so that the page cache of removed files is free
 _MEBIBYTE = 2**20
 
 
 def run(
     repeats: int, model: ModelConfig = MODEL, shard_bytes: int = 1_000_000_000, text: str = "examples/data/sotu.txt"
 ) -> list[Row]:
-    """Rows of the two tables: seconds of `repeats` interleaved exports and copies, and peak memory.
+    """Return rows of two tables: speed of `repeats` interleaved exports and copies, and peak memory.
 
-    `text` is what the tokenizer is trained on, which goes with the model.
+    `text` is a file on which the model's tokenizer is trained.
     """
     options = ExportOptions(max_shard_bytes=shard_bytes)
     with tempfile.TemporaryDirectory() as name:
@@ -67,7 +67,7 @@ def run(
 
 
 def write_random(folder: Path, model: ModelConfig, tokenizer: Path) -> Path:
-    """A checkpoint in bf16 with random weights; its path."""
+    """Write a checkpoint in bf16 with random weights, and return its path."""
     assert model.vocab_size is not None
     data = DataConfig(train=[(1.0, "unknown")], tokenizer=str(tokenizer))
     config = run_config(model, 1, "bf16", data=data)
@@ -112,7 +112,7 @@ def _speed_rows(checkpoint: Path, folder: Path, options: ExportOptions, repeats:
 
 
 def _memory_row(framework_bytes: int, peak_bytes: int, shard_bytes: int) -> Row:
-    """`framework` is what the export of a model of a million weights takes: imports, and all that is not weights."""
+    """Return the row on memory; `framework_bytes` is the peak of exporting a tiny model, almost all of it imports."""
     return {
         "benchmark": "export memory",
         "framework_mib": framework_bytes / _MEBIBYTE,

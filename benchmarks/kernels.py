@@ -1,7 +1,7 @@
-"""The CUDA kernels of the adapter linear against a roofline: what each moves and computes, and its time on a GPU.
+"""The CUDA kernels of the adapter linear compared with a roofline: bytes, operations, and time on a GPU.
 
-The roofline is arithmetic for an H100: a kernel takes as long as its bytes at the bandwidth, or its operations at the
-rate, that such a GPU achieves. The frozen product reads what the kernels wrote while it computes, at no cost.
+The roofline is arithmetic for an H100: the time of a kernel is its bytes at the achieved bandwidth, or its operations
+at the achieved rate, whichever is longer. The frozen product reads the kernels' results while it computes, at no cost.
 """
 
 from collections.abc import Callable
@@ -16,48 +16,53 @@ from megatron_step.ops import adapter_kernels, dispatch
 
 H100_BYTES_PER_SECOND = 2.8e12
 H100_FLOPS_PER_SECOND = 7e14
-"""bf16 on the tensor cores."""
+"""Achieved bf16 rate of the tensor cores."""
 H100_DRAWS_PER_SECOND = 9e11
-"""Elements of a mask: some 16 integer instructions each, 64 a clock and multiprocessor of 132, at 1.7 GHz."""
+"""Mask elements per second: about 16 integer instructions each, 64 per clock on 132 multiprocessors at 1.7 GHz."""
 _CALLS = 20
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A square linear of bf16 with an adapter."""
+    """Sizes of a square bf16 linear with an adapter."""
 
     tokens: int = 8192
+    """Rows of the linear's input."""
     hidden_size: int = 4096
+    """Width of the linear's input and output."""
     rank: int = 16
+    """Rank of the adapter."""
 
     @property
     def frozen_flops(self) -> int:
-        """Of the frozen linear, forward and input gradient."""
+        """Floating-point operations of the frozen linear: forward and input gradient."""
         return 4 * self.tokens * self.hidden_size**2
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a kernel does; `parts` are sums that it leaves in pieces, written and read once more to be added."""
+    """The bytes and operations of a kernel. Partial sums are written, and read once more to be added."""
 
     name: str
+    """Name of the kernel and of its result."""
     wide_bytes: int
-    """Of activations read or written."""
+    """Bytes of activations read or written."""
     narrow_bytes: int
-    """Of factors, u and du, and of parts."""
+    """Bytes of factors, of u and du, and of partial sums."""
     flops: int
+    """Floating-point operations."""
     draws: int = 0
     """Elements of the dropout mask."""
 
     def seconds(self, dropout: bool) -> float:
-        """The least time on an H100."""
+        """Least time on an H100 in seconds."""
         moving = (self.wide_bytes + self.narrow_bytes) / H100_BYTES_PER_SECOND
         drawing = self.draws / H100_DRAWS_PER_SECOND if dropout else 0.0
         return max(moving, drawing, self.flops / H100_FLOPS_PER_SECOND)
 
 
 def work(sizes: Sizes) -> list[Work]:
-    """The kernels of forward and backward, at ranks up to 32."""
+    """Return the work of each kernel of forward and backward, for ranks up to 32."""
     t, h, r = sizes.tokens, sizes.hidden_size, sizes.rank
     wide, factor, u, flops = 2 * t * h, 2 * h * r, 4 * t * r, 2 * t * h * r
     shrink_parts, gradient_parts = _parts(h, _tiles(t)), _parts(t, _tiles(h))
@@ -77,13 +82,13 @@ def _tiles(length: int) -> int:
 
 
 def _parts(length: int, blocks: int) -> int:
-    """Of a sum, as csrc/adapter_kernels.h cuts it."""
+    """Number of partial sums into which csrc/adapter_kernels.h splits a sum."""
     part = max(_tiles(-(-length // max(512 // blocks, 1))) * 64, 256)
     return -(-length // part)
 
 
 def run(repeats: int, sizes: Sizes | None = None) -> list[Row]:
-    """A row for each kernel, and one for all of them over the frozen linear; measured times too on a GPU."""
+    """Return a row for each kernel, and one for their sum with the frozen linear; on a GPU also measured times."""
     sizes = Sizes() if sizes is None else sizes
     rows = [row for dropout in (False, True) for row in _rows(sizes, dropout)]
     return rows + (_measured(repeats, sizes) if dispatch.cuda_extension_available() else [])
@@ -116,7 +121,7 @@ def _rows(sizes: Sizes, dropout: bool) -> list[Row]:
 
 
 def _measured(repeats: int, sizes: Sizes) -> list[Row]:
-    """Microseconds of every kernel, and of a copy of x, which moves two activations."""
+    """Measure microseconds of every kernel, and of a copy of x, which reads and writes one activation."""
     seconds = interleave({name: _repeated(call) for name, call in arms(sizes, torch.device("cuda")).items()}, repeats)
     return [
         {
@@ -138,7 +143,7 @@ def _repeated(call: Callable[[], object]) -> Callable[[], None]:
 
 
 def arms(sizes: Sizes, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Every kernel with its operands on a device."""
+    """Return a function for each kernel that runs it on operands on a device."""
     t, h, r = sizes.tokens, sizes.hidden_size, sizes.rank
 
     def random(*shape: int) -> Tensor:

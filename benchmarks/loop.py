@@ -1,4 +1,4 @@
-"""What the training loop costs beside the step: reading batches, metrics, hooks, files."""
+"""Cost of the training loop beside the step: reading batches, metrics, hooks and files."""
 
 import contextlib
 import io
@@ -20,18 +20,20 @@ from megatron_step.training import stage
 from megatron_step.training.run import run as train
 from megatron_step.training.step import train_step
 
-_FIRST = 3  # steps left out: the second one is measured for memory, the third still follows it
-_SMALL_STEPS = 20  # of the small model for each of the large one
+_FIRST = 3  # number of first steps that do not count, since the run measures memory in its second step
+_SMALL_STEPS = 20  # steps of the small model per step of the large one
 _TOKENIZER_SIZE = 400
 
 
 def run(
     repeats: int, model: ModelConfig = MODEL, micro_batch_size: int = 4, small: ModelConfig = SMALL_MODEL
 ) -> list[Row]:
-    """A row for `model` and one for `small`: what a step of a whole run costs, and what the loop adds to it.
+    """Return a row for `model` and one for `small`: time of a step within a run, and time that the loop adds.
 
-    The run is an ordinary one, with its data, metrics.jsonl and TensorBoard; saving is left to its end and evaluation
-    is off, since they are separate work.
+    The run is an ordinary one, with data, metrics.jsonl and TensorBoard. It saves only at its end and does not
+    evaluate, since these are separate work.
+
+    Raises RuntimeError if a signal stops the run.
     """
     check_repeats(repeats)
     use_all_cores()
@@ -45,7 +47,7 @@ def run(
 
 def _row(name: str, model: ModelConfig, micro_batch_size: int, steps: int, data: DataConfig, output_dir: str) -> Row:
     config = run_config(model, micro_batch_size, "bf16", steps=steps + _FIRST + 1, output_dir=output_dir, data=data)
-    spans: list[tuple[float, float]] = []  # begin and end of each step
+    spans: list[tuple[float, float]] = []  # start and end of each step
 
     def timed(*args: Any) -> Any:
         begin = perf_counter()
@@ -56,9 +58,9 @@ def _row(name: str, model: ModelConfig, micro_batch_size: int, steps: int, data:
     with patch.object(stage, "train_step", timed), contextlib.redirect_stdout(io.StringIO()):
         finished = train(config)
     if not finished:
-        raise RuntimeError("the run was asked to stop by a signal before its end")
+        raise RuntimeError("a signal stopped the run before its end: start the benchmark again")
     inside = [1e3 * (end - begin) for begin, end in spans[_FIRST:-1]]
-    # From the end of a step to the beginning of the next; the last step's end is the run's.
+    # From the end of a step to the start of the next one; the last step ends the run.
     between = [1e3 * (following[0] - step[1]) for step, following in zip(spans[_FIRST:], spans[_FIRST + 1 :])]
     return {
         "benchmark": "training loop beside the step (bf16)",
@@ -74,7 +76,7 @@ def _row(name: str, model: ModelConfig, micro_batch_size: int, steps: int, data:
 
 
 def write_corpus(folder: Path) -> DataConfig:
-    """A tokenized corpus of made-up words in `folder`."""
+    """Write a tokenized corpus of random words into `folder`, and return the config of its data."""
     chance = random.Random(1)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(1, 9))) for _ in range(2000)]
     lines = [" ".join(chance.choices(words, k=50)) for _ in range(2000)]

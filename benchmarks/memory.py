@@ -1,4 +1,4 @@
-"""Memory that the planner says every rank will need in every stage, against what its steps were seen to need."""
+"""Compare planned memory of every rank in every stage with the memory measured in its steps."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ MODEL = ModelConfig(
     seq_length=128,
     vocab_size=2048,
 )
-"""Small enough for eight processes on a laptop."""
+"""A model small enough for eight processes on a laptop."""
 _TP: dict[str, Any] = {"tensor_parallel_size": 2}
 _SP: dict[str, Any] = {**_TP, "sequence_parallel": True}
 _PP: dict[str, Any] = {"pipeline_parallel_size": 2}
@@ -44,18 +44,18 @@ _ALL_FROZEN = {"norms": True, "embedding": True, "output_layer": True, "final_no
 
 @dataclass(frozen=True)
 class Case:
-    """A config that is measured."""
+    """A config to measure."""
 
     world_size: int
-    """Processes."""
+    """Number of processes."""
     precision: Precision = "bf16"
     """Number format."""
     layout: dict[str, Any] | None = None
-    """Keys of `parallel`."""
+    """Keys of the section `parallel`."""
     layers: tuple[int, ...] = (4, 2, 2)
     """Layers that each stage adds."""
     other: dict[str, dict[str, Any]] | None = None
-    """Keys of other sections."""
+    """Keys of other sections, by section."""
 
 
 CASES = (
@@ -90,14 +90,14 @@ CASES = (
     Case(4),
     Case(8, layout={**_SP, **_PP}),
 )
-"""Every kind of parallelism, recompute, precision and stage."""
+"""Configs with every kind of parallelism, recompute, precision and stage."""
 
 
 def run(cases: Sequence[Case] = CASES) -> list[Row]:
-    """A row for each case: over its stages and ranks, how far planned bytes are from measured ones, in per cent.
+    """Return a row for each case: difference of planned from measured bytes in per cent, over all stages and ranks.
 
-    Positive is more than was measured. Model states, then activations and the peak where they are furthest below and
-    furthest above.
+    A positive difference means that the plan is larger. A row has the largest difference of model states, and the
+    smallest and largest differences of activations and of the peak.
     """
     rows: dict[int, Row] = {}
     for world_size in sorted({case.world_size for case in cases}):
@@ -133,16 +133,19 @@ def _row(case: Case, pairs: list[_Pair]) -> Row:
 def _describe(case: Case) -> str:
     layout = case.layout or {}
     names = {"tensor_parallel_size": "TP", "pipeline_parallel_size": "PP", "virtual_pipeline_size": "VPP"}
-    parts = [case.precision, *(f"{short}{layout[key]}" for key, short in names.items() if key in layout)]
-    parts += ["SP"] * ("sequence_parallel" in layout) + ["replicated optimizer"] * ("distributed_optimizer" in layout)
-    parts += [layout["recompute"]] if "recompute" in layout else []
+    words = [case.precision, *(f"{short}{layout[key]}" for key, short in names.items() if key in layout)]
+    words += ["SP"] * ("sequence_parallel" in layout) + ["replicated optimizer"] * ("distributed_optimizer" in layout)
+    words += [layout["recompute"]] if "recompute" in layout else []
     for keys in (case.other or {}).values():
-        parts += [f"{key} {value}" for key, value in keys.items()]
-    return " ".join(parts)
+        words += [f"{key} {value}" for key, value in keys.items()]
+    return " ".join(words)
 
 
 def _in_world(world_size: int, cases: list[Case]) -> list[list[_Pair]]:
-    """For each case what all ranks of a world found."""
+    """Run the cases in a world of processes, and return the pairs of all ranks for each case.
+
+    Raises RuntimeError if a process fails.
+    """
     context = get_context("spawn")
     found: SimpleQueue[tuple[int, list[list[_Pair]]]] = context.SimpleQueue()
     port = _free_port()
@@ -157,7 +160,7 @@ def _in_world(world_size: int, cases: list[Case]) -> list[list[_Pair]]:
     for process in processes:
         process.join()
     if any(process.exitcode for process in processes):
-        raise RuntimeError(f"a world of {world_size} ranks failed: see above")
+        raise RuntimeError(f"a world of {world_size} ranks failed: see its error above")
     return found.get()[1]
 
 
@@ -173,17 +176,17 @@ def _rank(rank: int, world_size: int, port: int, cases: list[Case], found: Any) 
     start_world()
     compared = []
     for case in cases:
-        own = list(_compare(config_of(case)))
-        of_ranks: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(of_ranks, own)
-        compared.append([pair for pairs in of_ranks for pair in pairs])
+        own = list(_compare(case_config(case)))
+        gathered: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(gathered, own)
+        compared.append([pair for pairs in gathered for pair in pairs])
     if rank == 0:
         found.put((rank, compared))
     stop_world()
 
 
-def config_of(case: Case) -> RunConfig:
-    """The run of a case: four micro-batches of two samples on every data-parallel rank, or as many as its pipeline."""
+def case_config(case: Case) -> RunConfig:
+    """Return the config of a case, with four micro-batches of two samples on every data-parallel rank."""
     config = run_config(MODEL, 2, case.precision)
     stages = {"count": len(case.layers), "layers": list(case.layers)}
     sections = {"parallel": case.layout or {}, "stages": stages, **(case.other or {})}
@@ -198,7 +201,7 @@ def config_of(case: Case) -> RunConfig:
 
 
 def _compare(config: RunConfig) -> Iterator[_Pair]:
-    """Planned and measured memory of this rank in each stage."""
+    """Yield planned and measured memory of this rank in each stage."""
     assert config.model.vocab_size is not None
     with parallel_layout(config.parallel, seed=1) as parallel:
         plan = make_plan(config, config.model.vocab_size, dp_size=parallel.dp_size)
@@ -215,20 +218,20 @@ def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parall
     def step() -> object:
         return train_step(state, batch, 1e-4, config, parallel, False)
 
-    step()  # what stays is allocated by the first
+    step()  # the first step allocates the memory that stays
     _, memory = measure_step(state, step)
     state.release()
     return memory
 
 
 def _batch(config: RunConfig, parallel: Parallel) -> list[Microbatch]:
-    """This rank's micro-batches of random tokens."""
+    """Return this rank's micro-batches of random tokens."""
     assert config.model.vocab_size is not None
     samples = config.training.global_batch_size // parallel.dp_size
     generator = torch.Generator().manual_seed(parallel.dp_rank)
     shape = (samples, config.model.seq_length + 1)
     tokens = torch.randint(0, config.model.vocab_size, shape, generator=generator)
     return [
-        {"tokens": part[:, :-1].contiguous(), "labels": part[:, 1:].contiguous()}
-        for part in tokens.split(config.training.micro_batch_size)
+        {"tokens": rows[:, :-1].contiguous(), "labels": rows[:, 1:].contiguous()}
+        for rows in tokens.split(config.training.micro_batch_size)
     ]

@@ -1,4 +1,4 @@
-"""Every operation against torch's own, forward and backward, at the sizes of one layer of a small Llama."""
+"""Compare every operation with torch's, forward and backward, at the sizes of one layer of a small Llama."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Sizes:
-    """The model and batch that the operations are measured at."""
+    """Sizes of the model and of the batch; ModelConfig explains the fields."""
 
     seq_length: int = 512
     micro_batch_size: int = 4
@@ -27,22 +27,26 @@ class Sizes:
 
     @property
     def head_size(self) -> int:
-        """Channels of one attention head."""
+        """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation: two functions of the same tensors."""
+    """An operation: our implementation and torch's, with the same inputs."""
 
     name: str
+    """The operation's name."""
     ours: Callable[..., Outputs]
+    """Our implementation."""
     torch: Callable[..., Outputs]
+    """The implementation in plain torch."""
     inputs: tuple[Tensor, ...]
+    """The inputs of both."""
 
 
 def run(repeats: int, sizes: Sizes | None = None) -> list[Row]:
-    """One row for each operation, precision and direction: median milliseconds with the 10th and 90th percentile."""
+    """Return a row per operation, precision, direction and arm: median, 10th and 90th percentile in milliseconds."""
     sizes = Sizes() if sizes is None else sizes
     rows = []
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
@@ -64,7 +68,7 @@ def run(repeats: int, sizes: Sizes | None = None) -> list[Row]:
 
 
 def cases(sizes: Sizes, dtype: torch.dtype) -> list[Case]:
-    """The operations with their inputs; torch's side is what a Llama in plain torch calls."""
+    """Return the operations with inputs; the implementations in torch are those of a Llama in plain torch."""
     s, b, h, f, n, d = (
         sizes.seq_length,
         sizes.micro_batch_size,
@@ -141,7 +145,7 @@ def _torch_swiglu(x: Tensor) -> Outputs:
 
 
 def _torch_split_qkv_rotary(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Outputs:
-    """qkv [s, b, 3h] -> q and k rotated, v: [s, b, n, d] each, of n groups of one query, one key and one value."""
+    """Split qkv [s, b, 3h], n groups of a query, a key and a value, into rotated q and k and into v, [s, b, n, d]."""
     q, k, v = qkv.unflatten(2, (heads, 3, -1)).unbind(3)
 
     def rotate(x: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ def _torch_split_qkv_rotary(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -
 
 
 def _torch_attention(q: Tensor, k: Tensor, v: Tensor) -> Outputs:
-    """[s, b, n, d] -> [s, b, n * d]"""
+    """Attend: q, k and v [s, b, n, d] -> [s, b, n * d]."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))
     return (F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(2, 0, 1, 3).flatten(2),)
 

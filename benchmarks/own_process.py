@@ -1,6 +1,6 @@
-"""Functions that run in their own process, as a user's run does: what one process keeps has no effect on another.
+"""Run an arm's functions in a separate process, as a user's run, so that arms do not affect each other.
 
-An allocator that holds on to freed memory, for one, would hand it to the next arm of the same process.
+In one process, for example, the allocator would give memory that one arm freed to the next arm.
 """
 
 import multiprocessing
@@ -15,11 +15,12 @@ Build = Callable[[], AbstractContextManager[Functions]]
 
 @contextmanager
 def own_process(build: Build) -> Iterator[Callable[[str], Any]]:
-    """A function that calls one of `build`'s by its name, in a process that is held for the length of the block.
+    """Start a process that runs `build`, and give the block a function that calls one of its functions by name.
 
-    What `build` makes stays in that process: only names go in, and results come out.
+    The objects that `build` makes stay in that process; only names and results are exchanged. The process ends with
+    the block.
 
-    Raises RuntimeError, from the call, if that process fails; its traceback is then on standard error.
+    The given function raises RuntimeError if the process fails; the process prints its traceback on standard error.
     """
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
@@ -33,7 +34,7 @@ def own_process(build: Build) -> Iterator[Callable[[str], Any]]:
             return connection.recv()
         except (EOFError, ConnectionError):
             process.join()
-            raise RuntimeError(f"the process of an arm ended with exit code {process.exitcode}") from None
+            raise RuntimeError(f"the process of an arm ended with exit code {process.exitcode}: see above") from None
 
     try:
         yield call

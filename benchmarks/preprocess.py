@@ -1,4 +1,4 @@
-"""Preprocessing: tokens per second against a plain loop, and peak memory at two sizes of input."""
+"""Preprocessing: tokens per second compared with a plain loop, and peak memory for two sizes of input."""
 
 import json
 import statistics
@@ -22,9 +22,9 @@ _MEMORY_MIB = (16, 64)
 
 
 def run(repeats: int, texts: Sequence[str | Path] = ("examples/data/austen.txt",)) -> list[dict[str, Any]]:
-    """Rows of the two tables: speed (medians and extremes of `repeats` interleaved runs) and peak memory.
+    """Return rows of two tables: speed (medians and extremes of `repeats` interleaved runs) and peak memory.
 
-    The input is the paragraphs of `texts` as .jsonl, over and over up to the size wanted.
+    The input is a .jsonl file of the paragraphs of `texts`, repeated up to the input's size.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer_path = f"{folder}/tokenizer.model"
@@ -37,7 +37,10 @@ def run(repeats: int, texts: Sequence[str | Path] = ("examples/data/austen.txt",
 
 
 def preprocess_benchmark(source: Path, tokenizer_path: str, folder: str, repeats: int) -> list[dict[str, Any]]:
-    """Tokens per second, start to end with all that starts and stops in between, of both arms in turns."""
+    """Return rows with tokens per second of both arms in turns, with the start and the end of workers.
+
+    Raises RuntimeError if the arms write different files.
+    """
     arms: dict[str, Callable[[], int]] = {
         "plain loop": lambda: _plain_loop(source, tokenizer_path, f"{folder}/plain"),
         f"megatron_step, {_WORKERS} workers": lambda: (
@@ -70,7 +73,7 @@ def preprocess_benchmark(source: Path, tokenizer_path: str, folder: str, repeats
 
 
 def _plain_loop(source: Path, tokenizer_path: str, prefix: str) -> int:
-    """One document at a time through the same tokenizer into megatron-core's builder; returns the number of tokens."""
+    """Tokenize one document at a time and write it with megatron-core's builder; return the number of tokens."""
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     tokenizer = load_tokenizer(tokenizer_path)
@@ -86,7 +89,7 @@ def _plain_loop(source: Path, tokenizer_path: str, prefix: str) -> int:
 
 
 def _memory_row(source: Path, tokenizer_path: str, folder: str, size_mib: int) -> dict[str, Any]:
-    """The most memory that preprocessing holds at a time, its workers included, in its own process."""
+    """Return a row with the peak memory of preprocessing and its workers, in a separate process."""
     arguments = ([source], f"{folder}/memory", tokenizer_path, "text", None, False, _WORKERS)
     return {
         "benchmark": "preprocess memory",
@@ -98,7 +101,7 @@ def _memory_row(source: Path, tokenizer_path: str, folder: str, size_mib: int) -
 
 def _write_input(texts: Sequence[str | Path], folder: Path, size_mib: int) -> Path:
     paragraphs = [
-        part for text in texts for part in Path(text).read_text(encoding="utf-8").split("\n\n") if part.strip()
+        block for text in texts for block in Path(text).read_text(encoding="utf-8").split("\n\n") if block.strip()
     ]
     lines = [json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs]
     path = folder / f"input_{size_mib}.jsonl"

@@ -1,4 +1,4 @@
-"""Peak memory of a process with all that it starts."""
+"""Peak memory of a process and its child processes."""
 
 import multiprocessing
 import time
@@ -11,9 +11,9 @@ _SAMPLE_SECONDS = 0.02
 
 
 def process_peak_bytes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
-    """The most memory that `function(*arguments)` holds at a time, in its own process, with its children.
+    """Run `function(*arguments)` in a separate process, and return its peak bytes, with its child processes.
 
-    Raises RuntimeError if that process fails.
+    Raises RuntimeError if the process fails.
     """
     process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
@@ -22,17 +22,17 @@ def process_peak_bytes(function: Callable[..., Any], arguments: tuple[Any, ...])
         peak_bytes = max(peak_bytes, _tree_bytes(process.pid))
         time.sleep(_SAMPLE_SECONDS)
     if process.exitcode:
-        raise RuntimeError(f"the measured process ended with exit code {process.exitcode}")
+        raise RuntimeError(f"the measured process ended with exit code {process.exitcode}: see its error above")
     return peak_bytes
 
 
 def _tree_bytes(pid: int | None) -> int:
-    """Resident bytes of a process and its children; pages that they share count for each."""
+    """Resident bytes of a process and its child processes; shared pages count for each process."""
     total = 0
     try:
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
             total += process.memory_info().rss
-    except psutil.NoSuchProcess:  # ended between two lines
+    except psutil.NoSuchProcess:  # the process ended meanwhile
         pass
     return total

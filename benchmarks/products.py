@@ -1,4 +1,4 @@
-"""The matrix products of a training step alone: the least time that its linears and output layer can take."""
+"""The matrix products of a training step, which give the least time of its linears and its output layer."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from megatron_step import ops
 from megatron_step.config.model import ModelConfig
 
 Product = tuple[Tensor, Tensor, Tensor]
-"""Of a linear y = x Wᵀ: x [t, i], W [o, i] and dy [t, o]."""
+"""Operands of a linear y = x Wᵀ and its gradients: x [t, i], W [o, i] and dy [t, o]."""
 
 
 def product_shapes(model: ModelConfig) -> list[tuple[int, int]]:
-    """Outputs and inputs of every linear of the model, its output layer last."""
+    """Numbers of outputs and inputs of every linear in the model; the output layer comes last."""
     assert model.vocab_size is not None
     heads = model.num_attention_heads + 2 * model.query_groups
     layer = [
@@ -26,12 +26,12 @@ def product_shapes(model: ModelConfig) -> list[tuple[int, int]]:
 
 
 def product_flops(model: ModelConfig, tokens: int) -> int:
-    """Floating-point operations of the products: y, dx and dW of every linear."""
+    """Floating-point operations of the products y, dx and dW of every linear."""
     return 3 * 2 * tokens * sum(outputs * inputs for outputs, inputs in product_shapes(model))
 
 
 def product_arms(model: ModelConfig, tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
-    """y, dx and dW of every linear, by our own choice of library and by torch.mm."""
+    """Return functions that compute y, dx and dW of every linear, with our choice of library and with torch.mm."""
     generator = torch.Generator().manual_seed(1)
 
     def random(rows: int, columns: int) -> Tensor:

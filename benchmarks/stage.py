@@ -1,4 +1,4 @@
-"""A step of a grown stage against an ordinary step at the same depth, and what its adapters cost."""
+"""Compare a step of a grown stage with an ordinary step at the same depth, and measure the cost of adapters."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from megatron_step.training.state import build_state
 MODEL = ModelConfig(
     num_layers=8, hidden_size=1024, ffn_hidden_size=2736, num_attention_heads=16, seq_length=512, vocab_size=8192
 )
-"""117 million weights: linears wide enough that an adapter of rank 16 is small beside them."""
+"""A model of 117 million weights, with linears so wide that an adapter of rank 16 is small."""
 NEW_LAYERS = 2
 _VANILLA, _ADAPTED, _FROZEN = "vanilla step", "last stage", "last stage without adapters"
 _STEP = "step"
@@ -36,9 +36,9 @@ def run(
     rank: int = 16,
     precisions: Sequence[Precision] = ("fp32", "bf16"),
 ) -> list[Row]:
-    """Rows for each precision: seconds of each arm, and its time and operations as shares of the vanilla step's.
+    """Return rows for each precision: seconds of each arm, and time and operations relative to the vanilla step.
 
-    The last stage has `NEW_LAYERS` new layers; the others are frozen and carry adapters of `rank`, or none.
+    The last stage has `NEW_LAYERS` new layers; the other layers are frozen, with adapters of `rank` or without.
     """
     check_repeats(repeats)
     use_all_cores()
@@ -76,7 +76,7 @@ def _precision_rows(
 
 @contextmanager
 def _process(config: RunConfig) -> Iterator[Functions]:
-    """A step of the last stage, as in a run."""
+    """Give a function that takes a step of the last stage, as in a run."""
     assert config.model.vocab_size is not None
     plan = make_plan(config, config.model.vocab_size)
     stage = plan.stages[-1]

@@ -1,4 +1,4 @@
-"""Model states of every stage of a 24-layer model, measured on real tensors, against the plan and against vanilla."""
+"""Model states of every stage of a 24-layer model, measured and planned, compared with vanilla training."""
 
 from dataclasses import replace
 
@@ -21,14 +21,14 @@ from megatron_step.training.state import build_state
 MODEL = ModelConfig(
     num_layers=24, hidden_size=1024, ffn_hidden_size=2736, num_attention_heads=16, seq_length=1024, vocab_size=32000
 )
-"""368 million weights: a shape of the Llama family used for low-rank pre-training (GaLore, Zhao et al., 2024)."""
+"""A model of 368 million weights, a shape from work on low-rank pre-training (GaLore, Zhao et al., 2024)."""
 
 
 def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: Precision = "bf16") -> list[Row]:
-    """Rows for vanilla training and each of `count` stages, whose layers the paper's program chooses.
+    """Return rows for vanilla training and for each of `count` stages, with layers chosen by the paper's program.
 
-    The columns are measured and planned bytes of the model states, their share of vanilla's, and the share by the
-    paper's 16 bytes for a trained and 2 for a frozen weight.
+    The columns are measured and planned MiB of the model states, their share of vanilla's, and the share by the paper's
+    16 bytes per trained weight and 2 bytes per frozen weight.
     """
     vanilla = replace(run_config(model, 1, precision), adapter=AdapterConfig(rank=rank, alpha=2 * rank))
     layers = paper_plan(vanilla, _vocab(vanilla), count, with_embeddings=True).layers
@@ -60,7 +60,7 @@ def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: 
 
 
 def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parallel) -> RankMemory:
-    """Model states of a stage that is really built."""
+    """Build a stage, and measure its model states."""
     state = build_state(config, plan, stage, stage.first_step, _vocab(config), parallel)
     memory = measure_states(state, activation_bytes=0)
     state.release()

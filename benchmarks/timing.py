@@ -1,4 +1,4 @@
-"""Measures arms in turns, and shows rows of figures as tables and JSON."""
+"""Measure arms in turns, and show rows of figures as tables and JSON."""
 
 import json
 import os
@@ -14,18 +14,18 @@ import torch
 from megatron_step.engine.files import atomic_write
 
 Row = dict[str, Any]
-"""One line of a table: `benchmark` names the table, the other keys its columns."""
+"""A row of a table: `benchmark` names the table, and the other keys are its columns."""
 
 
 def use_all_cores() -> int:
-    """Give torch one thread for each core that this process may use; returns their number."""
+    """Give torch one thread for each core that this process may use, and return their number."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads)
     return threads
 
 
 def check_repeats(repeats: int) -> None:
-    """Raises ValueError for fewer than one repeat."""
+    """Raise ValueError for fewer than one repeat."""
     if repeats < 1:
         raise ValueError(f"--repeats must be at least 1, not {repeats}")
 
@@ -37,9 +37,9 @@ def interleave(
     pause_seconds: float = 0.0,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of every arm, the arms in turns: what slows the machine slows all of them.
+    """Measure seconds of `repeats` calls of every arm, the arms in turns, so that a slow phase affects all arms.
 
-    Before each call there is a pause, for arms that leave the machine in a state which would help the next one.
+    A pause of `pause_seconds` before each call removes effects of one arm on the next.
 
     Raises ValueError for fewer than one repeat.
     """
@@ -56,21 +56,21 @@ def interleave(
 
 
 def spread(values: Sequence[float], name: str) -> dict[str, float]:
-    """Columns with the median of `values`, and their 10th and 90th percentile: NAME, p10 and p90."""
+    """Return columns with the median of `values` and their 10th and 90th percentile: NAME, p10 and p90."""
     return {name: statistics.median(values), "p10": percentile(values, 0.1), "p90": percentile(values, 0.9)}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of the sorted values lie below, interpolated between its neighbours."""
+    """Return the value below which a share of `values` lies, interpolated linearly."""
     ordered = sorted(values)
     position = share * (len(ordered) - 1)
-    below = int(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+    lower = int(position)
+    upper = min(lower + 1, len(ordered) - 1)
+    return ordered[lower] + (position - lower) * (ordered[upper] - ordered[lower])
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, one table for each set of columns of each benchmark."""
+    """Return the rows as text, with one table for each benchmark and set of columns."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         columns = [name for name in row if name != "benchmark"]
@@ -100,7 +100,7 @@ def _cell(value: Any) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return facts about the machine and its software."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -119,5 +119,5 @@ def _processor() -> str:
 
 
 def write_json(path: str | Path, rows: Sequence[Row]) -> None:
-    """Write the machine and all rows to `path`, whole or not at all."""
+    """Write the machine and all rows to `path` atomically, as JSON."""
     atomic_write(Path(path), json.dumps({"machine": machine(), "rows": list(rows)}, indent=2) + "\n")

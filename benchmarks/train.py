@@ -1,4 +1,4 @@
-"""The whole training step against megatron-core's stock layers and transformers, and against its own arithmetic."""
+"""Compare the training step with megatron-core's stock layers, with transformers, and with its matrix products."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -43,9 +43,9 @@ def run(
     micro_batch_size: int = 4,
     precisions: Sequence[Precision] = ("fp32", "bf16"),
 ) -> list[Row]:
-    """Rows of three tables for each precision: speed of the arms, the step against its products, its parts.
+    """Return rows of three tables for each precision: speed of the arms, the step and its products, kinds of operation.
 
-    Raises RuntimeError if the arms do not begin with the same loss: they would not train the same model.
+    Raises RuntimeError if the arms do not start with the same loss, since they would train different models.
     """
     check_repeats(repeats)
     use_all_cores()
@@ -63,7 +63,7 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, pre
         calls = {name: stack.enter_context(process) for name, process in processes.items()}
         arms: dict[str, Arm] = {name: partial(call, _STEP) for name, call in calls.items()}
         check_same_loss(arms)
-        stack.enter_context(keep_freed_memory())  # for the products, which are measured here
+        stack.enter_context(keep_freed_memory())  # for the products, which run in this process
         products = product_arms(model, tokens, tensor_type(RECIPES[precision].weight))
         seconds = interleave({**arms, **products}, repeats)
         parts = calls[_OURS](_PARTS)
@@ -99,7 +99,7 @@ _PROCESSES: dict[str, Callable[[RunConfig], AbstractContextManager[Functions]]] 
 
 
 def _first_state(config: RunConfig, parallel: Parallel) -> TrainState:
-    """Alike in every process: weights are drawn by the seed and their names."""
+    """Make the initial state, which is the same in every process: weights depend on the seed and their names."""
     assert config.model.vocab_size is not None
     return initial_state(config, config.model.vocab_size, parallel)
 
@@ -109,12 +109,12 @@ def _batch(config: RunConfig) -> Batch:
 
 
 def check_same_loss(arms: dict[str, Arm]) -> None:
-    """Take each arm's first step; raises RuntimeError if the losses before it are not the same to rounding."""
+    """Take each arm's first step, and raise RuntimeError unless the first losses agree within rounding."""
     losses = {name: arm() for name, arm in arms.items()}
     reference = losses[_OURS]
     for name, loss in losses.items():
         if abs(loss - reference) > _LOSS_TOLERANCE * abs(reference):
-            raise RuntimeError(f"{name} begins with loss {loss}, {_OURS} with {reference}: not the same model")
+            raise RuntimeError(f"{name} starts with loss {loss}, but {_OURS} with {reference}: the models differ")
 
 
 def _speed_row(name: str, precision: Precision, seconds: dict[str, list[float]], tokens: int) -> Row:

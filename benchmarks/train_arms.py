@@ -1,4 +1,4 @@
-"""Three ways to train one model on one batch: this product, megatron-core's stock layers, and transformers.
+"""Three ways to train a model on a batch: megatron_step, megatron-core's stock layers, and transformers.
 
 An arm is a function that takes one whole step (zero the gradients, forward, backward, clip, AdamW) and returns the
 loss before the update.
@@ -29,14 +29,14 @@ from megatron_step.training.step import train_step
 
 Arm = Callable[[], float]
 Batch = dict[str, Tensor]
-"""tokens and labels, [b, s] int64."""
+"""`tokens` and `labels`, [b, s] int64."""
 Weights = dict[str, Tensor]
-"""A model's weights under megatron-core's names."""
+"""A model's weights by megatron-core's names."""
 
 
 @contextmanager
 def one_rank(config: RunConfig) -> Iterator[Parallel]:
-    """A world of this process alone, with all cores for torch."""
+    """Make the process groups of this process alone, with all cores for torch."""
     use_all_cores()
     try:
         with parallel_layout(config.parallel, config.training.seed) as parallel:
@@ -46,7 +46,7 @@ def one_rank(config: RunConfig) -> Iterator[Parallel]:
 
 
 def random_batch(model: ModelConfig, micro_batch_size: int, seed: int = 1) -> Batch:
-    """Random tokens, labelled with the token that follows."""
+    """Return random tokens [b, s] and, as labels, the tokens that follow them."""
     assert model.vocab_size is not None
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(model.vocab_size, (micro_batch_size, model.seq_length + 1), generator=generator)
@@ -54,13 +54,13 @@ def random_batch(model: ModelConfig, micro_batch_size: int, seed: int = 1) -> Ba
 
 
 def weights_of(state: TrainState) -> Weights:
-    """Copies of a state's weights."""
+    """Return copies of a state's weights."""
     weights = state.chunks[0].state_dict()
     return {name: weight.clone() for name, weight in weights.items() if isinstance(weight, Tensor)}
 
 
 def megatron_step_arm(state: TrainState, batch: Batch, config: RunConfig, parallel: Parallel) -> Arm:
-    """The product's own training step."""
+    """Return an arm with megatron_step's training step."""
     rate = config.optimizer.learning_rate
 
     def step() -> float:
@@ -70,9 +70,10 @@ def megatron_step_arm(state: TrainState, batch: Batch, config: RunConfig, parall
 
 
 def megatron_core_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
-    """megatron-core's stock local layers, data parallelism and optimizer, on the CPU by the engine's import hook.
+    """Return an arm with megatron-core's stock local layers, data parallelism and optimizer.
 
-    Its optimizer is what it takes where neither Apex nor TransformerEngine is installed: torch's AdamW by its defaults.
+    Without Apex and TransformerEngine the optimizer is torch's AdamW with its defaults. On the CPU the engine's import
+    hook applies.
     """
     model = _stock_model(config)
     model.load_state_dict(weights, strict=False)
@@ -111,7 +112,7 @@ def megatron_core_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
 
 
 def _stock_model(config: RunConfig) -> GPTModel:
-    """A GPTModel of megatron-core's local spec in the shape of `config`, with the defaults of its TransformerConfig."""
+    """Build megatron-core's GPTModel with its local spec and default settings, in the shape of `config`."""
     model = config.model
     dtype = tensor_type(RECIPES[config.training.precision].weight)
     return GPTModel(
@@ -161,7 +162,7 @@ def _stock_optimizer(chunk: DistributedDataParallel, config: RunConfig) -> Any:
 
 
 def transformers_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
-    """transformers' Llama with SDPA and torch's fused AdamW; in bf16 all of it is bf16, moments and updates too."""
+    """Return an arm with transformers' Llama, SDPA and torch's fused AdamW; in bf16, moments are bf16, too."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(
@@ -181,7 +182,7 @@ def transformers_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        # The labels are already those of the next token.
+        # The labels are already shifted to the next token.
         loss = model(
             input_ids=batch["tokens"], labels=batch["labels"], shift_labels=batch["labels"], use_cache=False
         ).loss
@@ -213,7 +214,7 @@ def _llama_config(config: RunConfig) -> Any:
 
 
 def llama_weights(weights: Weights, model: ModelConfig) -> dict[str, Tensor]:
-    """megatron-core's weights under transformers' Llama names."""
+    """Return megatron-core's weights by the names of transformers' Llama."""
     heads_per_group = model.num_attention_heads // model.query_groups
     llama = {
         "model.embed_tokens.weight": weights["embedding.word_embeddings.weight"],
@@ -224,9 +225,9 @@ def llama_weights(weights: Weights, model: ModelConfig) -> dict[str, Tensor]:
         ours, theirs = f"decoder.layers.{layer}.", f"model.layers.{layer}."
         qkv = weights[ours + "self_attention.linear_qkv.weight"]  # [g (n / g + 2) d, h]
         qkv = qkv.view(model.query_groups, heads_per_group + 2, model.attention_head_size, model.hidden_size)
-        parts = qkv.split([heads_per_group, 1, 1], dim=1)
-        for name, part in zip(("q_proj", "k_proj", "v_proj"), parts):
-            llama[f"{theirs}self_attn.{name}.weight"] = part.reshape(-1, model.hidden_size)
+        projections = qkv.split([heads_per_group, 1, 1], dim=1)
+        for name, weight in zip(("q_proj", "k_proj", "v_proj"), projections):
+            llama[f"{theirs}self_attn.{name}.weight"] = weight.reshape(-1, model.hidden_size)
         gate, up = weights[ours + "mlp.linear_fc1.weight"].chunk(2)
         llama[theirs + "mlp.gate_proj.weight"] = gate
         llama[theirs + "mlp.up_proj.weight"] = up

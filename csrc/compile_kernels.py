@@ -1,8 +1,8 @@
-"""Compiles every CUDA kernel for several GPUs with nvcc, without a GPU: prints what each takes, fails if one spills.
+"""Compile every CUDA kernel with nvcc for several architectures, print its registers, and fail if one spills.
 
-    python csrc/compile_kernels.py [ARCHITECTURE ...]        such as 80 90 100, which are the default
+    python csrc/compile_kernels.py [ARCHITECTURE ...]        default: 80 90 100
 
-It needs the CUDA toolkit and the headers of any torch, also of the CPU's.
+This needs the CUDA toolkit and the headers of torch (also of a build for the CPU), but no GPU.
 """
 
 import re
@@ -26,33 +26,35 @@ _USAGE = re.compile(
 
 
 class CompileError(Exception):
-    """nvcc is missing or refuses a kernel; the text says why."""
+    """Error if nvcc is missing or cannot compile a kernel."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one instance of a kernel takes of a GPU."""
+    """Resources of one instance of a kernel."""
 
     name: str
+    """Name of the instance."""
     architecture: str
+    """The architecture, such as sm_90."""
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     local_bytes: int
-    """Of a thread's stack and spilled registers, which lie in the GPU's main memory: 0 in a sound kernel."""
+    """Bytes of a thread's stack and spilled registers, which lie in slow main memory; 0 in a good kernel."""
 
 
 def compile_kernels(sources: Sequence[Path], architectures: Sequence[str]) -> list[Kernel]:
-    """Every kernel in the sources for every architecture; two files at a time.
+    """Compile every kernel in the sources for every architecture, two files at a time.
 
     Raises:
-        CompileError: nvcc is missing or refuses a file.
+        CompileError: nvcc is missing or cannot compile a file.
     """
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
-        raise CompileError("nvcc is neither on the PATH nor in /usr/local/cuda/bin")
+        raise CompileError("nvcc is neither on the PATH nor in /usr/local/cuda/bin: install the CUDA toolkit")
     with ThreadPoolExecutor(2) as pool:
         kernels = list(pool.map(lambda source: _compile(nvcc, source, architectures), sources))
-    return [kernel for of_file in kernels for kernel in of_file]
+    return [kernel for file_kernels in kernels for kernel in file_kernels]
 
 
 def _compile(nvcc: str, source: Path, architectures: Sequence[str]) -> list[Kernel]:
@@ -80,7 +82,7 @@ def _compile(nvcc: str, source: Path, architectures: Sequence[str]) -> list[Kern
 
 
 def _readable(names: Sequence[str]) -> list[str]:
-    """C++ names without parameters and namespaces, where c++filt is installed."""
+    """Return C++ names without parameters and namespaces if c++filt is installed, else the mangled names."""
     if shutil.which("c++filt") is None:
         return list(names)
     done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
@@ -90,7 +92,7 @@ def _readable(names: Sequence[str]) -> list[str]:
 
 
 def table(kernels: Sequence[Kernel]) -> str:
-    """Registers of each kernel by architecture, and its local memory if any."""
+    """Return a table of each kernel's registers by architecture, and its local memory if there is any."""
     architectures = list(dict.fromkeys(kernel.architecture for kernel in kernels))
     lines = [f"{'registers of a thread':44}" + "".join(f"{name:>9}" for name in architectures)]
     for name in dict.fromkeys(kernel.name for kernel in kernels):
@@ -102,7 +104,7 @@ def table(kernels: Sequence[Kernel]) -> str:
 
 
 def main() -> None:
-    """Compiles all; exit status 1 where a kernel uses local memory, 2 where nothing can be compiled."""
+    """Compile all kernels; exit with status 1 if one uses local memory, and 2 if compilation fails."""
     try:
         kernels = compile_kernels(sorted(CSRC.glob("*.cu")), sys.argv[1:] or ARCHITECTURES)
     except CompileError as error:
@@ -111,7 +113,7 @@ def main() -> None:
     print(table(kernels))
     spilled = [kernel for kernel in kernels if kernel.local_bytes]
     if spilled:
-        sys.exit(f"error: {len(spilled)} kernels keep registers or arrays in local memory")
+        sys.exit(f"error: {len(spilled)} kernels use local memory: reduce their registers or arrays")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_step.engine import cpu
 
-# The one thing done at import: megatron-core must meet the hook before any of its modules is loaded.
+# The only work at import: the hook must exist before any module of megatron-core is imported.
 cpu.install_import_hook()
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["RunConfig", "export_model", "forecast", "import_model", "load_config
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded when it is first used: importing the package takes no second and no torch."""
+    """Load a public name when it is first used, so that importing the package is fast and does not need torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module("megatron_step.api"), name)
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for completion in a notebook."""
+    """Return the public names, for completion in a notebook."""
     return sorted({*globals(), *__all__})

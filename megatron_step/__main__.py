@@ -1,4 +1,4 @@
-"""Runs the command `megatron-step`: python -m megatron_step COMMAND."""
+"""Run the command `megatron-step` by `python -m megatron_step COMMAND`."""
 
 import sys
 

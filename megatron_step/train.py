@@ -1,4 +1,4 @@
-"""Trains a model: torchrun --nproc-per-node N -m megatron_step.train --config FILE [--section.key VALUE ...]"""
+"""Train a model: torchrun --nproc-per-node N -m megatron_step.train --config FILE [--section.key VALUE ...]"""
 
 import os
 import sys
@@ -11,8 +11,8 @@ from megatron_step.training.messages import discard_unwritten
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 trained to the end, 75 saved and stopped on a signal, 2 bad input, 1 another failure."""
-    with stop_requests() as stop:  # before the imports, which take seconds: a signal must not end the process there
+    """Train, and return the exit status: 0 at the end, 75 if a signal stopped the run, 2 for bad input, 1 otherwise."""
+    with stop_requests() as stop:  # before the slow imports, so that signals are handled during them
         try:
             return _train(sys.argv[1:] if arguments is None else arguments, stop)
         except Stopped as stopped:
@@ -30,8 +30,8 @@ def _train(arguments: Sequence[str], stop: StopRequest) -> int:
         if os.environ.get("WORLD_SIZE", "1") == "1":
             _say(f"error: {error}")
             return 2
-        problem = error  # the other ranks must hear of it
-    # Not at the top: --help and a bad config are answered before torch and megatron-core are imported.
+        problem = error  # the other ranks must learn of it
+    # Not at the top: --help and the error of a bad config come before torch and megatron-core are imported.
     from megatron_step.engine.agreement import exit_status, is_expected
     from megatron_step.engine.world import open_world
     from megatron_step.training.run import run
@@ -39,7 +39,7 @@ def _train(arguments: Sequence[str], stop: StopRequest) -> int:
     try:
         if config is None:
             with open_world(problem):
-                raise AssertionError("the world opened in spite of the problem")
+                raise AssertionError("the world opened despite the error")
         return 0 if run(config, stop) else EXIT_STOPPED
     except Exception as error:
         if not is_expected(type(error)):
@@ -50,7 +50,7 @@ def _train(arguments: Sequence[str], stop: StopRequest) -> int:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # a full disk behind the log
+    with suppress(OSError):  # the log's disk is full
         print(line, file=sys.stderr, flush=True)
 
 

@@ -94,6 +94,6 @@ def test_a_signal_before_training_is_status_75(
     config = Path(command[2])
     config.write_text(config_text(small_config(str(config.parent / "run"), data=small_data)))
     assert train.main() == 75
-    assert "asked to stop by SIGINT before training began: nothing was changed" in capsys.readouterr().err
+    assert "stopped by SIGINT before training began: nothing was changed" in capsys.readouterr().err
     assert not (config.parent / "run").exists()
     stop_world()

@@ -1,4 +1,4 @@
-"""Measure megatron_step against other packages, in turns; print tables of medians with their spread."""
+"""Compare megatron_step with other packages, in turns, and print tables of medians with their spread."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def main() -> None:
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.json is not None and not arguments.json.parent.is_dir():
-        parser.exit(2, f"{parser.prog}: error: the folder {arguments.json.parent} of --json does not exist\n")
+        parser.exit(2, f"{parser.prog}: error: --json {arguments.json}: its folder does not exist: make it first\n")
     use_all_cores()
     print(", ".join(f"{name} {value}" for name, value in machine().items()), flush=True)
     try:
@@ -37,23 +37,25 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog="example: python tools/benchmark.py train --repeats 10 --json train.json"
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
-    _add(commands, "ops", _ops, 20, "every C++ operation against torch's own, forward and backward")
-    _add(commands, "adapter", _adapter, 7, "a frozen linear's adapter against plain torch and, where installed, peft")
-    _add(commands, "kernels", _kernels, 20, "the CUDA kernels against a roofline; timed where there is a GPU")
+    _add(commands, "ops", _ops, 20, "every C++ operation compared with torch's, forward and backward")
+    _add(
+        commands, "adapter", _adapter, 7, "a frozen linear's adapter compared with plain torch and, if installed, peft"
+    )
+    _add(commands, "kernels", _kernels, 20, "the CUDA kernels compared with a roofline; timed on a GPU")
     train = _add(
-        commands, "train", _train, 10, "the training step against megatron-core's stock layers and transformers"
+        commands, "train", _train, 10, "the training step compared with megatron-core's stock layers and transformers"
     )
     _add_sizes(train)
     train.add_argument(
         "--precision", choices=("fp32", "bf16", "both"), default="both", help="number format (default: both)"
     )
-    _add(commands, "stage", _stage, 10, "a step of a grown stage against an ordinary one, and its adapters' cost")
-    _add(commands, "states", _states, 1, "model states of every stage of a 24-layer model; needs 16 GiB, once")
-    _add(commands, "memory", _memory, 1, "planned against measured memory of every rank in 30 layouts; once")
+    _add(commands, "stage", _stage, 10, "a step of a grown stage compared with an ordinary step; cost of adapters")
+    _add(commands, "states", _states, 1, "model states of every stage of a 24-layer model; needs 16 GiB; runs once")
+    _add(commands, "memory", _memory, 1, "planned and measured memory of every rank in 30 layouts; runs once")
     _add(commands, "engine", _engine, 5, "two ways to run megatron-core without CUDA; repeats are processes")
-    _add_sizes(_add(commands, "loop", _loop, 10, "what the training loop adds to the step; repeats are steps"))
-    _add(commands, "export", _export, 3, "exporting a model of 1.1 billion weights, and its memory; needs 9 GB of disk")
-    _add(commands, "preprocess", _preprocess, 5, "tokenizing text against a plain loop, and its memory")
+    _add_sizes(_add(commands, "loop", _loop, 10, "time that the training loop adds to a step; repeats are steps"))
+    _add(commands, "export", _export, 3, "export of a model of 1.1 billion weights, and its memory; needs 9 GB of disk")
+    _add(commands, "preprocess", _preprocess, 5, "preprocessing compared with a plain loop, and its memory")
     return parser
 
 
@@ -86,7 +88,7 @@ def _model(arguments: argparse.Namespace) -> ModelConfig:
     return replace(MODEL, **{name: getattr(arguments, name) for name in _SIZES})
 
 
-# Each imports its own: a benchmark needs not what the others measure.
+# Each function imports its benchmark, because the benchmarks need different packages.
 def _ops(arguments: argparse.Namespace) -> list[Row]:
     from benchmarks import ops
 

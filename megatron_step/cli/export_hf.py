@@ -1,19 +1,19 @@
-"""Write a checkpoint as a Hugging Face model, which transformers loads: any stage, any layout, no GPU needed."""
+"""Export a checkpoint of any stage and any layout as a Hugging Face model, which transformers loads; no GPU needed."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from megatron_step.config.paths import expand_path, path_argument
+from megatron_step.cli.options import add_tokenizer
+from megatron_step.cli.progress_bar import progress_bar
+from megatron_step.config.paths import path_argument
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0, 2 for bad input, or 1 if --check finds another model."""
+    """Run the command, and return its exit status: 0, 2 for bad input, or 1 if --check finds a difference."""
     arguments = _parser(prog).parse_args(argv)
 
-    # Not at the top: --help is answered before torch and megatron-core are imported.
+    # Not at the top: --help prints before torch and megatron-core are imported.
     from megatron_step.huggingface.to_hf import DifferentModelError, ExportOptions, export_model
     from megatron_step.report.run_report import metrics_of_checkpoint
 
@@ -27,12 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     path, changes = arguments.checkpoint, list[str]()
     try:
         metrics = metrics_of_checkpoint(path)
-        with tqdm(unit="B", unit_scale=True, disable=None) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with progress_bar("B") as show:
             comparison = export_model(path, arguments.out, options, metrics, show, changes.append)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,9 +37,9 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         return 1
     print(f"wrote {arguments.out}")
     for change in changes:
-        print(f"changed since its import: {change}")
+        print(f"changed since the import: {change}")
     if comparison is not None:
-        print(f"checked: every tensor is the trained one; {comparison}")
+        print(f"checked: all tensors equal the trained ones; {comparison}")
     return 0
 
 
@@ -56,31 +51,30 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "checkpoint",
         type=path_argument,
         metavar="CHECKPOINT",
-        help="a checkpoint, or a run's output folder for its newest one",
+        help="a checkpoint, or a run's output folder (its newest checkpoint)",
     )
     parser.add_argument("out", type=path_argument, metavar="OUT", help="the model's folder, which must not exist yet")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="number format of the weights (default: that of the checkpoint)",
+        help="number format of the weights (default: the checkpoint's)",
     )
     parser.add_argument(
-        "--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest .safetensors file (default: %(default)s)"
+        "--max-shard-gb",
+        type=float,
+        default=5.0,
+        metavar="GB",
+        help="size of the largest .safetensors file (default: %(default)s)",
     )
     parser.add_argument(
         "--adapter-only",
         action="store_true",
-        help="write the model without its adapters to OUT/base, and these to OUT/adapter, for peft",
+        help="write the model without adapters to OUT/base, and the adapters for peft to OUT/adapter",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="compare tensors, config and logits with the trained model's; needs memory for the model in fp32",
+        help="compare tensors, config and logits with the trained model; needs memory for the model in fp32",
     )
-    parser.add_argument(
-        "--tokenizer",
-        type=expand_path,
-        metavar="PATH",
-        help="where the tokenizer lies now (default: where the run had it)",
-    )
+    add_tokenizer(parser, "the path that the run used")
     return parser

@@ -1,4 +1,4 @@
-"""Write a first config for a model size and a machine, planned to fit, with comments on what to change."""
+"""Write a commented config that fits a model size to a machine."""
 
 import argparse
 import sys
@@ -15,11 +15,11 @@ from megatron_step.report.text_table import format_bytes
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0, or 2 for bad input."""
+    """Run the command, and return its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, epilog="example: megatron-step init mine --size 125m --machine 8x80gb"
     )
-    parser.add_argument("folder", type=path_argument, metavar="DIR", help="where to write config.yaml")
+    parser.add_argument("folder", type=path_argument, metavar="DIR", help="folder for config.yaml")
     parser.add_argument("--size", choices=SIZES, default="2m", help="parameters of the model (default: %(default)s)")
     parser.add_argument(
         "--machine",
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         help="cpu, GPUS x MEMORY as in 8x80gb, or NODES x GPUS x MEMORY as in 4x8x80gb (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="steps of each stage (default: 20 tokens a parameter over the run)"
+        "--steps", type=int, metavar="N", help="steps of each stage (default: 20 tokens per parameter over the run)"
     )
     arguments = parser.parse_args(argv)
     try:
@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
 
 
 def _init(folder: Path, size_name: str, machine: str, steps: int | None) -> str:
-    """Write the files, and return what to do next."""
+    """Write the files, and return a text with the next commands.
+
+    Raises ValueError for bad options, and if a file exists.
+    """
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
     cluster = machines(machine)
@@ -49,9 +52,9 @@ def _init(folder: Path, size_name: str, machine: str, steps: int | None) -> str:
     files = {"config.yaml": starting_text(config, size_name, machine, planned)}
     if not on_cpu:
         files = {"cluster.yaml": cluster_text(cluster), **files}
-    there = [folder / name for name in files if (folder / name).exists()]
-    if there:
-        raise ValueError(f"{there[0]} is there already: choose another folder, or remove the file")
+    existing = [folder / name for name in files if (folder / name).exists()]
+    if existing:
+        raise ValueError(f"{existing[0]} already exists: choose another folder, or remove the file")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         atomic_write(folder / name, text)
@@ -74,7 +77,7 @@ def _init(folder: Path, size_name: str, machine: str, steps: int | None) -> str:
 
 
 def _start(cluster: Cluster, on_cpu: bool) -> str:
-    """The command that starts training."""
+    """Return the command that starts training, without its options."""
     if on_cpu:
         return "megatron-step train"
     nodes, gpus = cluster.nodes[0].count, cluster.nodes[0].gpus_per_node

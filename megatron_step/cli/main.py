@@ -1,4 +1,4 @@
-"""The command `megatron-step`, also started as `python -m megatron_step`."""
+"""The command `megatron-step`, which `python -m megatron_step` also starts."""
 
 import difflib
 import os
@@ -12,17 +12,17 @@ COMMANDS = {
     "tokenizer": "train a tokenizer on text files",
     "preprocess": "turn text files into a corpus of tokens",
     "plan": "plan a run: layers of each stage, memory of each rank, time",
-    "train": "train with one process; under torchrun, one of its processes",
-    "evaluate": "measure perplexity, or let a model write",
+    "train": "train in one process (with torchrun, use the command below)",
+    "evaluate": "measure perplexity, or generate text",
     "report": "compare runs: tables and a plot",
     "import-hf": "turn a Hugging Face model into a checkpoint",
     "export-hf": "turn a checkpoint into a Hugging Face model",
 }
-"""Commands and what they do; each is a file of this folder."""
+"""Help texts by command; each command is a file of this folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 2 for bad input, others as the command says."""
+    """Run one command, and return its exit status: 0, 2 for bad input, or another one of the command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown command {name}; did you mean {nearest}? See megatron-step --help", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # plugins lie in the working folder, where `python -m` finds them as well
+        sys.path.insert(0, os.getcwd())  # `python -m` finds plugins in the working folder; do the same here
     command = import_module(f"megatron_step.cli.{name.replace('-', '_')}")
     try:
         return int(command.main(rest, f"megatron-step {name}"))

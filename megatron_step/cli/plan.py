@@ -1,4 +1,4 @@
-"""Plan a staged run before a GPU is touched: the layers of each stage, which rank holds which, what each needs."""
+"""Plan a staged run without a GPU: the layers of each stage, their ranks, and the memory and time they need."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from megatron_step.report.text_table import aligned, format_bytes
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0, 1 if the plan does not fit the cluster, 2 for bad input."""
+    """Run the command, and return its exit status: 0, 1 if the plan does not fit the cluster, 2 for bad input."""
     arguments, overrides = _parser(prog).parse_known_args(argv)
     try:
         config = load_config(["--config", arguments.config, *overrides])
@@ -44,28 +44,32 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "megatron-step plan --config examples/scale/70b.yaml --cluster examples/scale/64x_80gb.yaml --ranks",
     )
     parser.add_argument("--config", type=expand_path, required=True, help="YAML file with the run's config")
-    parser.add_argument("--cluster", type=expand_path, help="YAML file with the machines; in place of planner.cluster")
-    parser.add_argument("--world-size", type=int, help="GPUs of the run (default: all of the cluster, or TP x PP)")
-    parser.add_argument("--count", metavar="MIN-MAX", help="take the best number of stages in this range, as 2-5")
+    parser.add_argument("--cluster", type=expand_path, help="YAML file with the machines, in place of planner.cluster")
+    parser.add_argument("--world-size", type=int, help="GPUs of the run (default: the cluster's, or TP x PP)")
+    parser.add_argument(
+        "--count", metavar="MIN-MAX", help="choose the best number of stages in this range, such as 2-5"
+    )
     parser.add_argument(
         "--json",
         type=expand_path,
         metavar="PATH",
-        help="write the plan as JSON; - for standard output, and nothing else",
+        help="write the plan as JSON; - writes only JSON to standard output",
     )
-    parser.add_argument("--paper", action="store_true", help="plan 2 to 4 stages by the paper's count of bytes")
-    parser.add_argument("--ranks", action="store_true", help="show the memory of every rank, too")
-    parser.add_argument("--explain", action="store_true", help="say what is short, and what would make the plan fit")
+    parser.add_argument("--paper", action="store_true", help="plan 2 to 4 stages with the paper's bytes per weight")
+    parser.add_argument("--ranks", action="store_true", help="also show the memory of every rank")
+    parser.add_argument(
+        "--explain", action="store_true", help="show the missing memory, and changes that make the plan fit"
+    )
     parser.add_argument(
         "--sweep",
         metavar="PNG",
         type=path_argument,
         nargs="?",
         const=Path("pareto.png"),
-        help="memory against time over many settings, as a table and a figure (default: %(const)s)",
+        help="plot memory over time for many settings, with a table (default: %(const)s)",
     )
     parser.add_argument(
-        "--mark", metavar="NAME=SHARE", help="draw a line in the figure, at this share of ordinary training's memory"
+        "--mark", metavar="NAME=SHARE", help="draw a line in the plot at this share of ordinary training's memory"
     )
     return parser
 
@@ -91,7 +95,7 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 
 def _paper_table(config: RunConfig, vocab_size: int) -> str:
-    """The paper's plans: 16 bytes of a trained weight and 2 of a frozen one, on one device, nothing else counted."""
+    """Return a table of plans by the paper's bytes: 16 per trained weight and 2 per frozen weight, on one device."""
     rows = [("stages", "counted", "layers", "largest stage", "vanilla", "saved")]
     for count in range(2, min(4, config.model.num_layers) + 1):
         for counted in ("layers", "all weights"):
@@ -103,14 +107,19 @@ def _paper_table(config: RunConfig, vocab_size: int) -> str:
 
 
 def _best(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None, counts: str | None) -> Forecast:
-    """The plan, or of those with each number of stages in the range the best one."""
+    """Return the plan; with a range of numbers of stages, the best plan in the range.
+
+    Raises ValueError if `counts` is not a range.
+    """
     check_world(config, world_size)
     dp_size = config.parallel.data_parallel_size(world_size)
     if counts is None:
         return forecast(config, vocab_size, dp_size, cluster)
     first, _, last = counts.partition("-")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise ValueError(f"--count {counts} is not a range of numbers of stages, such as 2-5")
+        raise ValueError(
+            f"--count {counts} is not a range: give a smallest and a largest number of stages, such as 2-5"
+        )
     plans = []
     for count in range(int(first), int(last) + 1):
         stages = replace(config.stages, count=count, layers="auto", layouts="auto")
@@ -131,7 +140,7 @@ def _show(found: Forecast, config: RunConfig, arguments: argparse.Namespace) -> 
     for warning in length_warnings(config, found.plan):
         print(f"warning: {warning}")
     if others := config.planner.of_other_engines:
-        print(f"counted for another engine, training does not have it: {others}")
+        print(f"warning: training does not support {others}; the plan counts it for another engine")
     if arguments.json:
         path = Path(arguments.json)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +152,12 @@ def _summary(found: Forecast) -> str:
     peak, vanilla = found.peak_bytes, found.vanilla.peak_bytes
     lines = [
         f"peak {format_bytes(peak)}, ordinary training {format_bytes(vanilla)}: {1 - peak / vanilla:.1%} less; "
-        f"time of the run against as many ordinary steps: {found.seconds / found.vanilla.seconds:.1%}, by arithmetic"
+        f"time of the run {found.seconds / found.vanilla.seconds:.1%} of equally many ordinary steps, by arithmetic"
     ]
     if found.status == "infeasible":
-        lines.append("it does NOT fit the cluster: --explain says what is short, and what would make it fit")
+        lines.append(
+            "the plan does NOT fit the cluster: --explain shows the missing memory, and changes that make it fit"
+        )
     if solution is not None and solution.status == "optimal":
         lines.append(f"proven: no plan has less {solution.kind}")
     elif solution is not None and solution.bound == 0:
@@ -154,7 +165,7 @@ def _summary(found: Forecast) -> str:
     elif solution is not None:
         gap = 1 - solution.bound / solution.objective
         lines.append(
-            f"the solver stopped at planner.time_limit: a better plan may have up to {gap:.1%} less {solution.kind}"
+            f"the solver stopped at planner.time_limit: the best plan may have up to {gap:.1%} less {solution.kind}"
         )
     return "\n".join(lines)
 
@@ -166,16 +177,16 @@ def _explain(config: RunConfig, vocab_size: int, world_size: int, cluster: Clust
     if not short:
         print("\nThe plan fits.")
         return 0
-    print("\nThe plan of the least memory does not fit:")
+    print("\nThe plan with the least memory does not fit:")
     for shortage in short:
         print(
             f"  stage {shortage.stage.number}, pipeline rank {shortage.pp_rank}: {_gib(shortage.missing_bytes)} short"
         )
     changes = changes_that_fit(config, vocab_size, world_size, cluster)
-    print("\nEach of these alone would make it fit, the fastest first:" if changes else "\nNo two changes make it fit.")
+    print("\nEach of these changes makes it fit, fastest first:" if changes else "\nNo one or two changes make it fit.")
     for name, changed in changes:
         time = changed.seconds / changed.plan.num_steps / (found.seconds / found.plan.num_steps)
-        print(f"  {name}: peak {format_bytes(changed.peak_bytes)}, {time:.2f} times the time of a step")
+        print(f"  {name}: peak {format_bytes(changed.peak_bytes)}, step time x {time:.2f}")
     return 1
 
 
@@ -191,26 +202,27 @@ def _sweep(
     from megatron_step.report.sweep import candidate, front_table, pareto_front, plot, variants
 
     if cluster is None:
-        raise ValueError("--sweep needs --cluster: how fast the machines are, and how much memory they have")
+        raise ValueError("--sweep needs the speed and the memory of the machines: give --cluster")
     mark = _mark(arguments.mark)
     tried = list(variants(config, world_size, cluster))
     shown = tqdm(tried, unit="plan", disable=not sys.stderr.isatty(), leave=False)
     planned = (candidate(changed, dp_size, vocab_size, cluster) for changed, dp_size in shown)
     candidates = [item for item in planned if item]
     if not candidates:
-        raise ValueError(
-            f"no setting of the sweep can run on {world_size} GPUs: see the errors of a plan without --sweep"
-        )
+        raise ValueError(f"no setting of the sweep can run on {world_size} GPUs: plan without --sweep to see the error")
     front = pareto_front(candidates)
     print(front_table(front))
     with whole_file(arguments.sweep) as partial:
         plot(candidates, front, partial, _lines(mark, candidates))
-    print(f"\n{len(candidates)} plans, {len(front)} of them not beaten in both memory and time: {arguments.sweep}")
+    print(f"\n{len(candidates)} plans, {len(front)} of them on the Pareto front: {arguments.sweep}")
     return 0
 
 
 def _mark(text: str | None) -> tuple[str, float] | None:
-    """Name and share."""
+    """Parse NAME=SHARE into a name and a share.
+
+    Raises ValueError for another form.
+    """
     if text is None:
         return None
     name, _, share = text.rpartition("=")
@@ -224,7 +236,7 @@ def _mark(text: str | None) -> tuple[str, float] | None:
 
 
 def _lines(mark: tuple[str, float] | None, candidates: list[Any]) -> dict[str, float]:
-    """The mark's share of the memory that ordinary training needs without tensor or pipeline parallelism."""
+    """Return the bytes of the mark: its share of ordinary training's memory without tensor or pipeline parallelism."""
     ordinary = [
         item.forecast.peak_bytes
         for item in candidates

@@ -1,4 +1,4 @@
-"""Compare runs: tables of what they and their stages have come to, and a plot of losses and memory."""
+"""Compare runs: tables of the runs and of their stages, and a plot of losses and memory."""
 
 import argparse
 import sys
@@ -9,12 +9,12 @@ from megatron_step.report.run_report import plot, read_run, stage_table, table
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0, or 2 for bad input."""
+    """Run the command, and return its exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, epilog="example: megatron-step report runs/austen --output report.png"
     )
     parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN_DIR", help="output folders of runs")
-    parser.add_argument("--output", type=path_argument, metavar="FILE", help="where to write the plot, a .png file")
+    parser.add_argument("--output", type=path_argument, metavar="FILE", help=".png file of the plot")
     arguments = parser.parse_args(argv)
     if arguments.output is not None and arguments.output.suffix != ".png":
         parser.error(f"--output {arguments.output} must end in .png")
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         print(f"{table(runs)}\n\n{stage_table(runs)}")
         if arguments.output is not None:
             plot(runs, arguments.output)
-            print(f"losses and memory over the tokens are drawn in {arguments.output}")
+            print(f"wrote {arguments.output}: losses and memory over the tokens")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

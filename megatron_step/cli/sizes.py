@@ -1,4 +1,4 @@
-"""Sizes of models to start from: shapes of the Llama family, with batch and learning rate."""
+"""Model sizes of the Llama family to start from, with batch size and learning rate."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,29 @@ from megatron_step.config.model import ModelConfig
 
 @dataclass(frozen=True)
 class Size:
-    """A model with the batch and the learning rate that such models are trained with."""
+    """A model, and the batch size and learning rate that are usual for it."""
 
     model: ModelConfig
-    """The shape; `vocab_size` is given."""
+    """The shape; its `vocab_size` is not None."""
     global_batch_size: int
-    """Samples of a step on GPUs."""
+    """Samples of one step on GPUs."""
     learning_rate: float
-    """Peak."""
+    """Peak learning rate."""
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the vocabulary."""
+        """Number of tokens in the vocabulary."""
         assert self.model.vocab_size is not None
         return self.model.vocab_size
 
     @property
     def adapter_rank(self) -> int:
-        """Rank of the adapters: a 32nd of the width, at least 16."""
+        """Rank of the adapters: 1/32 of the width, at least 16."""
         return max(16, self.model.hidden_size // 32)
 
     @property
     def parameters(self) -> int:
-        """Weights of the model, without norms."""
+        """Number of weights in the model, without norms."""
         model = self.model
         attention = 2 * model.hidden_size * model.attention_head_size * (model.num_attention_heads + model.query_groups)
         layer = attention + 3 * model.hidden_size * model.ffn_hidden_size
@@ -62,4 +62,4 @@ SIZES = {
     "13b": _size(40, 5120, 13824, 40, None, 4096, 32000, 1024, 3e-4),
     "70b": _size(80, 8192, 28672, 64, 8, 4096, 32000, 1024, 1.5e-4),
 }
-"""Sizes by name. The two small ones train on a laptop's CPU."""
+"""Sizes by name; the two smallest train on a laptop's CPU."""

@@ -1,4 +1,4 @@
-"""A first config for a model size and machines: the layout that fits them, and the text with comments."""
+"""Make a first config for a model size and machines: choose a layout that fits, and write a commented YAML text."""
 
 from collections.abc import Iterator
 
@@ -26,9 +26,9 @@ _MICRO_BATCH_SIZES = (4, 1)
 
 
 def starting_config(size: Size, cluster: Cluster, on_cpu: bool, steps: int | None) -> tuple[RunConfig, Forecast]:
-    """The config of three stages in the simplest layout that fits the machines, and its forecast.
+    """Return a config with three stages in the simplest layout that fits the machines, and its forecast.
 
-    `steps` are those of each stage; None for 20 tokens a parameter over the run (Hoffmann et al., 2022).
+    `steps` is the number of steps per stage; None takes 20 tokens per parameter over the run (Hoffmann et al., 2022).
 
     Raises ValueError if no layout fits.
     """
@@ -40,7 +40,7 @@ def starting_config(size: Size, cluster: Cluster, on_cpu: bool, steps: int | Non
                 check_world(config, cluster.num_gpus)
                 planned = forecast(config, size.vocab_size, dp_size, cluster)
             except ValueError:
-                continue  # a layout that this model cannot have
+                continue  # this layout does not fit the model's sizes
             if planned.status != "infeasible":
                 return config, planned
     group = cluster.nodes[0]
@@ -51,7 +51,7 @@ def starting_config(size: Size, cluster: Cluster, on_cpu: bool, steps: int | Non
 
 
 def _layouts(cluster: Cluster) -> Iterator[ParallelConfig]:
-    """Layouts in the order in which they are tried: with few ranks for each copy of the model first."""
+    """Yield layouts to try, those with the fewest ranks per model copy first."""
     shapes = [
         (tensor, pipeline)
         for tensor in (1, 2, 4, 8)
@@ -67,7 +67,7 @@ def _config(
     size: Size, parallel: ParallelConfig, micro_batch_size: int, dp_size: int, on_cpu: bool, steps: int | None
 ) -> RunConfig:
     wanted = min(size.global_batch_size, _CPU_SAMPLES) if on_cpu else size.global_batch_size
-    unit = micro_batch_size * dp_size  # samples that all ranks hold at once
+    unit = micro_batch_size * dp_size  # samples of one micro-batch on all ranks
     batch = max(unit, wanted // unit * unit)
     steps = steps if steps is not None else _steps(size, batch)
     warmup = max(1, min(steps // 20, 2000))
@@ -91,14 +91,14 @@ def _config(
 
 
 def _steps(size: Size, batch: int) -> int:
-    """Steps of each stage, to two digits; the model grows after 3/4 of them, and the last stage trains them all."""
-    of_run = _TOKENS_PER_PARAMETER * size.parameters / (batch * size.model.seq_length)
-    of_stage = of_run / ((_NUM_STAGES - 1) * _GROW_AT + 1)
-    return max(1, int(float(f"{of_stage:.1e}")))
+    """Steps of each stage, rounded to two digits; all stages but the last run only `_GROW_AT` of their steps."""
+    run_steps = _TOKENS_PER_PARAMETER * size.parameters / (batch * size.model.seq_length)
+    stage_steps = run_steps / ((_NUM_STAGES - 1) * _GROW_AT + 1)
+    return max(1, int(float(f"{stage_steps:.1e}")))
 
 
 def starting_text(config: RunConfig, size_name: str, machine: str, planned: Forecast) -> str:
-    """The YAML file of a config that `starting_config` made, with comments."""
+    """Return a config of `starting_config` as the text of a YAML file, with comments."""
     model, training, parallel, schedule = config.model, config.training, config.parallel, config.schedule
     layers = [stage.stage.num_new_layers for stage in planned.stages]
     groups = "null" if model.num_query_groups is None else model.num_query_groups

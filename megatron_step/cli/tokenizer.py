@@ -3,41 +3,15 @@
 import argparse
 from collections.abc import Sequence
 
+from megatron_step.cli.options import add_input, add_records
 from megatron_step.config.paths import expand_path
 from megatron_step.data.text_files import find_text_files
 from megatron_step.data.train_tokenizer import train_tokenizer
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=__doc__,
-        epilog="example: megatron-step tokenizer --input books/ --vocab-size 8192 --output data/my.model",
-    )
-    parser.add_argument(
-        "--input",
-        type=expand_path,
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="text files (.txt, .jsonl, .json, .parquet; .gz, .zst, .bz2, .xz), or folders",
-    )
-    parser.add_argument(
-        "--output", type=expand_path, required=True, metavar="FILE", help="where to write the model; ends in .model"
-    )
-    parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens")
-    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="algorithm (default: bpe)")
-    parser.add_argument(
-        "--key", default="text", help="key or column of the text in .jsonl and .parquet (default: text)"
-    )
-    parser.add_argument(
-        "--skip-invalid", action="store_true", help="leave out invalid or empty text instead of stopping"
-    )
-    parser.add_argument(
-        "--sample-mib", type=int, default=256, help="train on an even sample of at most this many MiB (default: 256)"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="seed of that sample (default: 1)")
+    """Run the command, and return its exit status: 0, or 2 for bad input."""
+    parser = _parser(prog)
     arguments = parser.parse_args(argv)
     try:
         found = find_text_files(arguments.input)
@@ -57,3 +31,23 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     for line in found.report:
         print(line)
     return 0
+
+
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=__doc__,
+        epilog="example: megatron-step tokenizer --input books/ --vocab-size 8192 --output data/my.model",
+    )
+    add_input(parser)
+    parser.add_argument(
+        "--output", type=expand_path, required=True, metavar="FILE", help="file of the new tokenizer, NAME.model"
+    )
+    parser.add_argument("--vocab-size", type=int, required=True, help="number of tokens")
+    parser.add_argument("--model-type", choices=("bpe", "unigram"), default="bpe", help="algorithm (default: bpe)")
+    add_records(parser)
+    parser.add_argument(
+        "--sample-mib", type=int, default=256, help="train on an even sample of at most this many MiB (default: 256)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default: 1)")
+    return parser

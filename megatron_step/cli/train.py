@@ -1,4 +1,4 @@
-"""Train a model as a config says, with one process."""
+"""Train a model in one process."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from megatron_step.config.load import load_config
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Exit status: as `megatron_step.train`, or 2 where the config needs several processes and this is one."""
+    """Run the command, and return the exit status of `megatron_step.train`; 2 if the config needs several processes."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if "RANK" not in os.environ:
         try:
@@ -19,6 +19,6 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             return 2
         if processes > 1:
             command = f"torchrun --nproc-per-node {processes} -m megatron_step.train {' '.join(arguments)}"
-            print(f"error: the config needs {processes} processes, and this is one: {command}", file=sys.stderr)
+            print(f"error: the config needs {processes} processes, but this is one: start {command}", file=sys.stderr)
             return 2
     return train.main(arguments)

@@ -50,7 +50,7 @@ class StopRequest:
         if self.signal_name is None:
             self.signal_name, self._noted_at = signal.Signals(number).name, monotonic()
             if not self._finishes_step:
-                raise Stopped(f"stopped by {self.signal_name} before training began: nothing was written")
+                raise Stopped(f"stopped by {self.signal_name} before training began")
             _say(f"{self.signal_name}: the run finishes and saves this step, then stops; Control-C stops it at once")
         elif number == signal.SIGINT and monotonic() - self._noted_at >= _FORWARDED_SECONDS:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Text that a model writes."""
+"""Generate text with a model."""
 
 import torch
 
@@ -7,10 +7,10 @@ from megatron_step.evaluation.models import LanguageModel
 
 @torch.no_grad()
 def generate(model: LanguageModel, prompt: str, num_tokens: int, temperature: float, seed: int) -> str:
-    """`prompt` and up to `num_tokens` tokens that the model adds to it, until it ends the document.
+    """Return `prompt` with up to `num_tokens` generated tokens; generation stops at the end-of-document token.
 
-    Temperature 0 takes the likeliest token; above, tokens are drawn from softmax(logits / temperature). A token follows
-    from the last `seq_length` tokens before it.
+    Temperature 0 takes the most probable token. Above 0, tokens are sampled from softmax(logits / temperature). Each
+    token is predicted from the `seq_length` tokens before it.
     """
     tokenizer = model.tokenizer
     generator = torch.Generator().manual_seed(seed)

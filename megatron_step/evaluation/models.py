@@ -1,4 +1,4 @@
-"""A model to evaluate: that of a checkpoint, or an exported one in transformers, behind one interface."""
+"""Open a model for evaluation, from a checkpoint or from a Hugging Face folder, with one interface for both."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,43 +18,45 @@ from megatron_step.training.inspection import Inspected, open_checkpoint
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A whole model on each data-parallel rank, in the number format in which its run trained or it was written."""
+    """A whole model on each data-parallel rank, in the number format of its run or of its files."""
 
     path: Path
-    """The checkpoint, or the exported model's folder."""
+    """Path of the checkpoint or of the Hugging Face folder."""
     logits: Callable[[Tensor], Tensor]
-    """From tokens [b, s] to logits [b, s, v] for all tokens of the model's vocabulary."""
+    """Function from tokens [b, s] to logits [b, s, v] for all tokens of the model's vocabulary."""
     seq_length: int
-    """Most tokens to predict the next one from."""
+    """Largest number of tokens from which the next one is predicted."""
     tokenizer: Tokenizer
+    """The model's tokenizer."""
     parallel: Parallel
+    """This process's ranks."""
     inspected: Inspected | None = None
-    """The checkpoint's run, if it is one."""
+    """The opened checkpoint; None for a Hugging Face model."""
 
 
 @contextmanager
 def open_model(
     path: Path, tokenizer: str | None = None, seq_length: int | None = None, end_of_document: str | None = None
 ) -> Iterator[LanguageModel]:
-    """Load the model of a checkpoint, of the newest one of a run's folder, or of a Hugging Face model's folder.
+    """Load a model from a checkpoint, from a run's folder (its newest checkpoint) or from a Hugging Face folder.
 
-    `tokenizer` is where the tokenizer lies, None for where the run had it or for the model's folder; `seq_length` are
-    the tokens of a window, None for as many as the model is made for; `end_of_document` is the token that ends
-    documents, None for that of the checkpoint's run or the tokenizer's own.
+    `tokenizer` is the tokenizer's path; None takes the path that the run used, or the model's folder. `seq_length` is
+    the number of tokens in a window; None takes the model's context length. `end_of_document` is the token that ends
+    documents; None takes the token of the run, or the tokenizer's end-of-text token.
 
-    Raises FileNotFoundError if there is nothing at `path` or a file is missing, and ValueError if it is nothing of this
-    or damaged, if the tokenizer does not fit, or the window is too long.
+    Raises FileNotFoundError if `path` or a file in it is missing. Raises ValueError if `path` is not a model or is
+    damaged, if the tokenizer does not fit, or if the window is too long.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint, no run and no Hugging Face model at {path}")
+        raise FileNotFoundError(f"{path} does not exist: give a checkpoint, a run's folder or a Hugging Face model")
     if (path / "config.json").is_file():
         opened = _open_exported(path, tokenizer, seq_length, end_of_document)
     elif (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
         opened = _open_checkpoint(path, tokenizer, seq_length, end_of_document)
     else:
         raise ValueError(
-            f"{path} is neither a checkpoint (manifest.json), nor a run's output folder (checkpoints/), nor a Hugging "
-            "Face model (config.json)"
+            f"{path} is not a model: give a checkpoint (with manifest.json), a run's output folder (with checkpoints/) "
+            "or a Hugging Face model (with config.json)"
         )
     with opened as model:
         yield model
@@ -67,7 +69,7 @@ def _open_checkpoint(
     with open_checkpoint(path, tokenizer, end_of_document) as inspected:
         (model,), longest = inspected.chunks, inspected.config.model.seq_length
         if seq_length is not None and not 1 <= seq_length <= longest:
-            raise ValueError(f"--seq-length is {seq_length}: {path} is made for 1 to {longest:,} tokens")
+            raise ValueError(f"--seq-length is {seq_length}, but {path} is made for 1 to {longest:,} tokens")
         vocab_size = inspected.found.manifest.vocab_size
 
         def logits(tokens: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
-"""Perplexity and bits per byte of a text, by windows that are disjoint or slide.
+"""Compute the perplexity and bits per byte of a text, in disjoint or sliding windows.
 
-The tokens of all documents, an end-of-document token behind each, are one sequence x_1 ... x_n, as in training; x_0 is
-an end-of-document token, too. Each of x_1 ... x_n is scored once, ends of documents included: a document's first token
-is predicted from the end-of-document token before it. With windows of s tokens that begin r apart (the stride, 1 to s),
-token i is scored in the first window that reaches it:
+The tokens of all documents, each document followed by an end-of-document token, form one sequence x_1 ... x_n, as in
+training; x_0 is also an end-of-document token. Each of x_1 ... x_n is scored once, and end-of-document tokens count,
+too. A document's first token is predicted from the end-of-document token before it. Windows have s tokens and start r
+tokens apart (the stride, 1 to s). Token i is scored in the first window that contains it:
 
     nats          = - sum over i = 1 ... n of ln p(x_i | x_b ... x_i-1),    b = r max(0, ceil((i - s) / r))
     perplexity    = exp(nats / n)
     bits per byte = nats / (ln 2 * bytes of the text)
 
-r = s makes the windows disjoint. With a smaller stride each token beyond the first window is predicted from at least
-s - r + 1 tokens, for s / r times the work.
+A stride r = s gives disjoint windows. With a smaller stride, each token after the first window is predicted from at
+least s - r + 1 tokens, at s / r times the cost.
 """
 
 import math
@@ -34,41 +34,44 @@ _FLOAT64_ELEMENTS = 2**22
 
 @dataclass(frozen=True)
 class TextLoss:
-    """How well a model predicts a text."""
+    """The loss of a model on a text."""
 
     nats: float
-    """-ln p, summed over all tokens."""
+    """Sum of -ln p over all tokens."""
     num_tokens: int
-    """Tokens that were scored."""
+    """Number of scored tokens."""
     num_bytes: int
     """Bytes of the text in UTF-8."""
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Loss in nats per token."""
         return self.nats / self.num_tokens
 
     @property
     def perplexity(self) -> float:
-        """Of a token; it depends on the tokenizer."""
+        """Perplexity per token; it depends on the tokenizer."""
         return math.exp(min(self.loss, 700.0))  # exp(710) is beyond a float
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers."""
+        """Bits per byte of text, which can be compared between tokenizers."""
         return self.nats / math.log(2) / self.num_bytes
 
 
 class Window(NamedTuple):
-    """Inputs x_start ... x_end-1, which predict x_start+1 ... x_end; the last `num_scored` of these are scored."""
+    """A window: inputs x_start ... x_end-1 predict x_start+1 ... x_end, of which the last `num_scored` are scored."""
 
     start: int
+    """Index of the first input."""
     end: int
+    """Index of the last predicted token."""
     num_scored: int
+    """Number of scored tokens."""
 
 
 def windows(num_tokens: int, length: int, stride: int) -> Iterator[Window]:
-    """The windows over tokens 1 to `num_tokens`; the last may be shorter than `length`.
+    """Yield the windows over tokens 1 to `num_tokens`; the last one may be shorter than `length`.
 
     Raises ValueError unless the stride lies between 1 and `length`.
     """
@@ -90,10 +93,12 @@ def text_loss(
     stride: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TextLoss:
-    """The loss of `text` by windows of the model's `seq_length`; `stride` None for disjoint ones.
+    """Compute the loss of `text` in windows of the model's `seq_length`; `stride` None gives disjoint windows.
 
-    Each data-parallel rank takes a part of the windows, and all get the result. `progress` is told the windows that
-    this rank has done, and its total.
+    Each data-parallel rank scores its share of the windows, and all ranks get the result. `progress` is called with the
+    windows that this rank has scored and its total.
+
+    Raises ValueError if the stride is not between 1 and the window's length.
     """
     num_tokens = len(text.tokens) - 1
     every = list(windows(num_tokens, model.seq_length, model.seq_length if stride is None else stride))
@@ -109,14 +114,14 @@ def text_loss(
 
 
 def _batches(own: Sequence[Window]) -> Iterator[list[Window]]:
-    """Windows of equal length together, as many as the memory for logits allows."""
+    """Yield batches of windows of equal length, with at most `_TOKENS_AT_ONCE` tokens to limit the logits' memory."""
     for length, group in groupby(own, key=lambda window: window.end - window.start):
         equal, size = list(group), max(1, _TOKENS_AT_ONCE // length)
         yield from (equal[first : first + size] for first in range(0, len(equal), size))
 
 
 def _nats(model: LanguageModel, tokens: np.ndarray, batch: Sequence[Window]) -> float:
-    """-ln p of the scored tokens of some windows of equal length, summed in fp64."""
+    """Sum in fp64 of -ln p over the scored tokens of a batch of windows of equal length."""
     rows = np.stack([tokens[window.start : window.end + 1] for window in batch])  # [b, s + 1]
     ids = torch.from_numpy(rows.astype(np.int64)).to(model.parallel.device)
     logits = model.logits(ids[:, :-1])  # [b, s, v]

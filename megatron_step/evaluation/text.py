@@ -1,4 +1,4 @@
-"""The text that a model is evaluated on, as tokens: from text files, or from a corpus that is tokenized already."""
+"""Read the tokens of a text to evaluate on, from text files or from a tokenized corpus."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +15,16 @@ from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """The documents of a text, one after the other, in memory."""
+    """The tokens of a text's documents in sequence, in memory."""
 
     tokens: np.ndarray
-    """An end-of-document token, then each document's tokens with one behind them. [1 + n]"""
+    """An end-of-document token, then each document's tokens and an end-of-document token, [1 + n]."""
     num_documents: int
+    """Number of documents."""
     num_bytes: int
-    """Bytes of the documents' text in UTF-8, without what separates them."""
+    """Bytes of the documents' text in UTF-8, without separators."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Records (in .txt: lines) that were left out, by reason."""
+    """Number of skipped records (in .txt: lines) by reason."""
 
 
 def text_of_files(
@@ -33,26 +34,26 @@ def text_of_files(
     separator: str | None = None,
     skip_invalid: bool = False,
 ) -> TokenizedText:
-    """The documents of text files, with the tokens that preprocessing gives them; for the options see `DocumentReader`.
+    """Tokenize text files as preprocessing does; `DocumentReader` explains the options.
 
-    Raises ValueError for text that cannot be used, and where there is none.
+    Raises ValueError for unusable text, and if there is no text.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     reader = DocumentReader(files, key, separator, skip_invalid)
-    parts, num_documents, num_bytes = [np.array([tokenizer.eod_id], dtype)], 0, 0
+    tokens, num_documents, num_bytes = [np.array([tokenizer.eod_id], dtype)], 0, 0
     for piece in reader:
-        parts.append(encode_pieces(tokenizer, [piece], dtype).tokens)
+        tokens.append(encode_pieces(tokenizer, [piece], dtype).tokens)
         num_documents += piece.ends_document
         num_bytes += len(piece.text.encode())
     if num_bytes == 0:
-        raise ValueError(f"the input holds no document (skipped: {reader.skipped or 'nothing'})")
-    return TokenizedText(np.concatenate(parts), num_documents, num_bytes, reader.skipped)
+        raise ValueError(f"the input holds no document (skipped: {reader.skipped or 'nothing'}): give files with text")
+    return TokenizedText(np.concatenate(tokens), num_documents, num_bytes, reader.skipped)
 
 
 def text_of_corpus(prefix: str, tokenizer: Tokenizer) -> TokenizedText:
-    """The documents of PREFIX.bin and PREFIX.idx; their bytes are those of the decoded tokens.
+    """Read the tokens of PREFIX.bin and PREFIX.idx, and count the bytes of the decoded documents.
 
-    Raises FileNotFoundError and ValueError as `check_corpus` does, and ValueError where there is no text.
+    Raises FileNotFoundError and ValueError as `check_corpus` does, and ValueError if there is no text.
     """
     corpus, tokenizer = _fitting(prefix, tokenizer)
     paths = corpus_paths(prefix)
@@ -65,18 +66,21 @@ def text_of_corpus(prefix: str, tokenizer: Tokenizer) -> TokenizedText:
             ids.pop()
         num_bytes += len(tokenizer.decode(ids).encode())
     if num_bytes == 0:
-        raise ValueError(f"{prefix} holds no text")
+        raise ValueError(f"the corpus {prefix} holds no text: give another one")
     begin = np.array([tokenizer.eod_id], corpus.dtype)
     return TokenizedText(np.concatenate([begin, tokens]), corpus.documents, num_bytes)
 
 
 def _fitting(prefix: str, tokenizer: Tokenizer) -> tuple[Corpus, Tokenizer]:
-    """The corpus, and the tokenizer that made it: beside an exported one lies its SentencePiece model."""
+    """Check the corpus against the tokenizer, or against the SentencePiece model in the tokenizer's folder.
+
+    Returns the corpus and the tokenizer that it was made with.
+    """
     original = Path(tokenizer.path, "tokenizer.model")
     if original.is_file():
         try:
             made_by = load_tokenizer(original, tokenizer.token(tokenizer.eod_id))
             return check_corpus(prefix, made_by), made_by
         except ValueError:
-            pass  # it was made by `tokenizer`, or else cannot be used, as the next line says
+            pass  # the corpus was made with `tokenizer`, or the next line raises
     return check_corpus(prefix, tokenizer), tokenizer

@@ -38,7 +38,7 @@ def test_the_step_is_set_against_its_products(rows):
 
 
 def test_arms_of_different_models_are_refused():
-    with pytest.raises(RuntimeError, match=r"other begins with loss 2\.0, megatron_step with 1\.0"):
+    with pytest.raises(RuntimeError, match=r"other starts with loss 2\.0, but megatron_step with 1\.0"):
         train.check_same_loss({"megatron_step": lambda: 1.0, "other": lambda: 2.0})
     train.check_same_loss({"megatron_step": lambda: 1.0, "other": lambda: 1.0001})
 

@@ -56,7 +56,7 @@ def test_loss_and_text(
         assert error.count("\n") == 1
         return error
 
-    assert "has no validation set of a run to evaluate on: give --text or --data" in refused(exported)
+    assert "has no validation set: give --text or --data" in refused(exported)
     assert "--stride is 33: it must be between 1 and the window's 32 tokens" in refused(
         trained, "--text", tmp_path / "text.txt", "--stride", "33"
     )
@@ -71,10 +71,10 @@ def test_loss_and_text(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "there is no checkpoint, no run and no Hugging Face model at nowhere"),
-        (["."], ". is neither a checkpoint"),
+        (["nowhere"], "nowhere does not exist: give a checkpoint"),
+        (["."], ". is not a model: give a checkpoint"),
         (["nowhere", "--tokens", "0"], "--tokens must be at least 1"),
-        (["nowhere", "--stride", "4"], "--stride needs a text to slide over"),
+        (["nowhere", "--stride", "4"], "--stride 4 needs a text"),
         (["nowhere", "--text", "nothing.txt"], "the input nothing.txt does not exist"),
         (["nowhere", "--text", "empty.txt"], "empty.txt is empty"),
     ],

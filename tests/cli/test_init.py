@@ -30,7 +30,7 @@ def test_a_config_for_a_laptop(command: Callable, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--machine", "toaster"], "error: --machine toaster is no machine: give cpu"),
+        (["--machine", "toaster"], "error: --machine toaster is not a valid machine: give cpu"),
         (["--size", "13b", "--machine", "1x8gb"], "choose a smaller --size or a larger --machine"),
         (["--steps", "0"], "error: --steps must be at least 1, not 0"),
         (["--size", "3.5t"], "invalid choice: '3.5t'"),
@@ -47,5 +47,5 @@ def test_bad_input_writes_nothing(
 def test_a_config_that_is_there_stays(command: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("mine")
     assert command("init", tmp_path) == 2
-    assert "config.yaml is there already: choose another folder" in capsys.readouterr().err
+    assert "config.yaml already exists: choose another folder" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").read_text() == "mine"

@@ -22,5 +22,5 @@ def test_a_name_is_a_cluster(name: str, nodes: int, gpus: int, memory: float, tm
 
 @pytest.mark.parametrize("name", ["gpu", "8x80", "0x80gb", "8x0gb", "2x2x2x2gb", ""])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no machine: give cpu"):
+    with pytest.raises(ValueError, match="is not a valid machine: give cpu"):
         machines(name)

@@ -26,7 +26,7 @@ def test_several_processes_are_started_with_torchrun(
     path.write_text(config_text(small_config(str(tmp_path / "run"), parallel={"tensor_parallel_size": 2})))
     assert command("train", "--config", path) == 2
     assert capsys.readouterr().err == (
-        "error: the config needs 2 processes, and this is one: "
+        "error: the config needs 2 processes, but this is one: start "
         f"torchrun --nproc-per-node 2 -m megatron_step.train --config {path}\n"
     )
 

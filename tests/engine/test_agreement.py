@@ -179,7 +179,7 @@ def _stderr_to(path: Path) -> Iterator[None]:
 
 def test_a_rank_that_is_asked_to_stop_stops_all(worlds: Worlds) -> None:
     first, second = worlds(2).run(stop_one)
-    assert second == (Stopped, "asked to stop by SIGTERM before training began")
+    assert second == (Stopped, "stopped by SIGTERM before training began")
     assert first == (Stopped, f"rank 1 on {HOST}: {second[1]}")
 
 

@@ -28,7 +28,7 @@ def test_a_signal_is_noted_while_training(number: signal.Signals, capfd: pytest.
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_stops_at_once_before_training(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Stopped, match=f"asked to stop by {number.name}"), stop_requests() as stop:
+    with pytest.raises(Stopped, match=f"stopped by {number.name}"), stop_requests() as stop:
         os.kill(os.getpid(), number)
     assert stop
     assert signal.getsignal(number) is before

@@ -52,7 +52,7 @@ def test_a_rank_that_waits_for_another_can_be_stopped(worlds: Worlds, waiting: i
     world = worlds(2)
     world.start(wait_alone, waiting=waiting, port=free_port(), folder=tmp_path)
     _stop_when(world, waiting, tmp_path / "waits")
-    assert world.join()[waiting] == "asked to stop by SIGTERM before training began"
+    assert world.join()[waiting] == "stopped by SIGTERM before training began"
 
 
 def _stop_when(world: World, rank: int, path: Path) -> None:

@@ -34,9 +34,9 @@ def test_windows_longer_than_the_model_is_made_for(trained: Path, exported: Path
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint, no run and no Hugging Face model at"):
+    with pytest.raises(FileNotFoundError, match="does not exist: give a checkpoint"):
         open_model(tmp_path / "nowhere").__enter__()
-    with pytest.raises(ValueError, match="is neither a checkpoint"):
+    with pytest.raises(ValueError, match="is not a model: give a checkpoint"):
         open_model(tmp_path).__enter__()
 
 
