@@ -92,5 +92,8 @@ def test_stream_raises_what_reading_raised_after_the_steps_before_it() -> None:
             next(stream)
         with pytest.raises(StopIteration):
             next(stream)
-    with BatchStream(Numbers(), [(996, 8)], 4, 0, 1) as stream, pytest.raises(ValueError, match="lie outside"):
+    with (
+        BatchStream(Numbers(), [(996, 8)], 4, 0, 1) as stream,
+        pytest.raises(ValueError, match="build it for more steps"),
+    ):
         next(stream)

@@ -77,7 +77,7 @@ def test_index_cut_anywhere(tmp_path: Path, files: dict[str, bytes], tokenizer: 
 def test_bin_of_another_size(tmp_path: Path, files: dict[str, bytes], tokenizer: Tokenizer, change: int) -> None:
     size = len(files["bin"])
     content = (files["bin"] + b"\0" * 10)[: size + change]
-    with pytest.raises(ValueError, match=rf"a\.bin has {size + change:,} bytes where a\.idx says {size:,}"):
+    with pytest.raises(ValueError, match=rf"a\.bin has {size + change:,} bytes, but by a\.idx it should have {size:,}"):
         check_corpus(place(tmp_path, {**files, "bin": content}), tokenizer)
 
 
@@ -114,7 +114,7 @@ def test_other_tokenizer(tmp_path: Path, files: dict[str, bytes], tokenizer: Tok
 
 def test_side_file_of_another_corpus(tmp_path: Path, files: dict[str, bytes], tokenizer: Tokenizer) -> None:
     side = {**json.loads(files["json"]), "documents": 7}
-    with pytest.raises(ValueError, match=r"a\.json describes 7 documents .*, the corpus has 200"):
+    with pytest.raises(ValueError, match=r"a\.json describes 7 documents .*, but the corpus has 200"):
         check_corpus(place(tmp_path, {**files, "json": json.dumps(side).encode()}), tokenizer)
 
 

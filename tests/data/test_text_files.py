@@ -66,7 +66,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
         assert f"{name}: " in report
     _make(tmp_path, *(f"more/{number}.md" for number in range(100)))
     report = "\n".join(find_text_files([tmp_path]).report)
-    assert "left out 106" in report and report.endswith("and 86 more")
+    assert "left out 106 files" in report and report.endswith("and 86 more")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_no_end_of_document_token(folder: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the tokenizer .*nowhere does not exist"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no tokenizer"):
+    with pytest.raises(ValueError, match="neither tokenizer.json nor tokenizer.model"):
         load_tokenizer(tmp_path)
 
 
@@ -192,5 +192,5 @@ def test_another_tokenizer_fits_if_it_gives_the_same_ids(folder: Path, tmp_path:
         fitting_tokenizer(str(saved_again), own.vocab_size, "another", str(folder))
     settings = json.dumps({"eos_token": "<pad>", "bos_token": "<s>"})
     (saved_again / "tokenizer_config.json").write_text(settings, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"documents end with <pad> \(2\) and </s> \(1\)"):
+    with pytest.raises(ValueError, match=r"documents end with <pad> \(2\) instead of </s> \(1\)"):
         fitting_tokenizer(str(saved_again), own.vocab_size, own.fingerprint, str(folder))

@@ -76,7 +76,7 @@ def test_vocabulary_that_the_text_cannot_fill(tmp_path: Path, model_type: str) -
         ValueError, match=r"--vocab-size 8000 is too large for this text: set it to at most \d+"
     ) as raised:
         train_tokenizer([tmp_path / "a.txt"], tmp_path / "a.model", 8000, model_type=model_type)
-    most = int(str(raised.value).split("at most ")[1].split()[0])
+    most = int(str(raised.value).split("at most ")[1].split(",")[0])
     train_tokenizer([tmp_path / "a.txt"], tmp_path / "b.model", most, model_type=model_type)
     assert load_tokenizer(tmp_path / "b.model").vocab_size == most
     assert not (tmp_path / "a.model").exists()

@@ -45,7 +45,7 @@ def test_a_window_that_no_token_leaves_is_none(tmp_path: Path) -> None:
     values = hf_config(LLAMA, 250, "float32", None, 1)
     mistral = {**values, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
     assert model_config(written(tmp_path, mistral), 16).seq_length == 16
-    with pytest.raises(ValueError, match="sliding window of 16 tokens.*--seq-length 16"):
+    with pytest.raises(ValueError, match="sliding window of 16 tokens.*--seq-length to 16"):
         model_config(tmp_path, None)
     qwen = {**values, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "sliding_window": 16}
     assert model_config(written(tmp_path, qwen), None).qkv_bias, "it does not use its window"

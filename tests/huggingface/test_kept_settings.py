@@ -61,7 +61,7 @@ def test_an_export_says_what_the_import_said(source: Path, tmp_path: Path) -> No
     front = yaml.safe_load(card.split("---")[1])
     assert (front["license"], front["language"], front["base_model"]) == ("apache-2.0", ["en"], "someone/base")
     assert "model-index" not in front
-    assert "token 1 at its end" in card
+    assert "token 1 ended each document" in card
     assert (tmp_path / "out/LICENSE").read_text() == "Apache License\n"
     assert AutoConfig.from_pretrained(tmp_path / "out").max_position_embeddings == 512
 

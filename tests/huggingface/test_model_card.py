@@ -66,4 +66,4 @@ def test_what_was_kept_of_the_model_and_what_changed_since_stand_in_it() -> None
     front = yaml.safe_load(text.split("---")[1])
     assert (front["license"], front["base_model"], front["library_name"]) == ("mit", "a/b", "transformers")
     assert "Changes since the import: num_hidden_layers 2 -> 4." in text
-    assert "token 1 at its end" in text
+    assert "token 1 ended each document" in text
