@@ -1,4 +1,4 @@
-"""What tests of every package share."""
+"""Settings and fixtures for the tests of all packages."""
 
 import signal
 from collections.abc import Iterator

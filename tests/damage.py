@@ -30,7 +30,7 @@ def examples(count: int) -> int:
 
 
 def check_survives(read: Callable[[], Any]) -> Any:
-    """What `read` returns, or None where it refuses its input as the commands do: with an error of one clear line.
+    """Return the result of `read`, or None if it rejects its input with an error of one line, as commands need.
 
     Raises what is no such error: that would be a traceback.
     """

@@ -81,7 +81,7 @@ def grown_config(model: str, layout: str, tokenizer: Path, **sections: Any) -> R
 
 
 def saved_facts(config: RunConfig, stage_index: int) -> dict[str, Any]:
-    """What the manifest of a checkpoint says that was saved in a stage."""
+    """Manifest of a checkpoint that was saved in a stage."""
     fingerprint = {"tokenizer": load_tokenizer(config.data.tokenizer).fingerprint}
     layout = {"data_parallel_size": 1}
     return {**manifest_facts(config, stage_index), "data_fingerprint": fingerprint, "layout": layout}

@@ -1,4 +1,4 @@
-"""Which cases `make test` runs, and which only `make test-long` does."""
+"""The choice of cases for `make test` and for `make test-long`."""
 
 from collections.abc import Collection, Iterable
 from typing import Any

@@ -79,7 +79,7 @@ def transpose(exports: Exports, model: Path, adapter: Path | None) -> None:
 
 
 def rotate_otherwise(exports: Exports, model: Path, adapter: Path | None) -> None:
-    """By another base of the rotary embedding."""
+    """Change the base of the rotary embedding."""
     _set(model / "config.json", rope_theta=20000.0)
 
 

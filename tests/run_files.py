@@ -1,4 +1,4 @@
-"""What a run leaves behind, read for comparison with another run's."""
+"""Readers of a run's files, to compare runs."""
 
 import json
 from collections.abc import Callable

@@ -86,7 +86,7 @@ def made_up_batch(config: RunConfig, seed: int, parallel: Parallel, batch_size: 
 
 
 def manifest_facts(config: RunConfig, stage_index: int = 0) -> dict[str, Any]:
-    """What the manifest of a checkpoint says beside its step and files, for one made without a run's data."""
+    """Manifest fields, except step and files, for a checkpoint that is made without a run's data."""
     return {
         "stage_index": stage_index,
         "consumed_samples": 0,

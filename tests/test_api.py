@@ -98,7 +98,7 @@ def doubled(context: StepContext) -> None:
 
 
 def _in_a_thread(work: Any) -> Any:
-    """What `work` returns in another thread, as a notebook may run it."""
+    """Return the result of `work` in another thread, as a notebook may run it."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()))
     thread.start()

@@ -46,6 +46,29 @@ BANNED = re.compile(
     r"|(?<![\w.])/(work|tmp)/"
 )
 
+# Phrases that readers stumble over, and what to write instead.
+PHRASES = {
+    r"\banew\b": "again",
+    r"\balike\b": "equal, the same",
+    r"\b(has|have|had) not (the|a|an)\b": "lacks, has no",
+    r"\bsuch of\b": "those that",
+    r"\bof them alone\b": "only these",
+    r"\b(this product|the product's)\b": "megatron_step",
+    r"\bwhat stands\b|\bstands? behind\b": "the noun for it",
+    r"\bof (its|their) own\b(?! (weight|rank))": "its own, separate",
+    r"\bin the air\b": "in progress",
+    r"\b(it|so) is had\b|\bis had\b": "takes, is",
+    r"\bas it stands\b": "unchanged",
+    r"\b(so|and so) it is\b": "the fact itself",
+    r"\bis (not )?to be said\b|\bwhat is said\b": "messages",
+    r"\bsays it has\b": "names",
+    r"\bno news\b": "say what is known",
+    r"\bwithout a word\b": "silently",
+    r"\b(a|one) a (step|line|rank|layer|token)\b": "per",
+}
+# A docstring begins with a verb in the imperative or with a noun, and never with these words.
+NO_FIRST_WORDS = {"Of", "That", "As", "Alike", "Such", "Those"}
+
 
 def _python_files(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
@@ -109,7 +132,7 @@ def test_private_names_of_others_are_touched_in_compat_alone(path: Path) -> None
 
 
 def _names_of_others(node: ast.AST) -> list[str]:
-    """What a node takes from another object or module, by its name or by a string."""
+    """Names that a node takes from another object or module, directly or by a string."""
     if isinstance(node, ast.Attribute):
         return [node.attr]
     if isinstance(node, ast.Import):
@@ -271,6 +294,22 @@ def test_words(path: Path) -> None:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         found = BANNED.search(line)
         assert found is None, f"{_name(path)}:{number}: {found.group() if found else ''}"
+
+
+@pytest.mark.parametrize("path", _written_files(), ids=_name)
+def test_sentences_are_plain(path: Path) -> None:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for phrase, instead in PHRASES.items():
+            found = re.search(phrase, line)
+            assert not found, f"{_name(path)}:{number}: {found.group() if found else ''}: write {instead}"
+
+
+@pytest.mark.parametrize("path", _python_files(*SOURCE_FOLDERS), ids=_name)
+def test_docstrings_begin_with_a_verb_or_a_noun(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            first = (node.value.value.split() or [""])[0]
+            assert first not in NO_FIRST_WORDS, f"{_name(path)}:{node.lineno}: a docstring that begins with {first}"
 
 
 def test_the_tree_names_every_file() -> None:

@@ -12,7 +12,7 @@ _QUOTES = [quote for heading in _HEADINGS for quote in re.findall(r"`(.*?)`", he
 
 
 def _literals() -> list[str]:
-    """Strings of the package's sources, those that are written side by side as one; a value stands as a NUL."""
+    """Return the strings of the package's sources, with adjacent ones joined and NUL in place of values."""
     found = []
     for path in (REPOSITORY / "megatron_step").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -49,7 +49,7 @@ class World:
         self._num_cases = 0
 
     def run(self, case: Callable[..., Any], *, seconds: float = 120.0, **arguments: Any) -> list[Any]:
-        """What `case(**arguments)` returns on each rank, in the order of the ranks.
+        """Return the results of `case(**arguments)` on all ranks, in the order of the ranks.
 
         Raises WorldError if it raises on a rank, or takes longer than `seconds`.
         """
@@ -67,7 +67,7 @@ class World:
             connection.send_bytes(request)
 
     def join(self, seconds: float = 120.0) -> list[Any]:
-        """What the started case returned on each rank; raises WorldError as `run` does."""
+        """Return the started case's results on all ranks, and raise WorldError as `run` does."""
         results: dict[int, Any] = {}
         problem = None
         deadline = monotonic() + seconds
@@ -166,7 +166,7 @@ def free_port() -> int:
 
 @contextmanager
 def launched(port: int) -> Iterator[int]:
-    """In a case: this rank as a launcher starts it, in no process group, with the environment set; gives its rank."""
+    """Start this rank within a case like a launcher: set the environment, make no process group; give its rank."""
     import torch
 
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -69,7 +69,7 @@ def override(values: dict[str, Any], name: str, text: str, cls: type, prefix: st
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return `old` with the values of `new` in place of its own, section by section."""
+    """Return `old` with the values of `new` in place of the old ones, section by section."""
     both = {name: _merged(old[name], value) for name, value in new.items() if _are_sections(old.get(name), value)}
     return {**old, **new, **both}
 

@@ -26,7 +26,7 @@ class TextFiles(NamedTuple):
     files: list[Path]
     """Files to read, in order."""
     left_out: list[tuple[Path, str]]
-    """Files in folders that are not read, each with the reason."""
+    """Entries of folders that are not read, each with the reason."""
 
     @property
     def report(self) -> list[str]:
@@ -35,7 +35,7 @@ class TextFiles(NamedTuple):
             return []
         reasons = Counter(reason for _, reason in self.left_out)
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        lines = [f"left out {len(self.left_out):,} files in the folders of the input: {counts}"]
+        lines = [f"left out {len(self.left_out):,} entries in the folders of the input: {counts}"]
         lines += [f"  {path}: {reason}" for path, reason in self.left_out[:_NAMED]]
         return [*lines, f"  and {len(self.left_out) - _NAMED:,} more"] if len(self.left_out) > _NAMED else lines
 

@@ -1,7 +1,7 @@
 """Read a Hugging Face model's config.json: values in their right types, and no unknown key that could matter.
 
 Old tools and people write values loosely, such as "1e-5" for 1e-5 or 2.0 for 2; these are accepted. A key that is not
-in a list of this file could change the model's function, so it is an error unless its value switches it off.
+in a list of this file could change the model's function. Such a key is an error unless its value switches it off.
 """
 
 import json

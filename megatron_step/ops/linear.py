@@ -1,7 +1,7 @@
 """Linear map y = x Wᵀ and its two gradient products, each computed by the fastest library that is exact enough.
 
-On the CPU ``torch.mm`` computes float32 with torch's BLAS. With AVX-512 oneDNN is faster (figures in csrc/README.md), so
-float32 uses oneDNN. Without AVX-512 long sums of oneDNN are not exact enough, so float32 uses the BLAS. On other
+On the CPU ``torch.mm`` computes float32 with torch's BLAS. With AVX-512 oneDNN is faster (figures in csrc/README.md),
+so float32 uses oneDNN. Without AVX-512 long sums of oneDNN are not exact enough, so float32 uses the BLAS. On other
 devices torch computes.
 """
 

@@ -116,7 +116,7 @@ class Adapters(Frozen):
         return super().treatment(key, turn, stage, config)
 
     def keeps_adapters(self, config: RunConfig) -> bool:
-        """As adapter.at_stage_end says."""
+        """Return whether adapter.at_stage_end keeps the adapters."""
         return config.adapter.at_stage_end == "keep"
 
     def change_interval(self, config: RunConfig) -> int:

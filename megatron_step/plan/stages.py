@@ -74,7 +74,7 @@ class StagePlan:
     stages: tuple[Stage, ...]
     """The stages."""
     solution: Solution | None = None
-    """Of the integer program; None where layers and layouts were given."""
+    """Solution of the integer program; None if the config gives layers and layouts."""
 
     @property
     def num_steps(self) -> int:

@@ -27,7 +27,7 @@ class RankForecast:
     new_layers: int
     """Layers that it holds and the stage adds."""
     memory: RankMemory
-    """Of its tensor- and data-parallel ranks, the fullest one's."""
+    """Memory of the fullest of its tensor- and data-parallel ranks."""
     growth_bytes: int
     """What it needs beside the model states while the model grows into the stage."""
     checkpoint_host_bytes: int
@@ -55,11 +55,11 @@ class StageForecast:
     ranks: tuple[RankForecast, ...]
     """Its pipeline ranks."""
     step_seconds: float
-    """Of an optimizer step; with unknown machines, operations of a rank."""
+    """Seconds of an optimizer step; with unknown machines, operations of a rank."""
 
     @property
     def seconds(self) -> float:
-        """Of all its steps."""
+        """Seconds of all the stage's steps."""
         return self.step_seconds * self.stage.num_steps
 
     @property
@@ -91,7 +91,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
@@ -102,7 +102,7 @@ class Forecast:
         return self.plan.solution.status if self.plan.solution else "given"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON; `plan_from_dict` reads the plan from it."""
+        """Return the forecast as plain values for JSON; `plan_from_dict` reads the plan from them."""
         solution, share = self.plan.solution, max(stage.fullest.share for stage in self.stages)
         return {
             "status": self.status,

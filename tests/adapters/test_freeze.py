@@ -1,4 +1,4 @@
-"""What a stage does not train has no gradient buffer and no optimizer state, and does not stop others' gradients."""
+"""Frozen weights have no gradient buffer and no optimizer state, and do not block the gradients of other weights."""
 
 from dataclasses import replace
 from typing import Any

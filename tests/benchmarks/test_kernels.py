@@ -16,7 +16,7 @@ def test_kernels_move_each_activation_once():
 
 
 def test_sums_are_cut_as_the_kernels_cut_them():
-    """By the numbers in csrc/adapter_kernels.h, which only C++ can read."""
+    """Compute the partial sums by the constants of csrc/adapter_kernels.h, which only C++ can read."""
     header = (Path(__file__).parents[2] / "csrc/adapter_kernels.h").read_text()
     assert re.search(r"kTile = 64;", header)
     assert re.search(r"wanted_blocks = 512, shortest = 4 \* kTile;", header)

@@ -1,4 +1,4 @@
-"""What the benchmark compares is what ranks of real worlds need."""
+"""The benchmark compares the plan with the memory of ranks in real process groups."""
 
 from benchmarks import memory
 from benchmarks.memory import CASES, Case

@@ -219,7 +219,7 @@ def run_on_small_disk(config: RunConfig) -> str:
 
 
 def run_without_looking_at_the_room(config: RunConfig) -> str:
-    """As when another program fills the disk after the saver has looked."""
+    """Fill the disk after the saver has checked the free space, as another program might."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("megatron_step.checkpoint.save._SPARE_BYTES", -(1 << 30))
         return run_on_small_disk(config)
@@ -230,7 +230,7 @@ def run_to_the_end(config: RunConfig) -> None:
 
 
 def save_and_measure(cases: list[dict[str, Any]], folder: Path) -> list[tuple[bool, int, int]]:
-    """For each stage of each case: whether the optimizer is distributed, and measured and planned bytes of a save."""
+    """Return for each stage of each case: is the optimizer distributed, and measured and planned bytes of a save."""
     compared = []
     for number, case in enumerate(cases):
         config = small_config(stages={"count": 2, "layers": [3, 1]}, **case)

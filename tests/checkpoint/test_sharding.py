@@ -61,7 +61,7 @@ def test_own_states_of_the_data_parallel_ranks_are_the_whole_moments(worlds: Wor
 
 
 def keys_and_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """Of all that this rank saves, and that it asks for when it loads, which must be the same."""
+    """Shards that this rank saves, which must equal the shards that it loads."""
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
         weights = sharded_weights(state.chunks, parallel)

@@ -113,7 +113,7 @@ def test_configs_of_the_paper_are_planned(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["7b", "70b", "70b_mixed", "405b"])
 def test_configs_of_large_models_are_planned(name: str) -> None:
-    """From 8 to 16,384 GPUs, one with two kinds of them."""
+    """Plans for 8 to 16,384 GPUs, one of them with two kinds of GPU."""
     result = plan("--config", f"examples/scale/{name}.yaml", "--planner.objective", "memory", "--json", "-")
     values = json.loads(result.stdout)
     assert values["status"] == "optimal"

@@ -1,4 +1,4 @@
-"""How a model grows is checked when the config is made, and is read from YAML as it is written."""
+"""The config sections on growth check their values, and YAML gives the same values as Python."""
 
 from pathlib import Path
 from typing import Any

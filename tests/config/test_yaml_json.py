@@ -1,4 +1,4 @@
-"""YAML and JSON are read strictly: nothing that is given twice loses a value without a word."""
+"""YAML and JSON are read strictly: a key that is given twice is an error, since one value would be lost."""
 
 from pathlib import Path
 

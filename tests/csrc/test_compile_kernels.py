@@ -16,7 +16,7 @@ def module() -> SimpleNamespace:
 
 @needs_nvcc
 def test_every_kernel_compiles_without_local_memory(module):
-    """For one GPU; `make kernels` does it for all."""
+    """Compile for one architecture; `make kernels` compiles for all of them."""
     sources = sorted(CSRC.glob("*.cu"))
     kernels = module.compile_kernels(sources, ["90"])
     assert [kernel.name for kernel in kernels if kernel.local_bytes] == []

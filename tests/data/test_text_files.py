@@ -59,14 +59,14 @@ def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
     found = find_text_files([tmp_path])
     assert [path.name for path in found.files] == ["a.txt"]
     report = "\n".join(found.report)
-    assert report.startswith("left out 6 in the folders of the input: ")
+    assert report.startswith("left out 6 entries in the folders of the input: ")
     for words in ("3 of an unknown kind", "1 empty", "1 a link to a file that does not exist", "1 not a file"):
         assert words in report
     for name in ("readme.md", "deep/data.csv", "old.tar.gz", "empty.jsonl", "gone.txt", "pipe.txt"):
         assert f"{name}: " in report
     _make(tmp_path, *(f"more/{number}.md" for number in range(100)))
     report = "\n".join(find_text_files([tmp_path]).report)
-    assert "left out 106 files" in report and report.endswith("and 86 more")
+    assert "left out 106 entries" in report and report.endswith("and 86 more")
 
 
 @pytest.mark.parametrize(

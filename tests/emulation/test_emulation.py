@@ -33,7 +33,7 @@ def probe(probes: ctypes.CDLL) -> Callable[..., str | None]:
 
 
 def layout(shape, stride):
-    """Where each of a CuTe layout's coordinates lies, the first index running fastest."""
+    """Offsets of a CuTe layout's coordinates; the first index changes fastest."""
     places = torch.zeros(1, dtype=torch.long)
     for size, step in zip(shape, stride):
         places = (places.unsqueeze(0) + torch.arange(size).unsqueeze(1) * step).flatten()

@@ -1,4 +1,4 @@
-"""What one rank cannot do, or has differently, all ranks hear of, in the same words and within seconds."""
+"""An error or a difference on one rank reaches all ranks within seconds, with the same text."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The namespace that stands for torch.cuda does what the CPU can, and says clearly what it cannot."""
+"""The replacement of torch.cuda works on the CPU, and raises a clear error for names that need CUDA."""
 
 import pytest
 import torch

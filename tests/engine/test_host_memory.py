@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 
 
 def share_given_back(sizes: tuple[int, ...]) -> float:
-    """Of tensors of these sizes (MiB), the share by which the resident process shrinks when they are freed."""
+    """Share of memory that the process returns when tensors of these sizes (MiB) are freed."""
     tensors = [torch.ones(mib * 2**20, dtype=torch.uint8) for mib in sizes]
     total, resident = sum(tensor.nbytes for tensor in tensors), resident_bytes()
     del tensors

@@ -119,7 +119,7 @@ def test_a_restart_waits_for_the_holder_to_go(
 
 
 def _record_of(path: Path, **changes: Any) -> bytes:
-    """What a process of this machine wrote, with changes."""
+    """Return the record of a process on this machine, with changed fields."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(json.dumps({**module._own_record(), **changes}).encode().ljust(module._RECORD_BYTES))
     return path.read_bytes()
@@ -157,7 +157,7 @@ def test_a_living_holder_on_another_machine_counts_though_its_lock_does_not_reac
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a file system that has none."""
+    """Fail as on a file system without locks."""
 
     def lockf(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

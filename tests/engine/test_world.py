@@ -78,7 +78,7 @@ def wait_alone(waiting: int, port: int, folder: Path) -> str:
 
 
 def test_a_failure_ends_ranks_that_hang_in_a_collective(worlds: Worlds, tmp_path: Path) -> None:
-    """As where a file system fails one rank in the middle of loading: the others have no one to exchange with."""
+    """Fail on one rank during loading, as a file system may; the other ranks wait in an exchange."""
     with pytest.raises(WorldError, match="rank 0 died with exit status 1"):
         worlds(2).run(hang, port=free_port(), log=tmp_path / "log")
     text = (tmp_path / "log").read_text()

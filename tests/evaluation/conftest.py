@@ -23,7 +23,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_data: DataConfig) ->
 
 @pytest.fixture(scope="session")
 def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its last checkpoint as a Hugging Face model."""
+    """The last checkpoint of the trained run, exported as a Hugging Face model."""
     out = tmp_path_factory.mktemp("exported") / "model"
     export_model(trained, out, ExportOptions())
     return out

@@ -1,4 +1,4 @@
-"""What the tests of the examples share: a tiny model on a small corpus, and the means to run a script on it."""
+"""Fixtures for the tests of the examples: a tiny model on a small corpus, and a function that runs a script."""
 
 import os
 import shutil

@@ -73,7 +73,7 @@ def test_accuracy_is_that_of_the_log_likelihoods(exported: Path, tmp_path: Path,
 
 @torch.no_grad()
 def _accuracies(folder: Path, questions: list[dict]) -> tuple[float, float]:
-    """How often the right choice has the largest ln p(choice | context), and the largest ln p for each character."""
+    """Shares of questions whose right choice has the largest ln p(choice | context), in total and per character."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     right, right_of_characters = 0, 0
     for question in questions:

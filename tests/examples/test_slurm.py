@@ -29,7 +29,7 @@ exit $status
 
 @pytest.fixture
 def slurm(tmp_path: Path, environment: dict[str, str]) -> dict[str, str]:
-    """What SLURM adds to the environment of a job of two tasks."""
+    """Environment variables that SLURM sets for a job of two tasks."""
     for name, text in (("srun", _SRUN), ("scontrol", _SCONTROL)):
         command = tmp_path / "bin" / name
         command.parent.mkdir(exist_ok=True)

@@ -263,7 +263,7 @@ def trained_and_saved(config: RunConfig, stage_index: int, parallel: Parallel) -
 
 
 def left_at_growth(config: RunConfig, folder: Path) -> tuple[list[str], int]:
-    """What is still in memory of the smaller model when the larger one is about to be built, and how much there was."""
+    """Bytes of the smaller model in memory just before the larger one is built, and its bytes in total."""
     config = replace(config, output_dir=str(folder))
     left: list[str] = []
 

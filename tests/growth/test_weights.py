@@ -33,7 +33,7 @@ from megatron_step.training.step import evaluate_batch, train_step
 
 Tensors = dict[str, Tensor]
 Layers = Sequence[tuple[tuple[int, ...], bool]]
-"""Of each layer of the larger model: the layers that it comes from, and whether it is new."""
+"""The source layers of each layer in the larger model, and whether the layer is new."""
 
 MODELS: dict[str, dict[str, Any]] = {"gated": PLAIN, "tied": TIED, "plain": {**PLAIN, "mlp": "gelu"}}
 
@@ -234,7 +234,7 @@ def test_stacked_layers_repeat_the_model(saved: Saved, layout: str) -> None:
     cases(product(MODELS, LAYOUTS), [(model, layout) for model, layouts in GROWN_IN.items() for layout in layouts]),
 )
 def test_layout_grows_the_weights_of_any_other(saved: Saved, model: str, layout: str) -> None:
-    """From six layers, all but the fifth with adapters, to seven: the new one comes above the fifth."""
+    """Grow from six layers, all but the fifth with adapters, to seven; the new layer comes above the fifth."""
     folder = saved.folder(config_of(model, SAVED_BY[model]), SAVED_BY[model], 1)
     configs = [
         config_of(model, layout, growth={"init": init}, adapter={"at_stage_end": at_stage_end})

@@ -56,7 +56,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-# Class, config, what is said beside the sizes, number format.
+# Class, config, settings beside the sizes, number format.
 MODELS: dict[str, tuple[Any, Any, dict[str, Any], torch.dtype]] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}, torch.float16),
     "mistral": (MistralForCausalLM, MistralConfig, {"head_dim": 24, "sliding_window": None}, torch.bfloat16),

@@ -1,4 +1,4 @@
-"""The model of a folder is the one that transformers loads, or a refusal that names what stands in the way."""
+"""The model of a folder equals the model that transformers loads, or the error names the reason."""
 
 import json
 import warnings

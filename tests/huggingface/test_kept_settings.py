@@ -1,4 +1,4 @@
-"""What a model's folder says beside its shape comes back from an export, also after training, and changes are said."""
+"""An export keeps the settings of the imported model, also after training, and reports the ones that changed."""
 
 import json
 from pathlib import Path

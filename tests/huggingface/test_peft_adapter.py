@@ -16,7 +16,7 @@ from megatron_step.huggingface.to_hf import ExportOptions, export_model
 
 @pytest.fixture(scope="module")
 def checkpoints(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of the middle of a stage, by the linears that have adapters."""
+    """A checkpoint from the middle of a stage, for each set of linears with adapters."""
     folder = tmp_path_factory.mktemp("saved")
     tokenizer = word_tokenizer(folder / "tokenizer")
     targets = {"all": {}, "some": {"targets": ["qkv", "fc2"], "alpha": 6, "dropout": 0.1}}

@@ -1,4 +1,4 @@
-"""AutoTokenizer loads what is written and gives our ids, whatever model type stands beside it."""
+"""AutoTokenizer loads the written files and gives our ids, beside a config.json of any model type."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""With the same weights, transformers' Llama, Qwen2 and Qwen3 give the same logits and train along the same losses."""
+"""transformers' Llama, Qwen2 and Qwen3 with the same weights give the same logits and the same training losses."""
 
 from typing import Any
 

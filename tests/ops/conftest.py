@@ -1,4 +1,4 @@
-"""What every test of an operation uses: both of its paths, and an error bound taken from torch's own error."""
+"""Fixtures for tests of operations: the kernel's path and torch's, and an error bound taken from torch's error."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +77,7 @@ def assert_as_exact_as_torch() -> Callable[[Operation, Operation, Sequence[Tenso
 
 @pytest.fixture
 def assert_exact_and_unbiased() -> Callable[[Operation, Operation, Sequence[Tensor]], None]:
-    """As `assert_as_exact_as_torch`, on both paths; the largest error and the bias are at most twice torch's, too.
+    """Check both paths like `assert_as_exact_as_torch`; the largest error and the bias are at most twice torch's.
 
     The bias of x is the share of the exact z by which x is too large on average, <x - z, z> / <z, z>. What every sum
     leaves out shows in the bias, however small it is beside errors of either sign.

@@ -33,7 +33,7 @@ TESTED = [torch.float32, torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=[*(f"emulated, {order}" for order in ORDERS), *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Where the kernels run; in the emulation, in one of its orders."""
+    """Device of the kernels: a GPU, or the emulation with one of its orders."""
     if request.param == "cuda":
         if not dispatch.cuda_extension_available():
             pytest.skip("the extension is built without the CUDA kernels")

@@ -1,4 +1,4 @@
-"""Whether one rank without collectives trains as megatron-core's data parallelism does, and clipping as its own."""
+"""One rank without collectives trains like megatron-core's data parallelism, and clips gradients like megatron-core."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is trainable is fixed when it is wrapped; norms and biases do not decay; moments exist from the start."""
+"""Wrapping fixes the trainable weights; norms and biases do not decay; moments exist from the start."""
 
 from dataclasses import replace
 
@@ -120,7 +120,7 @@ def test_the_gradient_norm_is_that_of_all_gradients(alone: Parallel) -> None:
 
 
 def _with_roles(parallel: Parallel) -> tuple:
-    """A model whose weights the stages 0, 1 and 2 are said to have begun to train."""
+    """A model with weights that the stages with index 0, 1 and 2 begin to train."""
     config = small_config()
     (chunk,) = build_model(config.model, VOCAB_SIZE, parallel, "fp32", seed=1)
     kinds = {"embedding.": ("embedding", 0), "decoder.layers.1.": ("adapter", 1), "decoder.layers.3.": ("new_layer", 2)}

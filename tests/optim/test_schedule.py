@@ -16,7 +16,7 @@ def _rates(total: int, **schedule: object) -> list[float]:
 
 
 def _learning_rates(schedule: ScheduleConfig, peak: float, total: int) -> list[float]:
-    """Of a first stage without restarts."""
+    """Learning rates of a first stage without restarts."""
     return [
         learning_rate(schedule, peak, step, total, warmup_steps=schedule.warmup_steps, since_restart=step)
         for step in range(total)

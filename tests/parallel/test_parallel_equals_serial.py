@@ -1,4 +1,4 @@
-"""From one checkpoint and the same data, every parallel layout computes what one process computes."""
+"""Every parallel layout computes the same as one process, from the same checkpoint and data."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -221,13 +221,13 @@ def first_weights(config: RunConfig) -> dict[str, torch.Tensor] | None:
 
 
 def swap_messages(state: TrainState) -> None:
-    """megatron-core's default for interleaved pipelines: wrong under gloo where both neighbours are one rank."""
+    """Use megatron-core's default for interleaved pipelines: wrong under gloo if both neighbours are one rank."""
     state.chunks[0].config.batch_p2p_comm = True
     state.chunks[0].config.overlap_p2p_comm = False
 
 
 def forget_norms(state: TrainState) -> None:
-    """What happens to a norm's gradient if its weight is not marked as one that sees a part of the sequence."""
+    """Omit the mark of a norm's weight, so that its gradient covers only this rank's shard of the sequence."""
     for chunk in state.chunks:
         for parameter in chunk.parameters():
             if getattr(parameter, "sequence_parallel", False):

@@ -21,7 +21,7 @@ INTERLEAVED = {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}
 
 
 def built_and_listed(cases: list[dict[str, Any]]) -> list[tuple[list[list[Listed]], list[list[Listed]]]]:
-    """For the last stage of each config, this rank's weights as they are and as the planner lists them, by chunk."""
+    """Return this rank's real and planned weights by chunk, for the last stage of each config."""
     compared = []
     for case in cases:
         config = small_config(**case)

@@ -1,4 +1,4 @@
-"""What a stage trains, by each weight's key, and since when."""
+"""The trainable weights of a stage by key, and the stage that began to train each."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a plan is said to need is the sum of what its stages need, and a plan comes back from its file."""
+"""A plan's bytes and seconds follow from its stages', and a plan is read back from its file."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Lengths that do not fit into each other are said with their numbers, and those that do are not."""
+"""Lengths that do not fit together give a warning with their numbers; other lengths do not."""
 
 import re
 from dataclasses import replace

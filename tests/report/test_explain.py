@@ -1,4 +1,4 @@
-"""What is short, and changes that really make a plan fit."""
+"""The memory that a plan lacks, and changes that really make it fit."""
 
 import pytest
 from small_run import VOCAB_SIZE, small_config

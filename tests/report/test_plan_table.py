@@ -45,7 +45,7 @@ def test_what_is_left_of_the_memory_is_shown() -> None:
 
 
 def _last_cells(table: str) -> list[str]:
-    """What is left of the first rank's memory, and what a save needs on its host."""
+    """The first rank's free memory, and the host memory of a save."""
     return re.split(" {2,}", table.splitlines()[1])[-2:]
 
 

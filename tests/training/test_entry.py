@@ -1,4 +1,4 @@
-"""A process begins where the run stands: at its start, in a stage, between two, or with the weights of another run."""
+"""A process starts from the run's state: at the start, in a stage, between stages, or with another run's weights."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -127,7 +127,7 @@ def test_what_a_staged_run_leaves(straight: Callable[[str], tuple[int, RunConfig
 
 @pytest.fixture(scope="module")
 def at_tp2_pp2(worlds: Worlds, small_data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """Of a run that kept all its checkpoints."""
+    """Losses of a run that kept all its checkpoints."""
     config = _config(tmp_path_factory.mktemp("tp2_pp2"), small_data, parallel=TP2_PP2, checkpoint={"keep": 0})
     worlds(4).run(train, config=config)
     return config
@@ -137,7 +137,7 @@ def at_tp2_pp2(worlds: Worlds, small_data: DataConfig, tmp_path_factory: pytest.
 def test_grown_into_another_layout_it_goes_on_to_rounding(
     worlds: Worlds, at_tp2_pp2: RunConfig, tmp_path: Path, size: int, layout: dict[str, Any]
 ) -> None:
-    """From the boundary's checkpoint."""
+    """Resume from the checkpoint at a stage's boundary."""
     straight = Path(at_tp2_pp2.output_dir)
     boundary = straight / "checkpoints/step_00000012"
     shutil.copytree(boundary, tmp_path / "checkpoints" / boundary.name)

@@ -86,7 +86,7 @@ def other_threads(stack: ExitStack) -> None:
 
 
 def no_extension(stack: ExitStack) -> None:
-    """As where it was not built."""
+    """Pretend that the extension is not built."""
     stack.enter_context(mock.patch.dict(sys.modules, {"megatron_step._C": None}))
     stack.enter_context(
         mock.patch.object(dispatch, "_load_extension", functools.cache(dispatch._load_extension.__wrapped__))
@@ -153,7 +153,7 @@ def test_a_rank_that_differs_is_found_before_training(
 
 
 def _lay_out_machine(folder: Path, shared: Path, data: DataConfig) -> None:
-    """What a machine has on its own disk, and a link to what all see."""
+    """Make a machine's folder with files on its local disk, and a link to the shared files."""
     folder.mkdir()
     for name in FILES:
         shutil.copy(Path(data.tokenizer).parent / name, folder)

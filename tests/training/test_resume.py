@@ -204,7 +204,7 @@ def test_torchrun_passes_the_signal_on(worlds: Worlds, small_data: DataConfig, t
 
 
 def train(config: RunConfig) -> bool:
-    """What the ranks run."""
+    """Run the case on each rank."""
     return run(config)
 
 

@@ -130,7 +130,7 @@ class _Held:
     qkv: int
     """Input and adapter of qkv."""
     inputs: int
-    """Of the core."""
+    """Inputs of the core."""
     context: int
     """Output of the core, the input of the projection."""
     proj: int

@@ -1,4 +1,4 @@
-"""What stands behind each pipeline rank: the least memory and speed of its GPUs.
+"""The machine of each pipeline rank: the least memory and speed of its GPUs.
 
 Ranks are numbered as megatron-core does it: tensor-parallel ranks first, then data-parallel, then pipeline ranks. A
 pipeline rank is therefore t d GPUs in a row, for t tensor- and d data-parallel ranks; the launcher numbers nodes in

@@ -146,7 +146,7 @@ def _possible(stage: int, config: RunConfig, depths: Sequence[int] | None) -> np
 
 
 def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
-    """Of the depths within `limit`, those of the largest sum."""
+    """Find the depths within `limit` with the largest sum."""
     layouts = stages.layouts
     fits = layouts.share_bounds() <= limit * (1 + EXACT)
     num_layers = fits.shape[0] - 1
@@ -163,7 +163,7 @@ def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: floa
 
 
 def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
-    """Of the depths within `limit`, those whose steps take the least time."""
+    """Find the depths within `limit` whose steps take the least time."""
     layouts = stages.layouts
     fits = layouts.share_bounds() <= limit * (1 + EXACT)
     of_step = stages.bounds(layouts.seconds_bounds(), fits)

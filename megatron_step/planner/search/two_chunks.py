@@ -57,7 +57,7 @@ def _middles(costs: ChunkCosts, limit: float) -> Ends:
 
 
 def _within(costs: ChunkCosts, middles: Ends, limit: float) -> tuple[Ends, tuple[int, ...]]:
-    """Those of the `middles` with which every rank stays within `limit`, and ends of chunks for the first of them."""
+    """Return the `middles` with which every rank stays within `limit`, and ends of chunks for the first of these."""
     ranks, layers, none = costs.num_ranks, costs.num_layers, (middles[:0], ())
     if len(middles) == 0:
         return none

@@ -39,7 +39,7 @@ class ProgressBar:
             self._bar.write(progress_line(metrics, self._num_steps))
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar, and leave it on the screen."""
         self._bar.close()
 
 

@@ -25,7 +25,7 @@ def test_the_ranks_slices_make_up_each_parameter_and_their_states_are_live(world
 
 
 def slices_of_this_rank(config: RunConfig) -> dict[str, tuple[int, int, int]]:
-    """By name, where the slice of a parameter begins and ends, and the parameter's length."""
+    """Return by name the start and end of each parameter's slice, and the parameter's length."""
     slices = {}
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)

@@ -1,4 +1,4 @@
-"""What an attention that keeps every score is said to need is what megatron-core's stock one was seen to need."""
+"""Planned bytes of an attention that keeps every score equal the measured bytes of megatron-core's stock attention."""
 
 from dataclasses import replace
 from typing import Any
@@ -51,7 +51,7 @@ class StockAttention(DotProductAttention):
 
 
 def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
-    """For each stage of each config: what it is, measured and planned bytes of this rank."""
+    """Return for each stage of each config a description, and measured and planned bytes of this rank."""
     compared = []
     for case in cases:
         config = small_config(**case)

@@ -1,4 +1,4 @@
-"""What the planner says that a step needs beside the model states is what a step was seen to need, or a little more."""
+"""The planned activation bytes of a step are the measured ones, or slightly more."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ INTERLEAVED = {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}
 
 
 def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
-    """For each stage of each config: what it is, measured and planned bytes of this rank."""
+    """Return for each stage of each config a description, and measured and planned bytes of this rank."""
     compared = []
     for case in cases:
         config = small_config(**case)

@@ -1,4 +1,4 @@
-"""Which machine stands behind which pipeline rank."""
+"""The machine of each pipeline rank."""
 
 import pytest
 

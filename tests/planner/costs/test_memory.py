@@ -23,7 +23,7 @@ INTERLEAVED = {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}
 
 
 def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[int, int, RankMemory, RankMemory]]:
-    """For each stage of each config: number of the case, pipeline rank, measured states and planned ones."""
+    """Return for each stage of each config the case's number, the pipeline rank, and measured and planned states."""
     compared = []
     for number, case in enumerate(cases):
         config = small_config(**case)

@@ -1,4 +1,4 @@
-"""What the planner counts with is what planner/costs/memory.py says of the same layout, but for padding."""
+"""The costs in the planner's search equal those of planner/costs/memory.py for the same layout, except for padding."""
 
 from typing import Any
 

@@ -28,7 +28,7 @@ def splits(num_layers: int, parts: int) -> list[list[int]]:
 
 
 def stages_of_all_plans(config: RunConfig, cluster: Cluster | None) -> Iterator[list[list[StageForecast]]]:
-    """For all depths, the stages in each of their layouts."""
+    """Return the stages of all depths in all of their layouts."""
     pipeline, count = config.parallel.pipeline_parallel_size, config.stages.count
     num_layers = config.model.num_layers
     seen: dict[tuple[int, int, int], list[StageForecast]] = {}
@@ -128,7 +128,7 @@ def forecast_of(config: RunConfig, plan: object) -> tuple[StageForecast, ...]:
 
 
 def test_each_layout_is_the_fastest_within_the_share_of_the_plan() -> None:
-    """Where the first rank decides the peak, the others share their layers evenly."""
+    """The other ranks share their layers evenly if the first rank determines the peak."""
     config = small_config(
         model={"num_layers": 9}, parallel={"pipeline_parallel_size": 3}, training={"global_batch_size": 32}
     )

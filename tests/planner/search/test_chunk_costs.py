@@ -1,4 +1,4 @@
-"""What chunks cost a rank, by hand."""
+"""Costs of chunks on a rank, computed by hand."""
 
 import numpy as np
 

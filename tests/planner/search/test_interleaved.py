@@ -14,7 +14,7 @@ from megatron_step.planner.search.interleaved import interleaved_split, near_spl
 
 
 def random_costs(seed: int, num_ranks: int, num_chunks: int, num_layers: int) -> ChunkCosts:
-    """Of two kinds."""
+    """A cluster with two kinds of machines."""
     random = np.random.default_rng(seed)
     of_layers = np.where(random.random((2, 1, num_layers)) < 0.5, 16.0, 4.0)
     factors = random.integers(1, 3, (2, num_chunks))[:, :, None]

@@ -45,7 +45,7 @@ def test_stages_that_cannot_be_have_no_bound() -> None:
 
 def test_bounds_rise_only_where_the_operator_only_inserts() -> None:
     class Spread(Interpolate):
-        """As interpolate, but not known to only insert."""
+        """An operator like interpolate that does not promise to only insert layers."""
 
         name = "spread"
         only_inserts = False

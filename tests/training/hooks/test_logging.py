@@ -109,7 +109,7 @@ def _two_pipeline_ranks(output: Path) -> RunConfig:
 
 
 def log_two_pipeline_ranks(output: Path) -> None:
-    """What the ranks run: the second one has measured more than the first."""
+    """Log on two ranks; the second one has measured more than the first."""
     config = _two_pipeline_ranks(output)
     with parallel_layout(config.parallel, seed=1) as parallel:
         measured = replace(MEMORY, activation_bytes=(5 + parallel.pp_rank) << 20)

@@ -89,7 +89,7 @@ def test_a_tensor_that_data_parallel_ranks_share_is_pruned_as_a_whole(worlds: Wo
 
 
 def kept_moments(config: RunConfig) -> dict[str, Tensor]:
-    """Which of this rank's first moments of each adapter, flat, are not zero after a restart."""
+    """Return which of this rank's first moments of each adapter, flat, are not zero after a restart."""
     with parallel_layout(config.parallel, 1) as parallel:
         state = state_of(config, 1, parallel)
         for step in range(2):

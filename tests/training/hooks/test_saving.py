@@ -1,4 +1,4 @@
-"""When a checkpoint is saved, what its manifest says, and which changes a resumed run may not make."""
+"""The steps that save a checkpoint, the manifest, and the changes that a resumed run may not make."""
 
 from dataclasses import replace
 from typing import Any

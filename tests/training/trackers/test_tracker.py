@@ -1,4 +1,4 @@
-"""A tracker that fails is said once; it is asked again, but not so often that training waits for it."""
+"""A failing tracker gives one warning, and is tried again, but not so often that it slows training."""
 
 from collections.abc import Callable
 from functools import partial

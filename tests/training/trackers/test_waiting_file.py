@@ -1,4 +1,4 @@
-"""What a disk does not take waits, whole; the trouble is said once."""
+"""Lines that a disk rejects wait, whole, and give one warning."""
 
 from pathlib import Path
 
