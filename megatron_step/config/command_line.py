@@ -25,7 +25,7 @@ def split_arguments(arguments: Sequence[str], cls: type) -> tuple[Path, list[tup
     pending = iter(arguments)
     for argument in pending:
         if not argument.startswith("--"):
-            raise ValueError(f"unexpected argument {in_short(argument)}: a key is set as in --training.seed 2")
+            raise ValueError(f"unexpected argument {in_short(argument)}: set a key as in --training.seed 2")
         name, equals, value = argument[2:].partition("=")
         name = "checkpoint.resume" if name == "resume" else name
         if name != "config" and name not in known:

@@ -94,7 +94,10 @@ def _reach(host: str, port: int, rank: int) -> None:
         except OSError as error:
             waited = monotonic() - start
             if waited > _MEETING_SECONDS:
-                raise OSError(f"rank {rank} cannot reach rank 0 at {host}:{port} (MASTER_ADDR): {error}") from None
+                raise OSError(
+                    f"rank {rank} cannot reach rank 0 at {host}:{port}: {error}. Check MASTER_ADDR, MASTER_PORT and "
+                    "the firewall"
+                ) from None
             if waited > _WAITING_SECONDS and not said:
                 said = True
                 print(f"rank {rank} waits for rank 0 at {host}:{port}: {error}", file=sys.stderr, flush=True)

@@ -178,8 +178,8 @@ def _check_switches(folder: Path, config: Any, seq_length: int) -> None:
     window = getattr(config, "sliding_window", None)
     if window is not None and slides and window < seq_length:
         raise ValueError(
-            f"{folder} has a sliding window of {window:,} tokens, but samples of {seq_length:,} tokens are not "
-            f"supported with a shorter window: set --seq-length to {window} or less"
+            f"{folder} has a sliding window of {window:,} tokens, shorter than samples of {seq_length:,} tokens: set "
+            f"--seq-length to {window} or less"
         )
 
 

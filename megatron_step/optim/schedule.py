@@ -32,7 +32,7 @@ def learning_rate(
 
 
 def _shape(schedule: ScheduleConfig, step: int, total_steps: int, warmup_steps: int, grows: bool) -> float:
-    """Share of the peak."""
+    """Learning rate as a share of the peak."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule.kind == "constant" or (schedule.kind == "wsd" and grows):

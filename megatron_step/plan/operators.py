@@ -158,7 +158,7 @@ def register(operator: Operator) -> None:
         raise ValueError(f"operator {operator.name} takes the inits {unknown}, which are not among {list(INITS)}")
     known = _OPERATORS.setdefault(operator.name, operator)
     if type(known) is not type(operator):
-        raise ValueError(f"a growth operator called {operator.name} is there already: choose another name")
+        raise ValueError(f"a growth operator called {operator.name} already exists: choose another name")
 
 
 def operator_of(growth: GrowthConfig) -> Operator:

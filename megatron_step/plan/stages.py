@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Solution:
-    """How good a plan is proven to be."""
+    """The proven quality of a plan."""
 
     status: Literal["optimal", "feasible"]
     """Whether no plan is better, or none was found that is."""

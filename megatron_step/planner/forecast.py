@@ -174,7 +174,9 @@ def with_plan(config: RunConfig, path: Path) -> RunConfig:
             f"and model.num_layers {config.model.num_layers}"
         )
     if config.stages.layers not in ("auto", layers):
-        raise ValueError(f"stages.layers {config.stages.layers} are not the {layers} of {path}: set them to auto")
+        raise ValueError(
+            f"stages.layers {config.stages.layers} differ from {layers} in the plan {path}: set stages.layers to auto"
+        )
     layouts = [list(stage.layout) for stage in plan.stages]
     return replace(config, stages=replace(config.stages, layers=layers, layouts=layouts))
 

@@ -95,7 +95,7 @@ def _given_layouts(
             raise ValueError(
                 f"stage {number} has {depth} layers for parallel.pipeline_parallel_size "
                 f"{config.parallel.pipeline_parallel_size} x parallel.virtual_pipeline_size "
-                f"{config.parallel.virtual_pipeline_size}: every part of the pipeline needs a layer"
+                f"{config.parallel.virtual_pipeline_size}: every chunk of the pipeline needs a layer"
             )
     layouts = config.stages.layouts
     if chunks == 1 or layouts == "even":

@@ -174,7 +174,7 @@ def test_a_name_belongs_to_one_operator(repeat: str) -> None:
     register(Repeat())  # as where its module is imported again
     other = Careless()
     other.name = repeat
-    with pytest.raises(ValueError, match="a growth operator called repeat in place is there already"):
+    with pytest.raises(ValueError, match="a growth operator called repeat in place already exists"):
         register(other)
     other.inits = ("zeros",)
     with pytest.raises(ValueError, match=r"takes the inits \['zeros'\]"):

@@ -136,5 +136,5 @@ def test_the_plan_of_another_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"of another run: it adds \[4, 2\] layers, but stages.count is 1"):
         with_plan(small_config(), path)
     other = replace(STAGED, stages=replace(STAGED.stages, layers=[3, 3]))
-    with pytest.raises(ValueError, match=r"stages.layers \[3, 3\] are not the \[4, 2\] of"):
+    with pytest.raises(ValueError, match=r"stages.layers \[3, 3\] differ from \[4, 2\] in the plan"):
         with_plan(other, path)

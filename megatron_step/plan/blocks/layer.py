@@ -54,7 +54,7 @@ class Layer:
 
 @cache
 def layer_blocks(model: ModelConfig) -> Layer:
-    """The layer of a model, made once."""
+    """Return the layer of a model; the result is cached."""
     return Layer(attention_of(model), mlp_of(model))
 
 

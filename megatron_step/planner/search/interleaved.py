@@ -118,7 +118,7 @@ def _staircase(model: mip.Model, num_chunks: int, num_layers: int) -> list[list[
 
 
 def _add(model: mip.Model, smaller: mip.Var | int, larger: mip.Var | int) -> None:
-    """smaller <= larger, where that is not known already."""
+    """Require smaller <= larger, unless the bounds already imply it."""
     if not isinstance(smaller, int) or not isinstance(larger, int):
         model += smaller - larger <= 0
 
