@@ -1,7 +1,7 @@
 """Operations, a parallel oracle and a resumed run on other processors than this machine's own.
 
 torch and oneDNN choose their kernels by processor when they are loaded, and the extension is compiled for one. So each
-case is a pytest in a process of its own, in which all three take the named instructions.
+case runs pytest in a separate process, in which all three take the named instructions.
 """
 
 import os
