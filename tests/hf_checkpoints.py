@@ -115,7 +115,7 @@ def save_stages(configs: Sequence[RunConfig], folders: Sequence[Path], merges: b
 def _save_stages(config: RunConfig, folder: Path, merges: bool, parallel: Parallel) -> Any:
     plan = make_plan(config, VOCAB_SIZE)
     stage = plan.stages[1]
-    chunks = build_stage_model(config, stage, VOCAB_SIZE, parallel)
+    chunks = build_stage_model(config, stage, stage.first_step, VOCAB_SIZE, parallel)
     spread(chunks, parallel)
     state = make_trainable(chunks, config, plan, stage, stage.first_step, parallel)
     for step in range(stage.first_step, stage.last_step):

@@ -319,7 +319,7 @@ def write_stage(config: RunConfig, folder: Path, stage_index: int) -> None:
     with parallel_layout(config.parallel, 1) as parallel:
         plan = make_plan(config, VOCAB_SIZE)
         stage = plan.stages[stage_index]
-        chunks = build_stage_model(config, stage, VOCAB_SIZE, parallel)
+        chunks = build_stage_model(config, stage, stage.first_step, VOCAB_SIZE, parallel)
         spread(chunks, parallel)
         state = make_trainable(chunks, config, plan, stage, stage.first_step, parallel)
         for step in range(stage.first_step, stage.last_step):

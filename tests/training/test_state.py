@@ -67,7 +67,7 @@ def test_groups_count_the_steps_since_their_moments_began(alone: Parallel, at_st
 def test_a_stages_model_takes_its_weights_before_gradients_and_moments_are_allocated(alone: Parallel) -> None:
     config = small_config(stages=STAGES, training={"precision": "bf16"})
     plan = make_plan(config, VOCAB_SIZE)
-    chunks = build_stage_model(config, plan.stages[1], VOCAB_SIZE, alone)
+    chunks = build_stage_model(config, plan.stages[1], plan.stages[1].first_step, VOCAB_SIZE, alone)
     params = [param for chunk in chunks for param in chunk.parameters()]
     assert any(param.requires_grad for param in params)
     assert not any(hasattr(param, "main_grad") for param in params)
