@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_step.config.yaml_json import parse_json, read_json
 from megatron_step.data.end_of_document import end_of_document_id
 from megatron_step.data.probes import first_difference, marked_texts, plain_texts
 
@@ -23,6 +24,8 @@ _BESIDE_A_MODEL = (
     "chat_template.jinja",
 )
 """Files beside tokenizer.model that AutoTokenizer reads."""
+_SETTINGS = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.json")
+"""JSON files beside tokenizer.json that AutoTokenizer follows."""
 _RANDOM = ("dropout", "alpha", "nbest_size")
 """Settings of a BPE or unigram model that make its ids random."""
 
@@ -41,6 +44,9 @@ class HuggingFaceTokenizer:
     def __init__(self, folder: str | Path, end_of_document: str | None = None) -> None:
         folder = Path(folder)
         self.path = str(folder)
+        for name in _SETTINGS:
+            if (folder / name).is_file():
+                read_json(folder / name)  # which refuses a key given twice; transformers would take the last
         described = _described_backend(folder)
         theirs = load_in_transformers(folder)
         self.backend = make_deterministic(_backend(folder, theirs))
@@ -157,7 +163,7 @@ def make_deterministic(backend: Any) -> Any:
 def deterministic_json(file: Path) -> bytes:
     """Return the content of a tokenizer.json without random ids; a file without random ids stays byte for byte."""
     content = file.read_bytes()
-    parsed = json.loads(content)
+    parsed = parse_json(content)
     model = parsed.get("model") if isinstance(parsed, dict) else None
     drawn = [name for name in _RANDOM if isinstance(model, dict) and model.get(name) is not None]
     if not isinstance(model, dict) or not drawn:
@@ -176,7 +182,9 @@ def _described_backend(folder: Path) -> Any:
         import tokenizers
 
         try:
-            return make_deterministic(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+            content = file.read_text(encoding="utf-8")
+            parse_json(content)  # which refuses a key given twice; the library would take the last
+            return make_deterministic(tokenizers.Tokenizer.from_str(content))
         except Exception as error:  # tokenizers raises Exception itself
             raise ValueError(f"{file} is not a tokenizer, or is damaged: {error}") from error
     if not any((folder / name).is_file() for name in (*_OLD_FILES, "tokenizer.model")):
@@ -203,10 +211,7 @@ def _named_id(folder: Path, name: str, index: int | None, vocabulary: dict[str, 
     if index is not None:
         return index
     file = folder / "config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    content = read_json(file) if file.is_file() else {}
     written = content.get(f"{name}_token_id") if isinstance(content, dict) else None
     written = written[0] if isinstance(written, list) and written else written
     return written if isinstance(written, int) and written in vocabulary.values() else None

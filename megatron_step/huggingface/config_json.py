@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_step.config import yaml_json
+
 CONFIG_FILE = "config.json"
 
 
@@ -116,11 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises FileNotFoundError if there is no such file, and ValueError if it does not hold a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = yaml_json.read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} is not a Hugging Face model: it has no {path.name}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold a JSON object: it is not a config of a model")
     return values

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megatron_step.config.yaml_json import parse_yaml
 from megatron_step.huggingface.config_json import CONFIG_FILE, MODEL_KEYS, read_config, read_json, whole_number
 
 Kept = dict[str, Any]
@@ -95,10 +94,9 @@ def _card(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if text.startswith("---"):
         try:
-            front = yaml.safe_load(text.split("---", 2)[1])
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"the front matter of {path} is not valid YAML ({reason}): correct or remove it") from None
+            front = parse_yaml(text.split("---", 2)[1])
+        except ValueError as error:
+            raise ValueError(f"the front matter of {path} is not valid YAML ({error}): correct or remove it") from None
         if isinstance(front, dict):
             card = {name: front[name] for name in _CARD if front.get(name)}
     name = config.get("_name_or_path")

@@ -9,7 +9,6 @@ where n x = w * x / sqrt(mean(x^2) + epsilon). Qwen2 has a bias on queries, keys
 on queries and keys.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from megatron_step.config.model import ModelConfig
+from megatron_step.config.yaml_json import read_json
 from megatron_step.huggingface.architectures import model_config
 from megatron_step.huggingface.peft_adapter import ADAPTER_CONFIG, ADAPTER_FILE, factor_names
 from megatron_step.huggingface.safetensors_files import HFTensors
@@ -56,7 +56,7 @@ def _reader(folder: Path, adapter: Path | None, device: torch.device) -> Read:
     tensors = HFTensors(folder)
     if adapter is None:
         return lambda name: tensors[name].to(device, torch.float64)
-    settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(adapter / ADAPTER_CONFIG)
     scaling = settings["lora_alpha"] / settings["r"]
     factors = safe_open(adapter / ADAPTER_FILE, framework="pt")
     adapted = set(factors.keys())

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_step.config.yaml_json import read_json
 from megatron_step.huggingface.hf_mapping import MappedWeight
 from megatron_step.plan.names import layer_of
 
@@ -166,10 +167,10 @@ def _files(folder: Path) -> Mapping[str, Sequence[str] | None]:
             f"{folder} has neither {_SINGLE} nor {_INDEX}, and only safetensors are supported: {remedy}"
         )
     try:
-        places = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        places = read_json(folder / _INDEX)["weight_map"]
         names = sorted(set(places.values()))
         if not names or any(Path(name).name != name for name in names):
-            raise ValueError("its weight_map names files outside the folder, or none")
+            raise ValueError(f"its weight_map names files outside the folder, or none: {names}")
         return {name: [tensor for tensor in places if places[tensor] == name] for name in names}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / _INDEX} is not a valid index of shards: {error}") from None

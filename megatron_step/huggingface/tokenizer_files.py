@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from megatron_step.config.yaml_json import read_json
 from megatron_step.data.hf_tokenizer import (
     HuggingFaceTokenizer,
     deterministic_json,
@@ -170,5 +171,5 @@ class _WrittenTokenizer:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer_config.json"
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content = read_json(file) if file.is_file() else {}
     return content if isinstance(content, dict) else {}

@@ -8,7 +8,6 @@ differ from W + s B A in fp64 by the rounding of fp32 sums and of the export:
 with the rank r, and with u and v half the relative spacing of numbers in the export's format and in fp32.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from megatron_step.config.yaml_json import read_json
 from megatron_step.huggingface.hf_mapping import MappedWeight
 from megatron_step.huggingface.peft_adapter import ADAPTER_CONFIG, ADAPTER_FILE, factor_names
 from megatron_step.huggingface.safetensors_files import HFTensors
@@ -64,7 +64,7 @@ def _wrong_factor(
     adapter: Path, weights: Sequence[MappedWeight], saved: SavedWeights, scaling: float, dtype: torch.dtype
 ) -> str | None:
     """Describe the first factor A or B, or scale, that differs from the checkpoint's adapters; None if all agree."""
-    settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(adapter / ADAPTER_CONFIG)
     if settings["lora_alpha"] != scaling * settings["r"]:
         return f"{ADAPTER_CONFIG} scales by {settings['lora_alpha']} / {settings['r']}, not by {scaling:g}"
     with safe_open(adapter / ADAPTER_FILE, framework="pt") as file:
