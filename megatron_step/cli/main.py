@@ -4,8 +4,11 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
+
+from megatron_step.cli.output import reader_may_go
 
 COMMANDS = {
     "init": "write a commented config for a model size and a machine",
@@ -38,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # `python -m` finds plugins in the working folder; do the same here
     command = import_module(f"megatron_step.cli.{name.replace('-', '_')}")
-    try:
-        return int(command.main(rest, f"megatron-step {name}"))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    # Training has its own way: it says once that nobody reads.
+    with nullcontext() if name == "train" else reader_may_go():
+        try:
+            return int(command.main(rest, f"megatron-step {name}"))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
 
 def _help() -> str:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_step.config.paths import path_argument
+from megatron_step.engine.output_lock import lock_beside, output_lock
 from megatron_step.report.run_report import plot, read_run, stage_table, table
 
 
@@ -22,7 +23,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         runs = [read_run(folder) for folder in arguments.runs]
         print(f"{table(runs)}\n\n{stage_table(runs)}")
         if arguments.output is not None:
-            plot(runs, arguments.output)
+            with output_lock(lock_beside(arguments.output), arguments.output):
+                plot(runs, arguments.output)
             print(f"wrote {arguments.output}: losses and memory over the tokens")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

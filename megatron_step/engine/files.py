@@ -1,6 +1,7 @@
 """Atomic writes: a file is complete or does not exist."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write a file to, and rename the file to `path` once it is on disk.
 
     A crash leaves the old file or the new one. If the block raises, the old file stays and the new one is removed.
-    Processes may write the same file at the same time: the last one wins.
+    Processes, on one machine or several, may write the same file at the same time: the last one wins.
 
     Raises OSError if the folder is missing or cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         with partial.open("rb") as file:

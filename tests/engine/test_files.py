@@ -1,5 +1,6 @@
 """A file is written whole, or the old one stays."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,20 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     for content in ("old", "new ø", b"\x00\xff"):
         atomic_write(path, content)
         assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_hosts_that_share_a_folder_do_not_share_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of two hosts can have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "file"
+    with whole_file(path) as one:
+        one.write_text("one")
+        atomic_write(path, "other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
     assert list(tmp_path.iterdir()) == [path]
 
 

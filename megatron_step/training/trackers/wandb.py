@@ -6,28 +6,49 @@ import secrets
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
 from megatron_step.engine.files import atomic_write
+from megatron_step.training.messages import warn
 from megatron_step.training.trackers.scalars import is_plotted, scalars
 from megatron_step.training.trackers.tracker import Metrics, TrackedRun
 
+_START_SECONDS = 15.0  # that a run waits for the service before it goes on offline
+
 
 class WeightsAndBiases:
-    """Logs the shown and evaluated steps to the project `logging.wandb`, and keeps its files in OUTPUT_DIR/wandb."""
+    """Logs the shown and evaluated steps to the project `logging.wandb`, and keeps its files in OUTPUT_DIR/wandb.
+
+    A service that does not answer within 15 s gets nothing: the run is logged offline, for `wandb sync`.
+    """
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb  # optional: `run` has checked that it is there
 
         folder = Path(run.config.output_dir).absolute()
-        self._run = wandb.init(
-            project=run.config.logging.wandb,
-            config=asdict(run.config),
-            dir=folder,
-            name=f"{folder.parent.name}/{folder.name}"[-128:],
-            # A sweep's agent has chosen the id before.
-            id=os.environ.get("WANDB_RUN_ID") or run_id(folder),
-            resume="allow",  # a resumed run goes on in the same plots
-        )
+
+        def start(mode: Literal["offline"] | None) -> Any:
+            return wandb.init(
+                project=run.config.logging.wandb,
+                config=asdict(run.config),
+                dir=folder,
+                name=f"{folder.parent.name}/{folder.name}"[-128:],
+                # A sweep's agent has chosen the id before.
+                id=os.environ.get("WANDB_RUN_ID") or run_id(folder),
+                resume="allow",  # a resumed run goes on in the same plots
+                mode=mode,
+                settings=wandb.Settings(init_timeout=_START_SECONDS, login_timeout=_START_SECONDS),
+            )
+
+        try:
+            self._run = start(None)
+        except wandb.errors.CommError as error:
+            reason = str(error).splitlines()[0] if str(error) else "no answer"
+            warn(
+                f"Weights & Biases cannot be reached ({reason}): the run is logged offline. "
+                f"`wandb sync {folder / 'wandb'}/offline-run-*` sends it later"
+            )
+            self._run = start("offline")
 
     def write(self, metrics: Metrics, shown: bool) -> None:
         """Log the numbers of a step."""

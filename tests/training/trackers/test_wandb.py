@@ -4,8 +4,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
+import wandb
 from small_run import small_config
 
 from megatron_step.config.run import LoggingConfig
@@ -28,6 +30,30 @@ def test_wandb_gets_the_shown_steps_of_a_folder_of_any_name(tmp_path: Path, monk
     while log.read_bytes().count(b"grad_norm") < 2:
         assert monotonic() < deadline, "the shown steps were not logged"
         sleep(0.1)
+
+
+def test_without_the_service_a_run_goes_on_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The service's refusal is made up: a real one takes its time. The run that follows is wandb's."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    init = wandb.init
+
+    def init_without_service(**arguments: Any) -> Any:
+        assert arguments["settings"].init_timeout == 15
+        if arguments["mode"] is None:
+            raise wandb.errors.CommError("Timed out while retrying: Post\nConsider increasing the init_timeout setting")
+        return init(**arguments)
+
+    monkeypatch.setattr(wandb, "init", init_without_service)
+    config = replace(small_config(str(tmp_path)), logging=LoggingConfig(wandb="project"))
+    tracker = WeightsAndBiases(TrackedRun(config, num_steps=10, first_step=0))
+    tracker.write({"step": 1, "loss": 2.0}, True)
+    tracker.close()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be reached" in line]
+    assert "(Timed out while retrying: Post): the run is logged offline" in line
+    assert f"`wandb sync {tmp_path}/wandb/offline-run-*` sends it later" in line
 
 
 def test_an_id_belongs_to_one_folder_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

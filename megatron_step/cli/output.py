@@ -1,0 +1,43 @@
+"""What a command prints, also to a reader that wants no more of it, as in `megatron-step plan ... | head`."""
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+class _Pipe(io.FileIO):
+    """A file that takes what its reader no longer wants."""
+
+    def write(self, content: Any, /) -> int:
+        """Write bytes; they are dropped if the reader has closed its end."""
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            return memoryview(content).nbytes
+
+
+@contextmanager
+def reader_may_go() -> Iterator[None]:
+    """Within the block, the command goes on when nobody reads its standard output or error, and finishes its work."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _tolerant(stream: TextIO) -> TextIO:
+    """The same for a stream on a file; others, such as those of tests and notebooks, stay."""
+    try:
+        descriptor = stream.fileno()
+        stream.flush()
+    except (OSError, AttributeError, ValueError):
+        return stream
+    file = io.BufferedWriter(_Pipe(descriptor, "w", closefd=False))
+    line_buffering = bool(getattr(stream, "line_buffering", True))
+    return io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=line_buffering)
