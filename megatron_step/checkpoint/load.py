@@ -1,13 +1,12 @@
 """Finds and loads checkpoints, into any parallel layout."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
@@ -16,11 +15,12 @@ from megatron_step.checkpoint.directory import list_checkpoints
 from megatron_step.checkpoint.manifest import DamagedCheckpointError, Manifest, damage, read_manifest
 from megatron_step.checkpoint.sharding import (
     Sharded,
-    optimizer_state_requests,
-    set_optimizer_state,
+    in_pieces,
+    sharded_optimizer_states,
     sharded_weights,
     state_names,
 )
+from megatron_step.checkpoint.slices import pieces
 from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.parallel import Parallel, first_problem
 
@@ -102,37 +102,34 @@ def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parall
 
     Raises ValueError if the checkpoint lacks a tensor, has another shape of it, or holds values that are not finite.
     """
-    loaded = load_tensors(path, sharded_weights(chunks, parallel))
-    for key, shard in sharded_weights(chunks, parallel).items():  # made again: loading takes its request apart
-        shard.data.data.copy_(loaded[key])
+    load_tensors(path, in_pieces(sharded_weights(chunks, parallel)))
 
 
 def load_optimizer_states(
     path: Path,
     chunks: Sequence[torch.nn.Module],
-    optimizer: MegatronOptimizer | None,
+    optimizer: MegatronOptimizer,
     precision: str,
     parallel: Parallel,
 ) -> None:
     """Load the optimizer states of the chunks' trained weights, in place; raises as `load_weights` does."""
     weights = sharded_weights(chunks, parallel)
-    # One state at a time: with the distributed optimizer each is whole for a moment.
-    for name in state_names(precision):
-        states = load_tensors(path, optimizer_state_requests(weights, name))
-        set_optimizer_state(optimizer, weights, name, states)
+    load_tensors(path, sharded_optimizer_states(optimizer, weights, state_names(precision)))
 
 
-def load_tensors(path: Path, requests: dict[str, Sharded], shared: bool = False) -> dict[str, Tensor]:
-    """Load this rank's parts of the requested tensors; `requests` is used up. Every rank must call it.
+def load_tensors(path: Path, requests: Mapping[str, Sharded], shared: bool = False) -> dict[str, Tensor]:
+    """Load the requested tensors' parts of this rank into the tensors of `requests`, and return what was loaded.
 
-    Set `shared` if several ranks ask for the same part of a tensor.
+    A ShardedTensor is loaded in place; the parts of a ShardedTensorFactory are put together in a new tensor. Beside
+    them, two saved tensors are in memory at most: the one that is read and the one before it. `shared` is for ranks
+    that ask for the same part of a tensor: else each is to be asked for once. Every rank must call it.
 
     Raises ValueError, on every rank, as `load_weights` does.
     """
     _check_request(path, requests)
     names = {key: shard.key for key, shard in requests.items()}
     loaded = dist_checkpointing.load(
-        {"tensors": requests},
+        {"tensors": dict(requests)},
         str(path),
         validate_access_integrity=not shared,
         strict=StrictHandling.ASSUME_OK_UNEXPECTED,
@@ -142,18 +139,18 @@ def load_tensors(path: Path, requests: dict[str, Sharded], shared: bool = False)
     return tensors
 
 
-def _check_request(path: Path, requests: dict[str, Sharded]) -> None:
+def _check_request(path: Path, requests: Mapping[str, Sharded]) -> None:
     """Raise ValueError, on every rank, if the checkpoint lacks a requested tensor or has it in another shape."""
     problem = first_problem(next(_mismatches(path, requests), None))
     if problem is not None:
         raise ValueError(problem)
 
 
-def _mismatches(path: Path, requests: dict[str, Sharded]) -> Iterator[str]:
+def _mismatches(path: Path, requests: Mapping[str, Sharded]) -> Iterator[str]:
     """Yield in words what the checkpoint lacks or has in another shape."""
     saved = dist_checkpointing.load_tensors_metadata(str(path))
     for shard in requests.values():
-        for tensor in shard.build() if isinstance(shard, ShardedTensorFactory) else [shard]:
+        for tensor in pieces(shard):
             if tensor.key not in saved:
                 yield f"{path} has no tensor {tensor.key}: it was written by another model or precision"
             elif tuple(saved[tensor.key].global_shape) != tuple(tensor.global_shape):

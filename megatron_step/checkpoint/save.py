@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import is_main_replica
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
@@ -16,10 +16,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_step.checkpoint import directory
 from megatron_step.checkpoint.manifest import Manifest, content_files, file_table
-from megatron_step.checkpoint.sharding import Sharded, sharded_optimizer_states, sharded_weights
-from megatron_step.checkpoint.writer_results import prepare_results_queue
+from megatron_step.checkpoint.sharding import in_pieces, sharded_optimizer_states, sharded_weights, state_names
+from megatron_step.checkpoint.writer import TensorWriter
 from megatron_step.config.run import CheckpointConfig
 from megatron_step.engine.agreement import current_ranks
+from megatron_step.engine.compat.checkpoints import writer_class
 from megatron_step.engine.parallel import Parallel, first_problem
 
 _SPARE_BYTES = 16 << 20  # room for the small files of a checkpoint
@@ -38,7 +39,6 @@ class CheckpointSaver:
         self._parallel = parallel
         self._queue = AsyncCallsQueue()
         self._pending: tuple[Path, dict[str, Any]] | None = None  # folder and manifest of an asynchronous save
-        prepare_results_queue()
         if parallel.is_main:
             directory.remove_partial(folder)
         torch.distributed.barrier()
@@ -50,31 +50,37 @@ class CheckpointSaver:
         precision: str,
         step: int,
         description: dict[str, Any],
-    ) -> None:
-        """Save weights and optimizer states after `step` steps; `description` completes the manifest.
+    ) -> int:
+        """Save weights and optimizer states after `step` steps, and return the bytes that this rank writes.
 
-        An asynchronous save returns when the state is copied; `poll` or `finish` publishes it.
+        `description` completes the manifest. An asynchronous save returns when the state is copied to the host and
+        its writer has begun; `poll` or `finish` publishes it.
 
         Raises SaveError if there is no room or a file cannot be written.
         """
         self.finish()
         weights = sharded_weights(chunks, self._parallel)
-        states = sharded_optimizer_states(optimizer, weights, precision)
-        partial = self._make_partial(step, [*weights.values(), *states.values()])
+        tensors = {**in_pieces(weights), **sharded_optimizer_states(optimizer, weights, state_names(precision))}
+        partial = self._make_partial(step, tensors.values())
         manifest = {"step": step, **description}
-        request = dist_checkpointing.save(
-            # One dictionary: an empty one for a rank without optimizer states would be taken for a difference of ranks.
-            {"tensors": {**weights, **states}},
-            str(partial),
-            sharded_strategy=TorchDistSaveShardedStrategy("torch_dist", 1),
-            async_sharded_save=True,
-        )
+        with writer_class(TensorWriter):
+            request = dist_checkpointing.save(
+                # One dictionary: an empty one for a rank without optimizer states would be taken for a difference of
+                # ranks.
+                {"tensors": tensors},
+                str(partial),
+                sharded_strategy=TorchDistSaveShardedStrategy("torch_dist", 1),
+                async_sharded_save=True,
+            )
         if self._config.asynchronous:
             self._queue.schedule_async_request(request)
             self._pending = (partial, manifest)
         else:
-            self._guard(request.execute_sync, step)
+            # Without the function that copies all tensors to the host: each is copied when it is written.
+            at_once = AsyncRequest(request.async_fn, request.async_fn_args, request.finalize_fns)
+            self._guard(at_once.execute_sync, step)
             self._publish(partial, manifest)
+        return sum(map(_own_bytes, tensors.values()))
 
     def poll(self) -> None:
         """Publish a pending asynchronous checkpoint if every rank has written its part.
@@ -103,7 +109,7 @@ class CheckpointSaver:
             self._pending = None
             self._publish(partial, manifest)
 
-    def _make_partial(self, step: int, shards: Iterable[Sharded]) -> Path:
+    def _make_partial(self, step: int, shards: Iterable[ShardedTensor]) -> Path:
         """A folder to write into, the same on every rank, if there is room for the checkpoint."""
         own = torch.tensor(sum(map(_own_bytes, shards)), dtype=torch.int64, device=self._parallel.device)
         torch.distributed.all_reduce(own)
@@ -166,8 +172,6 @@ class CheckpointSaver:
         raise SaveError(f"cannot save the checkpoint of step {step} in {self._folder}: {problem}")
 
 
-def _own_bytes(shard: Sharded) -> int:
+def _own_bytes(shard: ShardedTensor) -> int:
     """Bytes that this rank writes of a tensor."""
-    if not is_main_replica(shard.replica_id):
-        return 0
-    return shard.data.numel() * shard.data.element_size()
+    return shard.data.nbytes if is_main_replica(shard.replica_id) else 0

@@ -8,7 +8,8 @@
 Keys and shapes do not depend on the layout, nor on whether the optimizer is distributed: any layout loads any other's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -19,11 +20,11 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from megatron_step.checkpoint.slices import pieces, rectangles
 from megatron_step.engine.compat.optimizers import owned_slice, owned_states
-from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_state
-from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES, SAVED_STATE
+from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES
 
 Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
 
@@ -44,48 +45,48 @@ def state_names(precision: str) -> tuple[str, ...]:
     return RECIPES[precision].optimizer_states
 
 
+def in_pieces(shards: Mapping[str, Sharded]) -> dict[str, ShardedTensor]:
+    """The tensors as they are saved, a fused weight in its parts; their data are views of the live tensors."""
+    return {f"{name}/{part.global_offset}": part for name, shard in shards.items() for part in pieces(shard)}
+
+
 def sharded_optimizer_states(
-    optimizer: MegatronOptimizer, weights: dict[str, Sharded], precision: str
-) -> dict[str, Sharded]:
-    """Every optimizer state for saving. With the distributed optimizer they are gathered to data-parallel rank 0."""
-    states: dict[str, Sharded] = {}
-    names = state_names(precision)
+    optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], names: Sequence[str]
+) -> dict[str, ShardedTensor]:
+    """The named states that this rank holds of trainable weights, live, to be saved, or loaded in place.
+
+    With the distributed optimizer each data-parallel rank has its own slices, as rectangles of the weights' shapes.
+    """
+    states: dict[str, ShardedTensor] = {}
     for part in optimizer.chained_optimizers:
         if part.is_stub_optimizer:
             continue
-        if isinstance(part, DistributedOptimizer):
-            metadata = {"distrib_optim_fully_reshardable_mem_efficient": True}
-            gathered = part.sharded_param_state_fully_reshardable(weights, metadata=metadata)
-            for tensors in (gathered or {}).values():
-                states.update({tensors[name].key: tensors[name] for name in names})
-        else:
-            for shard, param in _trainable(weights):
-                for name, tensor in _states(part, param, names):
-                    sharded = make_sharded_optimizer_tensor(shard, tensor, prefix=f"optimizer.state.{name}")
-                    states[sharded.key] = sharded
+        for shard, param in _trainable(weights):
+            for name in names:
+                for piece in _state_pieces(part, shard, param, name):
+                    states[f"{piece.key}/{piece.global_offset}"] = piece
     return states
 
 
-def optimizer_state_requests(weights: dict[str, Sharded], name: str) -> dict[str, Sharded]:
-    """Room on the CPU for one state of every trainable weight, whole over data-parallel ranks, to load into."""
-    return {
-        key: make_sharded_optimizer_tensor(
-            shard, torch.empty(param.shape, dtype=tensor_type(SAVED_STATE)), prefix=f"optimizer.state.{name}"
-        )
-        for key, shard in weights.items()
-        for param in [shard.data]
-        if param.requires_grad
-    }
+def _state_pieces(part: MegatronOptimizer, shard: Sharded, param: Tensor, name: str) -> Iterator[ShardedTensor]:
+    """What this rank holds of one state of a weight."""
+    prefix = f"optimizer.state.{name}"
+    if not isinstance(part, DistributedOptimizer):
+        ((_, state),) = _states(part, param, [name])
+        yield from pieces(make_sharded_optimizer_tensor(shard, state, prefix))
+    elif param in part.model_param_group_index_map:
+        for piece in rectangles(shard, owned_slice(part, param), owned_states(part, param)[name]):
+            yield replace(piece, key=f"{prefix}.{piece.key}")
 
 
 def set_optimizer_state(
-    optimizer: MegatronOptimizer, weights: dict[str, Sharded], name: str, loaded: dict[str, Tensor]
+    optimizer: MegatronOptimizer, weights: dict[str, Sharded], name: str, states: dict[str, Tensor]
 ) -> None:
-    """Copy loaded states, by the keys of `optimizer_state_requests`, to where the optimizer keeps them on this rank."""
+    """Copy states of whole weights, by the keys of `weights`, to where the optimizer keeps them on this rank."""
     for part in optimizer.chained_optimizers:
         if part.is_stub_optimizer:
             continue
-        for key, tensor in loaded.items():
+        for key, tensor in states.items():
             param = weights[key].data
             if isinstance(part, DistributedOptimizer):
                 _set_slice(part, param, name, tensor)
@@ -113,7 +114,7 @@ def own_states(optimizer: MegatronOptimizer, param: Tensor) -> dict[str, Tensor]
     return {}
 
 
-def _trainable(weights: dict[str, Sharded]) -> Iterator[tuple[Sharded, Tensor]]:
+def _trainable(weights: Mapping[str, Sharded]) -> Iterator[tuple[Sharded, Tensor]]:
     return ((shard, shard.data) for shard in weights.values() if shard.data.requires_grad)
 
 

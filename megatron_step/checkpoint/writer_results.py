@@ -1,15 +1,13 @@
-"""Where megatron-core's checkpoint writers leave their results.
+"""Where a checkpoint's writer leaves its results.
 
 megatron-core starts a manager process on every rank for it, by a spawn that imports the main program, torch and
-megatron-core again. Its writers are forks of the rank, so a file that both have open serves as well, with no process.
+megatron-core again. The writer is this process or a fork of it, so a file that both have open serves as well.
 """
 
 import pickle
 import queue
 import tempfile
 from typing import Any
-
-from megatron_step.engine.compat.checkpoints import set_results_queue
 
 
 class ResultsFile:
@@ -40,8 +38,3 @@ class ResultsFile:
         self._file.seek(0)
         self._file.truncate()
         return result
-
-
-def prepare_results_queue() -> None:
-    """Give megatron-core what its writers need, before the first save of this process."""
-    set_results_queue(ResultsFile())

@@ -14,8 +14,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_step.checkpoint.load import load_tensors
 from megatron_step.checkpoint.sharding import (
     Sharded,
-    optimizer_state_requests,
-    set_optimizer_state,
+    sharded_optimizer_states,
     sharded_weights,
     state_names,
 )
@@ -43,10 +42,9 @@ def grow_moments(
             for name, shard in weights.items()
             if _goes_on(shard, stage)
         }
-        for name in state_names(precision):
-            # Data-parallel ranks without the distributed optimizer ask for the same parts.
-            states = load_tensors(path, optimizer_state_requests(carried, name), shared=True)
-            set_optimizer_state(optimizer, carried, name, states)
+        states = sharded_optimizer_states(optimizer, carried, state_names(precision))
+        # Data-parallel ranks without the distributed optimizer ask for the same parts.
+        load_tensors(path, states, shared=True)
 
 
 def _goes_on(shard: Sharded, stage: Stage) -> bool:

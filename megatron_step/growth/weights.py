@@ -21,7 +21,7 @@ from torch import Tensor
 from megatron_step.adapters.merge import add_product
 from megatron_step.checkpoint.load import FoundCheckpoint, load_tensors
 from megatron_step.checkpoint.manifest import Manifest
-from megatron_step.checkpoint.sharding import Sharded, sharded_weights
+from megatron_step.checkpoint.sharding import Sharded, in_pieces, sharded_weights
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.formats import decode
 from megatron_step.engine.parallel import Parallel
@@ -76,7 +76,7 @@ def grow_weights(
     """
     parts = turns(sharded_weights(chunks, parallel), stage, parallel)
     _, outside_layers = next(parts)
-    _load(list(outside_layers.values()), source)
+    load_tensors(source.path, in_pieces(outside_layers), shared=True)
     for layer, shards in parts:
         _grow_layer(list(shards.values()), layer, source, stage, growth, keep_adapters)
 
@@ -99,15 +99,6 @@ def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel:
 def saved_stage(manifest: Manifest) -> Stage:
     """Return the stage whose model a checkpoint holds."""
     return plan_from_dict(manifest.plan).stages[manifest.stage_index]
-
-
-def _load(shards: list[Sharded], source: GrowthSource) -> None:
-    """Read tensors under their own keys."""
-    live = {shard.key: shard.data for shard in shards}
-    for key, tensor in load_tensors(
-        source.path, {shard.key: _request(shard, shard.key) for shard in shards}, True
-    ).items():
-        live[key].data.copy_(tensor)
 
 
 def _request(shard: Sharded, key: str) -> Sharded:

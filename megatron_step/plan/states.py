@@ -104,30 +104,21 @@ class Recipe:
             for parameter in parameters
         )
 
-    def save_bytes(self, numel: int, trained: int, dp_size: int, distributed: bool) -> int:
-        """The most that a save needs in a host's memory, of `numel` elements with `trained` ones among them.
-
-        Without the distributed optimizer that is a copy of weights and optimizer states. With it, main weights and
-        moments are gathered on the first of d = `dp_size` data-parallel ranks in fp32, 12 bytes of a trained element
-        (megatron/core/optimizer/distrib_optimizer.py, get_parameter_state_dp_zero, 0.16.1): whole, with the rank's own
-        12 / d, and with three tensors of 4 bytes: what was received last, put together, and is received now. Later
-        whole, in pieces, and with the weights.
-        """
-        weights = self.weight.bytes(numel)
-        if not distributed:
-            return weights + (self.main.bytes(trained) if self.main else 0) + len(MOMENTS) * FP32.bytes(trained)
-        gathered = FP32.bytes((1 + len(MOMENTS)) * trained)
-        return 2 * gathered + max(-(-gathered // dp_size), weights)
+    def saved_bytes(self, numel: int, trained: int, owners: int) -> int:
+        """Bytes that one rank saves: `numel` elements of weights, and its share of the optimizer states of `trained`
+        ones, which `owners` data-parallel ranks divide."""
+        states = SAVED_STATE.bytes(len(self.optimizer_states) * trained)
+        return self.weight.bytes(numel) + -(-states // owners)
 
 
-def copied_in_growth(read: int, followed: int) -> int:
-    """The most bytes that growth needs beside the model for one layer: `read` elements of it are read from the
-    checkpoint, and one optimizer state at a time of `followed` ones.
+def copied_in_growth(layer: int, largest: int) -> int:
+    """The most bytes that growth needs beside the model: for a layer of `layer` elements, or to read a
+    checkpoint whose largest tensor has `largest` elements.
 
-    Weights are read in bf16, and summed in fp32 for means and merged adapters. A state that follows is there in three
-    fp32 copies: read, in pieces for other ranks, and put together. Measured with and without frozen layers.
+    A layer's weights are read in bf16, and summed in fp32 for means and merged adapters. Optimizer states, and weights
+    outside the layers, are read into their place; an fp32 tensor that is read is there beside the one before it.
     """
-    return max(BF16.bytes(read) + FP32.bytes(read), 3 * FP32.bytes(followed))
+    return max(BF16.bytes(layer) + FP32.bytes(layer), 2 * FP32.bytes(largest))
 
 
 _BF16 = Recipe(weight=BF16, gradient=FP32, main=FP32)

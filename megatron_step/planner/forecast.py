@@ -13,7 +13,7 @@ from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.parameters import chunk_parameters
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
 from megatron_step.planner.costs.machines import Machine, pipeline_machines
-from megatron_step.planner.costs.memory import RankMemory, checkpoint_host_bytes, growth_bytes, stage_memory
+from megatron_step.planner.costs.memory import HostMemory, RankMemory, growth_bytes, host_memory, stage_memory
 from megatron_step.planner.costs.stage_costs import layer_seconds, rank_seconds, stage_costs
 from megatron_step.planner.plan import make_plan
 
@@ -30,8 +30,8 @@ class RankForecast:
     """Memory of the fullest of its tensor- and data-parallel ranks."""
     growth_bytes: int
     """What it needs beside the model states while the model grows into the stage."""
-    checkpoint_host_bytes: int
-    """What a save needs in the host's memory."""
+    host: HostMemory
+    """What saves and loads need in the host's memory."""
     capacity_bytes: int | None
     """What it may fill; None for no limit."""
 
@@ -216,10 +216,10 @@ def _stage_forecast(
         new = sum(stage.layers[number].born == stage.index for number in numbers)
         old = len(numbers) - new
         parameters = [p for chunk in chunks for p in chunk_parameters(config, stage, vocab_size, chunk)]
-        growing, saving = growth_bytes(parameters, stage), checkpoint_host_bytes(config, parameters, dp_size)
+        growing, host = growth_bytes(parameters, stage), host_memory(config, parameters, dp_size)
         if stage.num_steps == 0:
-            growing = saving = 0
-        ranks.append(RankForecast(old, new, memory[pp_rank], growing, saving, machine.capacity_bytes))
+            growing, host = 0, HostMemory(0, 0)
+        ranks.append(RankForecast(old, new, memory[pp_rank], growing, host, machine.capacity_bytes))
         of_layers = new * layer_seconds(costs, costs.new, machine) + old * layer_seconds(costs, costs.old, machine)
         seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + of_layers)
     return StageForecast(stage, tuple(ranks), max(seconds))
@@ -239,7 +239,8 @@ def _stage_dict(forecast: StageForecast) -> dict[str, Any]:
                 "new_layers": rank.new_layers,
                 "bytes": asdict(rank.memory),
                 "growth_bytes": rank.growth_bytes,
-                "checkpoint_host_bytes": rank.checkpoint_host_bytes,
+                "checkpoint_host_bytes": rank.host.save_bytes,
+                "load_host_bytes": rank.host.load_bytes,
                 "total_bytes": rank.peak_bytes,
                 "capacity_bytes": rank.capacity_bytes,
             }

@@ -42,14 +42,14 @@ def rank_table(forecast: Forecast) -> str:
                 rank.growth_bytes,
                 rank.peak_bytes,
             )
-            cells, host = map(format_bytes, kinds), format_bytes(rank.checkpoint_host_bytes)
-            rows.append((str(stage.stage.number), str(pp_rank), layers, *cells, _slack(stage, pp_rank), host))
+            cells, host = map(format_bytes, kinds), map(format_bytes, (rank.host.save_bytes, rank.host.load_bytes))
+            rows.append((str(stage.stage.number), str(pp_rank), layers, *cells, _slack(stage, pp_rank), *host))
     return aligned(rows)
 
 
 _RANK_HEADERS = (
     "stage", "rank", "old+new", "frozen", "trained", "adapters", "gradients", "optimizer", "activations", "growth",
-    "peak", "slack", "host at a save",
+    "peak", "slack", "host at a save", "host at a load",
 )  # fmt: skip
 
 

@@ -32,6 +32,13 @@ def measure_peak(work: Callable[[], T]) -> tuple[T, int]:
     return result, tracker.peak_bytes
 
 
+def measure_host_peak(work: Callable[[], T]) -> tuple[T, int]:
+    """What `work` returns, and the most bytes of tensors on the host that it had in use at once beside those before."""
+    with _StorageTracker("cpu") as tracker:
+        result = work()
+    return result, tracker.peak_bytes
+
+
 def measure_states(state: TrainState, activation_bytes: int) -> RankMemory:
     """Bytes of this rank's weights, gradient buffers and optimizer states by kind, each storage counted once."""
     params = [param for chunk in state.chunks for param in chunk.parameters()]
@@ -71,10 +78,11 @@ def _optimizer_tensors(state: TrainState) -> Iterable[Tensor]:
 
 
 class _StorageTracker(TorchDispatchMode):
-    """Adds up the storages that operations create, from their first sight to their end."""
+    """Adds up the storages that operations create, from first sight to end; all, or those on one type of device."""
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: str | None = None) -> None:
         super().__init__()
+        self._device_type = device_type
         self.peak_bytes = 0
         self._live_bytes = 0
         self._seen: dict[int, Any] = {}
@@ -92,7 +100,8 @@ class _StorageTracker(TorchDispatchMode):
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
-        if key in self._seen:
+        device_type = storage.device.type
+        if key in self._seen or device_type == "meta" or self._device_type not in (None, device_type):
             return
         nbytes = storage.nbytes()
         self._live_bytes += nbytes

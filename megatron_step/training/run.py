@@ -120,7 +120,8 @@ def _run(
                 read_batch = validation_reader(datasets, config, parallel)
                 called.append(evaluation_hook(read_batch, config, parallel))
             called += [old_layers_hook(config, parallel), *hooks, log]
-            called.append(saving_hook(saver, config, describe, parallel))
+            saving_bytes = [max(rank.host.save_bytes for rank in stage.ranks) for stage in planned.stages]
+            called.append(saving_hook(saver, config, describe, saving_bytes, parallel))
 
             def grow(state: TrainState) -> TrainState:
                 return next_stage(state, config, plan, vocab_size, parallel)

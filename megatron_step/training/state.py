@@ -39,6 +39,9 @@ class TrainState:
     growth_peak_bytes: int | None = None
     """Where this process grew the model: the most bytes that this rank had in use at once while it did."""
 
+    save_memory: dict[str, int] = field(default_factory=dict)
+    """Host memory of the last save, measured and planned, in bytes; the largest over ranks."""
+
     def release(self) -> None:
         """Let go of weights, gradients and optimizer states, so that a larger model can take their place."""
         self.chunks.clear()

@@ -3,11 +3,9 @@ import pickle
 import queue
 import signal
 
-import psutil
 import pytest
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-from megatron_step.checkpoint.writer_results import ResultsFile, prepare_results_queue
+from megatron_step.checkpoint.writer_results import ResultsFile
 
 
 def put_in_a_fork(results: ResultsFile, result: object) -> None:
@@ -47,10 +45,3 @@ def test_result_of_a_killed_writer_is_none() -> None:
         results.get_nowait()
     results.put("next")
     assert results.get_nowait() == "next"
-
-
-def test_megatron_core_takes_it_and_starts_no_process() -> None:
-    before = set(psutil.Process().children(recursive=True))
-    prepare_results_queue()
-    assert isinstance(filesystem_async._get_write_results_queue(), ResultsFile)
-    assert set(psutil.Process().children(recursive=True)) == before

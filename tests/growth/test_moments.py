@@ -204,7 +204,8 @@ def test_growth_needs_what_was_planned_for_it(
         steps=4,
     )
     for peak, _, planned in worlds(world_size).run(growth_peak, config=config, folder=tmp_path):
-        assert 0.95 * planned < peak <= planned
+        # The plan has a layer's sums beside gradients and optimizer states, which follow later.
+        assert 0.85 * planned < peak <= planned
 
 
 # What the ranks run.

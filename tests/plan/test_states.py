@@ -22,16 +22,15 @@ def test_a_checkpoint_has_a_main_weight_where_the_weight_is_narrower(name: str, 
 
 
 def test_bytes_of_a_save_are_those_counted_by_hand() -> None:
-    """Ten elements, six of them trained: weights, and what is gathered of the trained ones, whole and in pieces."""
-    assert RECIPES["bf16"].save_bytes(10, 6, 1, distributed=False) == 2 * 10 + (4 + 4 + 4) * 6
-    assert RECIPES["fp32"].save_bytes(10, 6, 1, distributed=False) == 4 * 10 + (4 + 4) * 6
-    assert RECIPES["bf16"].save_bytes(10, 6, 4, distributed=True) == 24 * 6 + 2 * 10
-    assert RECIPES["bf16"].save_bytes(6, 6, 2, distributed=True) == 24 * 6 + 12 * 3
+    """Ten elements, six of them trained: weights, and a rank's share of the optimizer states of the trained ones."""
+    assert RECIPES["bf16"].saved_bytes(10, 6, 1) == 2 * 10 + (4 + 4 + 4) * 6
+    assert RECIPES["fp32"].saved_bytes(10, 6, 1) == 4 * 10 + (4 + 4) * 6
+    assert RECIPES["bf16"].saved_bytes(10, 6, 4) == 2 * 10 + (4 + 4 + 4) * 6 / 4
 
 
-def test_growth_holds_sums_or_states() -> None:
-    assert copied_in_growth(10, 0) == 60
-    assert copied_in_growth(10, 10) == 120
+def test_growth_holds_the_sums_of_a_layer_or_a_tensor_that_is_read() -> None:
+    assert copied_in_growth(10, 7) == 60
+    assert copied_in_growth(10, 8) == 64
 
 
 def test_a_moment_has_a_scale_for_each_block() -> None:

@@ -97,7 +97,10 @@ def test_a_stage_of_no_steps_holds_nothing(parallel: dict[str, int]) -> None:
     check_fits(found)
     values = found.to_dict()
     assert values["objective"] == pytest.approx(1.0, rel=4e-3)
-    assert all(rank["total_bytes"] == rank["checkpoint_host_bytes"] == 0 for rank in values["stages"][0]["ranks"])
+    assert all(
+        rank["total_bytes"] == rank["checkpoint_host_bytes"] == rank["load_host_bytes"] == 0
+        for rank in values["stages"][0]["ranks"]
+    )
     smaller = Cluster([NodeGroup(count=1, gpus_per_node=4, memory_gib=0.9 * need / 2**30)])
     assert forecast(config, VOCAB_SIZE, 1, smaller).status == "infeasible"
 

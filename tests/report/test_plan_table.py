@@ -45,13 +45,14 @@ def test_what_is_left_of_the_memory_is_shown() -> None:
 
 
 def _last_cells(table: str) -> list[str]:
-    """The first rank's free memory, and the host memory of a save."""
-    return re.split(" {2,}", table.splitlines()[1])[-2:]
+    """What is left of the first rank's memory, and what a save and a load need on its host."""
+    return re.split(" {2,}", table.splitlines()[1])[-3:]
 
 
-def test_what_a_save_needs_is_shown() -> None:
+def test_what_saves_and_loads_need_is_shown() -> None:
     found = forecast(small_config(), VOCAB_SIZE, 1)
-    assert _last_cells(rank_table(found)) == ["-", format_bytes(found.stages[0].ranks[0].checkpoint_host_bytes)]
+    host = found.stages[0].ranks[0].host
+    assert _last_cells(rank_table(found)) == ["-", format_bytes(host.save_bytes), format_bytes(host.load_bytes)]
 
 
 def test_a_line_for_each_rank_of_each_stage() -> None:

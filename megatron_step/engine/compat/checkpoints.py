@@ -1,9 +1,16 @@
-"""torch's view of a checkpoint's file, and the queue for the results of megatron-core's checkpoint writers."""
+"""How torch reads and writes a checkpoint's files, and which writer megatron-core takes."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies import torch as strategy
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import SerializationFormat, _StorageWriterTransforms, _write_item
+from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 
 
@@ -13,7 +20,16 @@ def file_view(file: io.IOBase, offset: int, length: int) -> Any:
     return _create_file_view(file, offset, length)
 
 
-def set_results_queue(results: Any) -> None:
-    """Make this process's checkpoint writers put their results into `results`, which has `put` and `get_nowait`."""
-    # megatron-core would start a manager process for its queue; no argument changes that (megatron-core 0.16.1).
-    filesystem_async._results_queue = results
+def write_item(stream: io.IOBase, data: Tensor | io.BytesIO, item: WriteItem, file_name: str) -> WriteResult:
+    """Append a tensor to a checkpoint's file, and say where it is."""
+    # FileSystemWriter writes a tensor this way, but a whole plan at once (torch 2.13.0).
+    transforms = _StorageWriterTransforms()
+    return _write_item(transforms, stream, data, item, file_name, SerializationFormat.TORCH_SAVE)
+
+
+@contextmanager
+def writer_class(writer: type) -> Iterator[None]:
+    """Within the block megatron-core saves by `writer`, a FileSystemWriterAsync."""
+    # TorchDistSaveShardedStrategy makes its writer itself, and takes no other (megatron-core 0.16.1).
+    with patch.object(strategy, "FileSystemWriterAsync", writer):
+        yield

@@ -24,7 +24,7 @@ from megatron_step.plan.layout import Chunk, rank_chunks
 from megatron_step.plan.names import is_adapter, layer_of
 from megatron_step.plan.parameters import Parameter, chunk_parameters
 from megatron_step.plan.stages import Stage
-from megatron_step.plan.states import Recipe, copied_in_growth, recipe_of
+from megatron_step.plan.states import FP32, Recipe, copied_in_growth, recipe_of
 from megatron_step.planner.costs.activations import activation_bytes
 
 WEIGHT_ALIGNMENT = 64
@@ -74,28 +74,46 @@ def stage_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int)
 def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
     """The most that a rank needs beside its model states while the model grows into `stage`; 0 for the first stage.
 
-    A layer at a time is read from the checkpoint, and what is outside the layers.
+    A layer at a time is read from the checkpoint, and a tensor at a time of what is outside the layers.
     """
     if stage.index == 0:
         return 0
-    read: dict[int, int] = defaultdict(int)
-    followed: dict[int, int] = defaultdict(int)
+    layers: dict[int, int] = defaultdict(int)
     for parameter in parameters:
-        layer = layer_of(parameter.key)
-        read[layer] += parameter.numel
-        if parameter.treatment.trained and parameter.treatment.since < stage.index:
-            followed[layer] += parameter.numel
-    return copied_in_growth(max(read.values(), default=0), max(followed.values(), default=0))
+        layers[layer_of(parameter.key)] += parameter.numel
+    layers.pop(-1, None)  # outside the layers
+    largest = max((parameter.numel for parameter in parameters), default=0)
+    return copied_in_growth(max(layers.values(), default=0), largest)
 
 
-def checkpoint_host_bytes(config: RunConfig, parameters: Sequence[Parameter], dp_size: int) -> int:
-    """The most that a save needs in the host's memory, on the first of a pipeline rank's data-parallel ranks.
+@dataclass(frozen=True)
+class HostMemory:
+    """What checkpoints need in the host's memory beside the model states, on the fullest rank of a pipeline rank."""
 
-    On the device it needs nothing: weights and states are copied to the host, at once or for a writer that goes on. On
-    the CPU weights need no copy, and a save is below this.
-    """
+    save_bytes: int
+    """A save. At once: a device's largest tensor, copied to the host; nothing on the CPU. Asynchronous: all that the
+    rank writes, copied from a device, or kept by the system while training changes it."""
+    load_bytes: int
+    """A load, from any layout: two tensors of the largest size, whole, the one that is read and the one before it."""
+
+
+def host_memory(config: RunConfig, parameters: Sequence[Parameter], dp_size: int) -> HostMemory:
+    """Host memory for checkpoints of a pipeline rank that holds `parameters`, on `dp_size` data-parallel ranks."""
+    recipe = recipe_of(config)
     numel, trained = sum(p.numel for p in parameters), sum(p.numel for p in parameters if p.treatment.trained)
-    return recipe_of(config).save_bytes(numel, trained, dp_size, config.parallel.distributed_optimizer)
+    largest = max((max(_tensor_bytes(p, recipe)) for p in parameters), default=0)
+    owners = dp_size if config.parallel.distributed_optimizer else 1
+    written = recipe.saved_bytes(numel, trained, owners)
+    return HostMemory(
+        save_bytes=written if config.checkpoint.asynchronous else largest,
+        load_bytes=2 * largest * config.parallel.tensor_parallel_size,
+    )
+
+
+def _tensor_bytes(parameter: Parameter, recipe: Recipe) -> tuple[int, ...]:
+    """Bytes of a weight, and of one of its optimizer states if it has any, as a checkpoint has them."""
+    weight = recipe.weight.bytes(parameter.numel)
+    return (weight, FP32.bytes(parameter.numel)) if parameter.treatment.trained else (weight,)
 
 
 def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> RankMemory:

@@ -61,6 +61,7 @@ def logging_hook(
                 metrics["memory"] = measured[stage.index]
             elif logged and stage.index in measured:
                 metrics["memory"] = {name: value for name, value in measured[stage.index].items() if name != "ranks"}
+                metrics["memory"].update(context.state.save_memory)
             for write in writes:
                 write(metrics, logged)
 

@@ -1,8 +1,11 @@
 """Checkpoints as a hook of the training loop, and what a resumed run must share with the one that saved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from time import perf_counter
 from typing import Any
+
+import torch
 
 from megatron_step.checkpoint.manifest import Manifest
 from megatron_step.checkpoint.save import CheckpointSaver, SaveError
@@ -11,18 +14,25 @@ from megatron_step.config.stages import old_layer_policy
 from megatron_step.data.fingerprint import check_fingerprint
 from megatron_step.engine.parallel import Parallel
 from megatron_step.plan.stages import StagePlan, plan_from_dict
-from megatron_step.training.messages import warn
+from megatron_step.training.memory import measure_host_peak
+from megatron_step.training.messages import say, warn
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
 
 def saving_hook(
-    saver: CheckpointSaver, config: RunConfig, describe: Callable[[TrainState], dict[str, Any]], parallel: Parallel
+    saver: CheckpointSaver,
+    config: RunConfig,
+    describe: Callable[[TrainState], dict[str, Any]],
+    planned_bytes: Sequence[int],
+    parallel: Parallel,
 ) -> Hook:
     """A hook that saves every `checkpoint.interval` steps, and at the end of each stage.
 
-    A save in between that fails is reported and training goes on; the last one raises SaveError.
+    A save in between that fails is reported and training goes on; the last one raises SaveError. The first save of a
+    stage says what it took; `planned_bytes` are the bytes of host memory that the plan has for a save of each stage.
     """
+    measured: set[int] = set()  # stages
 
     def hook(context: StepContext) -> None:
         state = context.state
@@ -34,7 +44,21 @@ def saving_hook(
         if not due:
             return
         try:
-            saver.save(state.chunks, state.optimizer, config.training.precision, state.step, describe(state))
+            began = perf_counter()
+            written, host_bytes = measure_host_peak(
+                lambda: saver.save(
+                    state.chunks, state.optimizer, config.training.precision, state.step, describe(state)
+                )
+            )
+            seconds = perf_counter() - began
+            if config.checkpoint.asynchronous:
+                host_bytes = max(host_bytes, written)  # on the CPU the system keeps what training changes meanwhile
+            written, host_bytes = _largest([written, host_bytes], parallel)
+            planned = planned_bytes[state.stage.index]
+            state.save_memory = {"save_host_bytes": host_bytes, "planned_save_host_bytes": planned}
+            if state.stage.index not in measured and parallel.is_main:
+                say(_took(state.step, seconds, written, host_bytes, planned))
+            measured.add(state.stage.index)
             if context.is_last:
                 saver.finish()
         except SaveError as error:
@@ -43,6 +67,22 @@ def saving_hook(
             _warn(error, parallel)
 
     return hook
+
+
+def _largest(numbers: Sequence[int], parallel: Parallel) -> list[int]:
+    """The largest of each number over ranks."""
+    found = torch.tensor(numbers, dtype=torch.int64, device=parallel.device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return found.tolist()
+
+
+def _took(step: int, seconds: float, written: int, host_bytes: int, planned: int) -> str:
+    """What a save took, for a reader."""
+    mib = [f"{number / 2**20:,.1f}" for number in (written, planned, host_bytes)]
+    return (
+        f"checkpoint of step {step}: {seconds:.1f} s, at most {mib[0]} MiB written by a rank; "
+        f"host memory in MiB, planned / measured: {mib[1]} / {mib[2]}"
+    )
 
 
 def _warn(error: SaveError, parallel: Parallel) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.checkpoint.manifest import Manifest
@@ -37,22 +38,24 @@ class _Saver:
             raise SaveError(f"the disk was full at step {step}")
         self.finished += [] if step is None else [step]
 
-    def save(self, chunks: Any, optimizer: Any, precision: str, step: int, described: dict[str, Any]) -> None:
+    def save(self, chunks: Any, optimizer: Any, precision: str, step: int, described: dict[str, Any]) -> int:
         if step in self._fails_at:
             raise SaveError(f"no room for step {step}")
         assert described["consumed_samples"] == 8 * step
         self.saved.append(step)
         self._pending = step
+        return 2 * torch.empty(1 << 18).nbytes  # it copies 1 MiB
 
 
-def _run_hook(saver: _Saver, config: RunConfig, parallel: Parallel, last: int) -> None:
+def _run_hook(saver: _Saver, config: RunConfig, parallel: Parallel, last: int) -> TrainState:
     plan = make_plan(config, VOCAB_SIZE)
     describe = description(config, plan, VOCAB_SIZE, _FINGERPRINT, parallel)
-    hook = saving_hook(saver, config, describe, parallel)  # type: ignore[arg-type]
+    hook = saving_hook(saver, config, describe, [3 << 20], parallel)  # type: ignore[arg-type]
     state = TrainState(step=0, stage=plan.stages[0], chunks=[], optimizer=None)
     for step in range(1, last + 1):
         state.step = step
         hook(StepContext(state, {}, None, is_last=step == last))
+    return state
 
 
 @pytest.mark.parametrize(("interval", "steps"), [(3, [3, 6, 7]), (0, [7])])
@@ -70,6 +73,20 @@ def test_a_save_in_between_may_fail(alone: Parallel, capsys: pytest.CaptureFixtu
     assert len(warnings) == 2
     assert warnings[0].startswith("warning: no room for step 2; training goes on")
     assert warnings[1].startswith("warning: the disk was full at step 4; training goes on")
+
+
+@pytest.mark.parametrize(("asynchronous", "measured"), [(False, 1), (True, 2)])
+def test_the_first_save_of_a_stage_says_what_it_took(
+    alone: Parallel, capsys: pytest.CaptureFixture[str], asynchronous: bool, measured: int
+) -> None:
+    """A saver that copies 1 MiB and writes 2: an asynchronous save keeps what it writes until it is written."""
+    config = small_config(checkpoint={"interval": 2, "asynchronous": asynchronous})
+    state = _run_hook(_Saver(), config, alone, last=4)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("checkpoint of step")]
+    assert line.startswith("checkpoint of step 2: ")
+    assert " s, at most 2.0 MiB written by a rank; " in line
+    assert line.endswith(f"planned / measured: 3.0 / {measured}.0")
+    assert state.save_memory == {"save_host_bytes": measured << 20, "planned_save_host_bytes": 3 << 20}
 
 
 @pytest.mark.parametrize("fails", [{"fails_at": (7,)}, {"fails_later_at": (7,)}])
