@@ -3,6 +3,8 @@
 import sys
 
 from megatron_step.cli.evaluate import main
+from megatron_step.cli.output import reader_may_go
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with reader_may_go():
+        sys.exit(main())

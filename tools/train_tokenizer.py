@@ -2,7 +2,9 @@
 
 import sys
 
+from megatron_step.cli.output import reader_may_go
 from megatron_step.cli.tokenizer import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with reader_may_go():
+        sys.exit(main())
