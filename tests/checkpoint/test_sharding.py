@@ -60,7 +60,7 @@ def test_own_states_of_the_data_parallel_ranks_are_the_whole_moments(worlds: Wor
 
 
 def keys_and_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
-    """Of all that this rank saves, and loads."""
+    """Keys and shapes of all shards that this rank saves and loads."""
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
         weights = sharded_weights(state.chunks, parallel)
