@@ -23,6 +23,7 @@ from megatron_step.data.train_tokenizer import train_tokenizer
 from megatron_step.huggingface.hf_mapping import hf_mapping
 from megatron_step.huggingface.new_folder import new_folder
 from megatron_step.huggingface.to_hf import ExportOptions, export_model
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 
 MODEL = ModelConfig(
@@ -81,7 +82,7 @@ def write_random(folder: Path, model: ModelConfig, tokenizer: Path) -> Path:
         "consumed_samples": 0,
         "vocab_size": model.vocab_size,
         "config": asdict(config),
-        "plan": make_plan(config, model.vocab_size).to_dict(),
+        "plan": make_plan(resolve(config, model.vocab_size)).to_dict(),
         "data_fingerprint": {"tokenizer": load_tokenizer(tokenizer).fingerprint},
         "layout": {},
     }

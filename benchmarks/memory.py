@@ -15,6 +15,7 @@ from benchmarks.timing import Row
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig, TrainingConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, start_world, stop_world
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
@@ -204,9 +205,9 @@ def _compare(config: RunConfig) -> Iterator[_Pair]:
     """Yield planned and measured memory of this rank in each stage."""
     assert config.model.vocab_size is not None
     with parallel_layout(config.parallel, seed=1) as parallel:
-        plan = make_plan(config, config.model.vocab_size, dp_size=parallel.dp_size)
+        plan = make_plan(resolve(config, config.model.vocab_size, parallel.dp_size))
         for stage in plan.stages:
-            planned = stage_memory(config, stage, config.model.vocab_size, parallel.dp_size)[parallel.pp_rank]
+            planned = stage_memory(resolve(config, config.model.vocab_size, parallel.dp_size), stage)[parallel.pp_rank]
             yield planned, _measured(config, plan, stage, parallel)
 
 

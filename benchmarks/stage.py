@@ -16,6 +16,7 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.host_memory import keep_freed_memory
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
@@ -78,7 +79,7 @@ def _precision_rows(
 def _process(config: RunConfig) -> Iterator[Functions]:
     """Give a function that takes a step of the last stage, as in a run."""
     assert config.model.vocab_size is not None
-    plan = make_plan(config, config.model.vocab_size)
+    plan = make_plan(resolve(config, config.model.vocab_size))
     stage = plan.stages[-1]
     batch = random_batch(config.model, config.training.micro_batch_size)
     with keep_freed_memory(), one_rank(config) as parallel:
@@ -88,4 +89,5 @@ def _process(config: RunConfig) -> Iterator[Functions]:
 
 def _flops(config: RunConfig) -> int:
     assert config.model.vocab_size is not None
-    return stage_flops_per_token(config, make_plan(config, config.model.vocab_size).stages[-1], config.model.vocab_size)
+    resolved = resolve(config, config.model.vocab_size)
+    return stage_flops_per_token(resolved, make_plan(resolved).stages[-1])

@@ -8,8 +8,8 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.plan.layout import rank_chunks
-from megatron_step.plan.parameters import chunk_parameters
+from megatron_step.plan.parameters import held_chunks
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.states import RECIPES, Recipe
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
@@ -31,14 +31,14 @@ def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: 
     16 bytes per trained weight and 2 bytes per frozen weight.
     """
     vanilla = replace(run_config(model, 1, precision), adapter=AdapterConfig(rank=rank, alpha=2 * rank))
-    layers = paper_plan(vanilla, _vocab(vanilla), count, with_embeddings=True).layers
+    layers = paper_plan(resolve(vanilla, _vocab(vanilla)), count, with_embeddings=True).layers
     staged = replace(vanilla, stages=StagesConfig(steps=1, count=count, layers=list(layers)))
     try:
         with parallel_layout(vanilla.parallel, seed=1) as parallel:
             measured = [
                 (config, plan, stage, _measured(config, plan, stage, parallel))
                 for config in (vanilla, staged)
-                for plan in [make_plan(config, _vocab(config))]
+                for plan in [make_plan(resolve(config, _vocab(config)))]
                 for stage in plan.stages
             ]
     finally:
@@ -51,7 +51,7 @@ def run(model: ModelConfig = MODEL, rank: int = 128, count: int = 3, precision: 
             "stage": "vanilla" if number == 0 else str(stage.number),
             "layers": _layers(stage),
             "measured_mib": memory.model_state_bytes / 2**20,
-            "planned_mib": stage_memory(config, stage, _vocab(config), 1)[0].model_state_bytes / 2**20,
+            "planned_mib": stage_memory(resolve(config, _vocab(config)), stage)[0].model_state_bytes / 2**20,
             "share_of_vanilla": memory.model_state_bytes / whole,
             "share_by_paper_recipe": paper[number] / paper[0],
         }
@@ -68,7 +68,7 @@ def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parall
 
 
 def _by_recipe(config: RunConfig, stage: Stage, recipe: Recipe) -> int:
-    return recipe.state_bytes(chunk_parameters(config, stage, _vocab(config), *rank_chunks(config.parallel, 0)))
+    return recipe.state_bytes(held_chunks(resolve(config, _vocab(config)), stage)[0][0].parameters)
 
 
 def _vocab(config: RunConfig) -> int:

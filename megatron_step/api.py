@@ -9,6 +9,7 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import config_from_values, load_cluster, read_config_file
 from megatron_step.config.plugins import import_plugins
 from megatron_step.config.run import RunConfig, check_world
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner import forecast as planner
 from megatron_step.planner.forecast import Forecast
 
@@ -58,7 +59,7 @@ def forecast(config: RunConfig, world_size: int | None = None) -> Forecast:
     if config.planner.plan:
         config = planner.with_plan(config, Path(config.planner.plan))
     dp_size = config.parallel.data_parallel_size(world_size)
-    return planner.forecast(config, planned_vocab_size(config), dp_size, cluster)
+    return planner.forecast(resolve(config, planned_vocab_size(config), dp_size), cluster)
 
 
 def planned_world_size(config: RunConfig, cluster: Cluster | None, world_size: int | None) -> int:

@@ -19,6 +19,7 @@ from megatron_step.config.model import RopeScalingConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
 from megatron_step.training.state import TrainState, build_stage_model, make_trainable
@@ -113,7 +114,7 @@ def save_stages(configs: Sequence[RunConfig], folders: Sequence[Path], merges: b
 
 
 def _save_stages(config: RunConfig, folder: Path, merges: bool, parallel: Parallel) -> Any:
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     stage = plan.stages[1]
     chunks = build_stage_model(config, stage, stage.first_step, VOCAB_SIZE, parallel)
     spread(chunks, parallel)

@@ -11,6 +11,7 @@ from megatron_step.checkpoint.load import find_checkpoint, load_optimizer_states
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.evaluation import validation_loss
 from megatron_step.training.state import TrainState, build_state
@@ -92,7 +93,7 @@ def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | 
 
 def state_of(config: RunConfig, stage_index: int, parallel: Parallel) -> TrainState:
     """A stage's model with initial weights, at the stage's first step."""
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     stage = plan.stages[stage_index]
     return build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
 

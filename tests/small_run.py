@@ -21,6 +21,7 @@ from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, OldLayersConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, first_problem
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import Microbatch
@@ -92,7 +93,7 @@ def manifest_facts(config: RunConfig, stage_index: int = 0) -> dict[str, Any]:
         "consumed_samples": 0,
         "vocab_size": VOCAB_SIZE,
         "config": asdict(config),
-        "plan": make_plan(config, VOCAB_SIZE).to_dict(),
+        "plan": make_plan(resolve(config, VOCAB_SIZE)).to_dict(),
         "data_fingerprint": {},
         "layout": {},
     }

@@ -13,7 +13,7 @@ from megatron_step.layers.te_adapter import make_adaptable
 from megatron_step.model.build import sharded_state
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
-from megatron_step.plan.blocks.layer import layer_linears
+from megatron_step.plan.blocks.model import layer_linears
 from megatron_step.plan.names import is_adapter
 
 

@@ -14,6 +14,7 @@ from megatron_step.config.load import load_cluster, load_config
 from megatron_step.config.paths import expand_path, path_argument
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.files import atomic_write, whole_file
+from megatron_step.plan.resolved import ResolvedConfig, resolve
 from megatron_step.planner.forecast import Forecast, forecast, with_plan
 from megatron_step.planner.lengths import length_warnings
 from megatron_step.planner.paper import paper_plan
@@ -79,14 +80,17 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     world_size = planned_world_size(config, cluster, arguments.world_size)
     vocab_size = planned_vocab_size(config)
     if arguments.paper:
-        print(_paper_table(config, vocab_size))
+        print(_paper_table(resolve(config, vocab_size)))
         return 0
-    if arguments.sweep:
-        return _sweep(config, vocab_size, world_size, cluster, arguments)
+    if arguments.sweep:  # the sweep chooses the layouts
+        config = replace(config, parallel=replace(config.parallel, **_ONE_RANK))
+        return _sweep(resolve(config, vocab_size, world_size), cluster, arguments)
     config = with_plan(config, Path(config.planner.plan)) if config.planner.plan else config
+    check_world(config, world_size)
+    resolved = resolve(config, vocab_size, config.parallel.data_parallel_size(world_size))
     if arguments.explain:
-        return _explain(config, vocab_size, world_size, cluster)
-    found = _best(config, vocab_size, world_size, cluster, arguments.count)
+        return _explain(resolved, cluster)
+    found = _best(resolved, cluster, arguments.count)
     if arguments.json == "-":
         print(json.dumps(found.to_dict(), indent=1))
     else:
@@ -94,36 +98,43 @@ def _run(config: RunConfig, arguments: argparse.Namespace) -> int:
     return 1 if found.status == "infeasible" else 0
 
 
-def _paper_table(config: RunConfig, vocab_size: int) -> str:
+_ONE_RANK: dict[str, Any] = {
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+    "virtual_pipeline_size": 1,
+    "sequence_parallel": False,
+}
+"""Keys of a layout in which every rank has the whole model."""
+
+
+def _paper_table(resolved: ResolvedConfig) -> str:
     """Return a table of plans by the paper's bytes: 16 per trained weight and 2 per frozen weight, on one device."""
     rows = [("stages", "counted", "layers", "largest stage", "vanilla", "saved")]
-    for count in range(2, min(4, config.model.num_layers) + 1):
+    for count in range(2, min(4, resolved.config.model.num_layers) + 1):
         for counted in ("layers", "all weights"):
-            plan = paper_plan(config, vocab_size, count, with_embeddings=counted == "all weights")
+            plan = paper_plan(resolved, count, with_embeddings=counted == "all weights")
             layers, largest = "+".join(map(str, plan.layers)), format_bytes(max(plan.stage_bytes))
             vanilla = format_bytes(plan.vanilla_bytes)
             rows.append((str(count), counted, layers, largest, vanilla, f"{plan.reduction:.1%}"))
     return aligned(rows)
 
 
-def _best(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None, counts: str | None) -> Forecast:
+def _best(resolved: ResolvedConfig, cluster: Cluster | None, counts: str | None) -> Forecast:
     """Return the plan; with a range of numbers of stages, the best plan in the range.
 
     Raises ValueError if `counts` is not a range.
     """
-    check_world(config, world_size)
-    dp_size = config.parallel.data_parallel_size(world_size)
     if counts is None:
-        return forecast(config, vocab_size, dp_size, cluster)
+        return forecast(resolved, cluster)
     first, _, last = counts.partition("-")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise ValueError(
             f"--count {counts} is not a range: give a smallest and a largest number of stages, such as 2-5"
         )
-    plans = []
+    plans, config = [], resolved.config
     for count in range(int(first), int(last) + 1):
         stages = replace(config.stages, count=count, layers="auto", layouts="auto")
-        plans.append(forecast(replace(config, stages=stages), vocab_size, dp_size, cluster))
+        plans.append(forecast(resolved.with_config(replace(config, stages=stages)), cluster))
 
     def cost(plan: Forecast) -> tuple[float, float]:
         share, time = max(stage.fullest.share for stage in plan.stages), plan.seconds / plan.vanilla.seconds
@@ -170,8 +181,8 @@ def _summary(found: Forecast) -> str:
     return "\n".join(lines)
 
 
-def _explain(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None) -> int:
-    found = least_memory(config, vocab_size, world_size, cluster)
+def _explain(resolved: ResolvedConfig, cluster: Cluster | None) -> int:
+    found = least_memory(resolved, cluster)
     short = shortages(found)
     print(stage_table(found))
     if not short:
@@ -182,7 +193,7 @@ def _explain(config: RunConfig, vocab_size: int, world_size: int, cluster: Clust
         print(
             f"  stage {shortage.stage.number}, pipeline rank {shortage.pp_rank}: {_gib(shortage.missing_bytes)} short"
         )
-    changes = changes_that_fit(config, vocab_size, world_size, cluster)
+    changes = changes_that_fit(resolved, cluster)
     print("\nEach of these changes makes it fit, fastest first:" if changes else "\nNo one or two changes make it fit.")
     for name, changed in changes:
         time = changed.seconds / changed.plan.num_steps / (found.seconds / found.plan.num_steps)
@@ -194,9 +205,7 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def _sweep(
-    config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None, arguments: argparse.Namespace
-) -> int:
+def _sweep(resolved: ResolvedConfig, cluster: Cluster | None, arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from megatron_step.report.sweep import candidate, front_table, pareto_front, plot, variants
@@ -204,12 +213,14 @@ def _sweep(
     if cluster is None:
         raise ValueError("--sweep needs the speed and the memory of the machines: give --cluster")
     mark = _mark(arguments.mark)
-    tried = list(variants(config, world_size, cluster))
+    tried = list(variants(resolved, cluster))
     shown = tqdm(tried, unit="plan", disable=not sys.stderr.isatty(), leave=False)
-    planned = (candidate(changed, dp_size, vocab_size, cluster) for changed, dp_size in shown)
+    planned = (candidate(variant, cluster) for variant in shown)
     candidates = [item for item in planned if item]
     if not candidates:
-        raise ValueError(f"no setting of the sweep can run on {world_size} GPUs: plan without --sweep to see the error")
+        raise ValueError(
+            f"no setting of the sweep can run on {resolved.world_size} GPUs: plan without --sweep to see the error"
+        )
     front = pareto_front(candidates)
     print(front_table(front))
     with whole_file(arguments.sweep) as partial:
@@ -241,7 +252,7 @@ def _lines(mark: tuple[str, float] | None, candidates: list[Any]) -> dict[str, f
         item.forecast.peak_bytes
         for item in candidates
         if len(item.forecast.plan.stages) == 1
-        and item.config.parallel.model_parallel_size == 1
-        and item.config.parallel.recompute == "none"
+        and item.resolved.config.parallel.model_parallel_size == 1
+        and item.resolved.config.parallel.recompute == "none"
     ]
     return {mark[0]: mark[1] * ordinary[0]} if mark and ordinary else {}

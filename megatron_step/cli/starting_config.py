@@ -16,6 +16,7 @@ from megatron_step.config.run import (
     check_world,
 )
 from megatron_step.config.stages import AdapterConfig, StagesConfig
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.forecast import Forecast, forecast
 
 _NUM_STAGES = 3
@@ -38,7 +39,7 @@ def starting_config(size: Size, cluster: Cluster, on_cpu: bool, steps: int | Non
             try:
                 config = _config(size, parallel, micro_batch_size, dp_size, on_cpu, steps)
                 check_world(config, cluster.num_gpus)
-                planned = forecast(config, size.vocab_size, dp_size, cluster)
+                planned = forecast(resolve(config, size.vocab_size, dp_size), cluster)
             except ValueError:
                 continue  # this layout does not fit the model's sizes
             if planned.status != "infeasible":

@@ -28,6 +28,7 @@ from megatron_step.huggingface.kept_settings import kept_settings
 from megatron_step.huggingface.new_folder import check_new, new_folder
 from megatron_step.huggingface.safetensors_files import weight_bytes
 from megatron_step.huggingface.tokenizer_files import check_exportable, copy_tokenizer
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 
 _SPARE_BYTES = 64 << 20  # disk space for the tokenizer and other small files
@@ -138,7 +139,7 @@ def _description(imported: Imported, out: Path, tokenizer_fingerprint: str) -> d
         "consumed_samples": 0,
         "vocab_size": imported.model.vocab_size,
         "config": asdict(config),
-        "plan": make_plan(config, imported.model.vocab_size or 0).to_dict(),
+        "plan": make_plan(resolve(config, imported.model.vocab_size or 0)).to_dict(),
         "data_fingerprint": {"tokenizer": tokenizer_fingerprint},
         "layout": {},
     }

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.plan.blocks.layer import layer_linears
+from megatron_step.plan.blocks.model import layer_linears
 from megatron_step.plan.names import (
     ATTENTION_NORM,
     EMBEDDING,

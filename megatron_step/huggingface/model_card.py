@@ -11,6 +11,7 @@ from megatron_step.checkpoint.manifest import Manifest, saved_config
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.plan.old_layers import adapts
 from megatron_step.plan.operators import describe_growth
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, plan_from_dict
 from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.report.text_table import format_bytes
@@ -128,7 +129,7 @@ def _stage_row(stage: Stage, config: RunConfig, manifest: Manifest, metrics: Met
     validated = [line["validation_loss"] for line in lines if "validation_loss" in line]
     peaks = [line["memory"]["peak_bytes"] for line in lines if "memory" in line]
     dp_size = manifest.layout["data_parallel_size"]
-    planned = max(memory.peak_bytes for memory in stage_memory(config, stage, manifest.vocab_size, dp_size))
+    planned = max(memory.peak_bytes for memory in stage_memory(resolve(config, manifest.vocab_size, dp_size), stage))
     old = stage.num_layers - stage.num_new_layers
     return [
         str(stage.number),

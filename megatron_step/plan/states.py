@@ -18,15 +18,33 @@ row: a frozen linear's matrix has an fp32 scale for each row, and its product ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import layer_of
-from megatron_step.plan.parameters import Parameter
+from megatron_step.plan.old_layers import Treatment
 
 MAIN_WEIGHT = "param"
 """Name of the fp32 main weight among a weight's optimizer states."""
 MOMENTS = FIRST_MOMENT, SECOND_MOMENT = ("exp_avg", "exp_avg_sq")
 """Names of Adam's moments among them."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A weight, or one rank's part of it."""
+
+    key: str
+    """Its name in checkpoints, of the whole weight."""
+    shape: tuple[int, ...]
+    """Its lengths on this rank."""
+    treatment: Treatment
+    """What the stage does with it."""
+
+    @property
+    def numel(self) -> int:
+        """Its elements on this rank."""
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
 from megatron_step.config.yaml_json import read_json
-from megatron_step.plan.layout import rank_chunks
-from megatron_step.plan.parameters import chunk_parameters
+from megatron_step.plan.parameters import HeldChunk, held_chunks
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
 from megatron_step.planner.costs.machines import Machine, pipeline_machines
-from megatron_step.planner.costs.memory import HostMemory, RankMemory, growth_bytes, host_memory, stage_memory
-from megatron_step.planner.costs.stage_costs import layer_seconds, rank_seconds, stage_costs
+from megatron_step.planner.costs.memory import HostMemory, RankMemory, growth_bytes, host_memory, rank_memory
+from megatron_step.planner.costs.stage_costs import StageCosts, layer_seconds, rank_seconds, stage_costs
 from megatron_step.planner.plan import make_plan
 
 
@@ -118,41 +118,36 @@ class Forecast:
         }
 
 
-def plan_and_forecast(
-    config: RunConfig, vocab_size: int, dp_size: int, chosen: Sequence[int] | None = None
-) -> Forecast:
-    """The plan of a run and what it will need, by the files that the config names; `chosen` as of `make_plan`.
+def plan_and_forecast(resolved: ResolvedConfig, chosen: Sequence[int] | None = None) -> Forecast:
+    """Return the plan of a run and what it will need, by the files that the config names; `chosen` as in `make_plan`.
 
-    Raises ValueError if there is no such plan, it does not fit the machines, or it is of what training does not have.
+    Raises ValueError if there is no such plan, it does not fit the machines, or the config has planner keys that only
+    the plan command takes.
     """
+    config = resolved.config
     if others := config.planner.of_other_engines:
-        raise ValueError(f"{others}: for plans of megatron-step plan alone, training has no such thing; leave it out")
+        raise ValueError(f"{others}: training has no such thing, only megatron-step plan counts it. Leave it out")
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
-    config = with_plan(config, Path(config.planner.plan)) if config.planner.plan else config
-    planned = forecast(config, vocab_size, dp_size, cluster, chosen)
+    if config.planner.plan:
+        resolved = resolved.with_config(with_plan(config, Path(config.planner.plan)))
+    planned = forecast(resolved, cluster, chosen)
     check_fits(planned)
     return planned
 
 
-def forecast(
-    config: RunConfig,
-    vocab_size: int,
-    dp_size: int,
-    cluster: Cluster | None = None,
-    chosen: Sequence[int] | None = None,
-) -> Forecast:
-    """The plan of a run on `dp_size` data-parallel ranks of the machines of `cluster`, and what it will need.
+def forecast(resolved: ResolvedConfig, cluster: Cluster | None = None, chosen: Sequence[int] | None = None) -> Forecast:
+    """Return the plan of a run on the machines of `cluster`, and what it will need.
 
-    Raises ValueError as `make_plan`.
+    Raises ValueError as `make_plan` does.
     """
-    plan = make_plan(config, vocab_size, chosen, dp_size=dp_size, cluster=cluster)
-    ordinary = vanilla_config(config, plan)
-    vanilla = make_plan(ordinary, vocab_size, dp_size=dp_size, cluster=cluster)
-    machines = pipeline_machines(cluster, config.parallel, dp_size)
+    plan = make_plan(resolved, chosen, cluster=cluster)
+    ordinary = resolved.with_config(vanilla_config(resolved.config, plan))
+    vanilla = make_plan(ordinary, cluster=cluster)
+    machines = pipeline_machines(cluster, resolved.config.parallel, resolved.dp_size)
     return Forecast(
         plan,
-        tuple(_stage_forecast(config, stage, vocab_size, dp_size, machines) for stage in plan.stages),
-        _stage_forecast(ordinary, vanilla.stages[0], vocab_size, dp_size, machines),
+        tuple(_stage_forecast(resolved, stage, machines) for stage in plan.stages),
+        _stage_forecast(ordinary, vanilla.stages[0], machines),
     )
 
 
@@ -204,25 +199,36 @@ def check_fits(found: Forecast) -> None:
             )
 
 
-def _stage_forecast(
-    config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, machines: Sequence[Machine]
-) -> StageForecast:
-    costs = stage_costs(config, vocab_size, dp_size, first=stage.index == 0)
-    memory = stage_memory(config, stage, vocab_size, dp_size)
+def _stage_forecast(resolved: ResolvedConfig, stage: Stage, machines: Sequence[Machine]) -> StageForecast:
+    costs = stage_costs(resolved, first=stage.index == 0)
     ranks, seconds = [], []
-    for pp_rank, machine in enumerate(machines):
-        chunks = rank_chunks(config.parallel, pp_rank)
-        numbers = [number for chunk in chunks for number in stage.layers_of(chunk)]
-        new = sum(stage.layers[number].born == stage.index for number in numbers)
-        old = len(numbers) - new
-        parameters = [p for chunk in chunks for p in chunk_parameters(config, stage, vocab_size, chunk)]
-        growing, host = growth_bytes(parameters, stage), host_memory(config, parameters, dp_size)
-        if stage.num_steps == 0:
-            growing, host = 0, HostMemory(0, 0)
-        ranks.append(RankForecast(old, new, memory[pp_rank], growing, host, machine.capacity_bytes))
-        of_layers = new * layer_seconds(costs, costs.new, machine) + old * layer_seconds(costs, costs.old, machine)
-        seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + of_layers)
+    for pp_rank, (machine, chunks) in enumerate(zip(machines, held_chunks(resolved, stage))):
+        rank = _rank_forecast(resolved, stage, chunks, machine)
+        ranks.append(rank)
+        seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + _layers_seconds(costs, rank, machine))
     return StageForecast(stage, tuple(ranks), max(seconds))
+
+
+def _rank_forecast(
+    resolved: ResolvedConfig, stage: Stage, chunks: Sequence[HeldChunk], machine: Machine
+) -> RankForecast:
+    numbers = [number for held in chunks for number in held.layers]
+    new = sum(stage.layers[number].born == stage.index for number in numbers)
+    parameters = [parameter for held in chunks for parameter in held.parameters]
+    runs = stage.num_steps > 0
+    return RankForecast(
+        old_layers=len(numbers) - new,
+        new_layers=new,
+        memory=rank_memory(resolved, stage, chunks),
+        growth_bytes=growth_bytes(parameters, stage) if runs else 0,
+        host=host_memory(resolved, parameters) if runs else HostMemory(0, 0),
+        capacity_bytes=machine.capacity_bytes,
+    )
+
+
+def _layers_seconds(costs: StageCosts, rank: RankForecast, machine: Machine) -> float:
+    new, old = (layer_seconds(costs, layer, machine) for layer in (costs.new, costs.old))
+    return rank.new_layers * new + rank.old_layers * old
 
 
 def _stage_dict(forecast: StageForecast) -> dict[str, Any]:

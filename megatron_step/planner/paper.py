@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from megatron_step.config.parallel import ParallelConfig
-from megatron_step.config.run import RunConfig
 from megatron_step.plan.parameters import layer_parameters, outer_parameters
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.states import RECIPES
 from megatron_step.planner.costs.stage_costs import stage_of
 from megatron_step.planner.search.depths import best_depths
@@ -38,22 +38,19 @@ class PaperPlan:
         return 1 - max(self.stage_bytes) / self.vanilla_bytes
 
 
-def paper_plan(config: RunConfig, vocab_size: int, count: int, *, with_embeddings: bool) -> PaperPlan:
+def paper_plan(resolved: ResolvedConfig, count: int, *, with_embeddings: bool) -> PaperPlan:
     """The layers of `count` stages, and the bytes by the paper's formula.
 
     Raises ValueError if there are fewer layers than stages, and SolverError if the program's solver cannot be loaded.
     """
-    depth = config.model.num_layers
+    depth = resolved.config.model.num_layers
     if count > depth:
         raise ValueError(f"{count} stages are more than {depth} layers: each adds one")
-    config = replace(config, parallel=ParallelConfig())
+    resolved = resolved.with_config(replace(resolved.config, parallel=ParallelConfig()))  # one device
     first, later = stage_of((0,), index=0), stage_of((0, 1), index=1)
     recipe = RECIPES["paper"]
-    old, new = (recipe.state_bytes(layer_parameters(config, later, layer)) for layer in (0, 1))
-    rest = [
-        recipe.state_bytes(outer_parameters(config, stage, vocab_size)) if with_embeddings else 0
-        for stage in (first, later)
-    ]
+    old, new = (recipe.state_bytes(layer_parameters(resolved, later, layer)) for layer in (0, 1))
+    rest = [recipe.state_bytes(outer_parameters(resolved, stage)) if with_embeddings else 0 for stage in (first, later)]
     before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
     costs = []
     for stage in range(count):

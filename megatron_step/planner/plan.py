@@ -9,27 +9,23 @@ from megatron_step.config.run import RunConfig, batch_size_at
 from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import GrownLayer, first_layers, grow, operator_of
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps
 from megatron_step.planner.costs.machines import pipeline_machines
 from megatron_step.planner.search.choose import choose
 
 
 def make_plan(
-    config: RunConfig,
-    vocab_size: int,
-    chosen: Sequence[int] | None = None,
-    *,
-    dp_size: int = 1,
-    cluster: Cluster | None = None,
+    resolved: ResolvedConfig, chosen: Sequence[int] | None = None, *, cluster: Cluster | None = None
 ) -> StagePlan:
-    """The stages of a run on `dp_size` data-parallel ranks, and on the machines of `cluster`.
+    """Return the stages of a run on the machines of `cluster`.
 
-    `vocab_size` is the tokenizer's. `chosen` are the layers that each stage adds where a plan made before has chosen
-    them.
+    `chosen` are the layers that each stage adds, where an earlier plan has chosen them.
 
     Raises ValueError if there is no such growth operator or it cannot add the layers asked for, if a layout does not
     hold a stage, or if the plan does not fit the machines.
     """
+    config = resolved.config
     operator_of(config.growth)
     policy_of(config).check(config)
     budgets = _step_budgets(config)
@@ -39,8 +35,8 @@ def make_plan(
     layouts = _given_layouts(config, depths, steps)
     solution = None
     if depths is None or layouts is None:
-        machines = pipeline_machines(cluster, config.parallel, dp_size)
-        choice = choose(config, vocab_size, dp_size, machines, steps, depths)
+        machines = pipeline_machines(cluster, config.parallel, resolved.dp_size)
+        choice = choose(resolved, machines, steps, depths)
         depths, layouts, solution = choice.depths, choice.layouts, choice.solution
     stages: list[Stage] = []
     for index, (first_step, last_step) in enumerate(spans):

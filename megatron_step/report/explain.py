@@ -7,6 +7,7 @@ from itertools import combinations
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.plan.old_layers import adapts
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.forecast import Forecast, forecast
 
@@ -33,28 +34,30 @@ def shortages(found: Forecast) -> list[Shortage]:
     ]
 
 
-def least_memory(config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None) -> Forecast:
-    """Return the plan that needs the least memory, whether it fits the cluster or not.
+def least_memory(resolved: ResolvedConfig, cluster: Cluster | None) -> Forecast:
+    """Return the plan of the least memory, whether it fits or not.
 
-    Raises ValueError if `config` cannot run on `world_size` ranks of the cluster.
+    Raises ValueError if the run cannot be split over its ranks, or over those of the cluster, at all.
     """
-    check_world(config, world_size)
+    config = resolved.config
+    check_world(config, resolved.world_size)
     objective = "memory_then_time" if config.planner.objective == "time" else config.planner.objective
     config = replace(config, planner=replace(config.planner, objective=objective))
-    return forecast(config, vocab_size, config.parallel.data_parallel_size(world_size), cluster)
+    return forecast(resolved.with_config(config), cluster)
 
 
-def changes_that_fit(
-    config: RunConfig, vocab_size: int, world_size: int, cluster: Cluster | None
-) -> list[tuple[str, Forecast]]:
-    """Return the single changes of keys that make the plan fit, or, if none does, the pairs: a text and the plan."""
-    singles = list(_changes(config))
+def changes_that_fit(resolved: ResolvedConfig, cluster: Cluster | None) -> list[tuple[str, Forecast]]:
+    """Return single changes of keys that make the plan fit, or pairs if no single one does: what changes, and the plan.
+
+    The world stays as it is.
+    """
+    singles = list(_changes(resolved.config))
     for number in (1, 2):
         fitting = []
         for chosen in combinations(singles, number):
-            changed = _changed(config, [change for _, change in chosen])
+            changed = _changed(resolved.config, [change for _, change in chosen])
             try:
-                found = least_memory(changed, vocab_size, world_size, cluster) if changed else None
+                found = least_memory(resolved.with_config(changed), cluster) if changed else None
             except ValueError:
                 continue  # a config with these changes cannot run
             if found and not shortages(found):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_step.config.cluster import Cluster
-from megatron_step.config.run import RunConfig, check_world
+from megatron_step.config.run import check_world
 from megatron_step.plan.old_layers import adapts
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.planner.forecast import Forecast, forecast
 from megatron_step.report.text_table import aligned, format_bytes
 
@@ -28,10 +29,8 @@ RECOMPUTES: tuple[Literal["none", "selective", "full"], ...] = ("none", "selecti
 class Candidate:
     """A config and the forecast of its plan."""
 
-    config: RunConfig
-    """The config."""
-    dp_size: int
-    """Number of data-parallel ranks."""
+    resolved: ResolvedConfig
+    """The config and its sizes."""
     forecast: Forecast
     """The plan, with its bytes and seconds."""
 
@@ -41,8 +40,9 @@ class Candidate:
         return self.forecast.seconds / self.forecast.plan.num_steps
 
 
-def variants(config: RunConfig, world_size: int, cluster: Cluster) -> Iterator[tuple[RunConfig, int]]:
-    """Yield every config to try that can run on `world_size` GPUs, with its data-parallel size."""
+def variants(resolved: ResolvedConfig, cluster: Cluster) -> Iterator[ResolvedConfig]:
+    """Yield every config that the sweep tries: those that can run on as many ranks as `resolved` has."""
+    config, world_size = resolved.config, resolved.world_size
     largest = min(group.gpus_per_node for group in cluster.nodes)
     tensor_sizes = [size for size in _powers(largest) if largest % size == 0]
     pipelines = [size for size in _powers(world_size) if size <= config.model.num_layers]
@@ -67,13 +67,13 @@ def variants(config: RunConfig, world_size: int, cluster: Cluster) -> Iterator[t
             check_world(changed, world_size)
         except ValueError:
             continue
-        yield changed, changed.parallel.data_parallel_size(world_size)
+        yield resolved.with_config(changed)
 
 
-def candidate(config: RunConfig, dp_size: int, vocab_size: int, cluster: Cluster) -> Candidate | None:
-    """Plan a variant; return None if it cannot be planned."""
+def candidate(variant: ResolvedConfig, cluster: Cluster) -> Candidate | None:
+    """Return the plan of a variant; None if there is none."""
     try:
-        return Candidate(config, dp_size, forecast(config, vocab_size, dp_size, cluster))
+        return Candidate(variant, forecast(variant, cluster))
     except ValueError:
         return None
 
@@ -91,7 +91,8 @@ def front_table(front: list[Candidate]) -> str:
     """Return a table with a line for each plan."""
     rows = [("peak", "fits", "s/step", "stages", "layers", "adapter rank", "TP", "PP", "DP", "recompute")]
     for item in front:
-        parallel, plan = item.config.parallel, item.forecast.plan
+        config, plan = item.resolved.config, item.forecast.plan
+        parallel = config.parallel
         rows.append(
             (
                 format_bytes(item.forecast.peak_bytes),
@@ -99,10 +100,10 @@ def front_table(front: list[Candidate]) -> str:
                 f"{item.step_seconds:.3g}",
                 str(len(plan.stages)),
                 "+".join(str(stage.num_new_layers) for stage in plan.stages),
-                str(item.config.adapter.rank) if adapts(item.config) else "-",
+                str(config.adapter.rank) if adapts(config) else "-",
                 str(parallel.tensor_parallel_size),
                 str(parallel.pipeline_parallel_size),
-                str(item.dp_size),
+                str(item.resolved.dp_size),
                 parallel.recompute,
             )
         )

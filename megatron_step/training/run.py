@@ -21,6 +21,7 @@ from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.engine.signals import Stopped, StopRequest, stop_requests
 from megatron_step.engine.world import open_world
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import StagePlan, plan_from_dict
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.lengths import length_warnings
@@ -167,7 +168,7 @@ def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, par
         # Another number of stages is refused once both plans are there.
         chosen = chosen if len(chosen) == config.stages.count else None
     try:
-        return plan_and_forecast(config, vocab_size, parallel.dp_size, chosen)
+        return plan_and_forecast(resolve(config, vocab_size, parallel.dp_size), chosen)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 

@@ -17,6 +17,7 @@ from megatron_step.model.build import build_model
 from megatron_step.model.gpt import GPTModel
 from megatron_step.optim.optimizer import build_optimizer, set_update_counts, wrap_data_parallel
 from megatron_step.plan.old_layers import adapter_targets, turn_at
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.trainable import treatment
 from megatron_step.planner.plan import make_plan
@@ -53,7 +54,7 @@ class TrainState:
 
 def initial_state(config: RunConfig, vocab_size: int, parallel: Parallel) -> TrainState:
     """Build the first stage's model with initial weights and its optimizer, before the first step."""
-    plan = make_plan(config, vocab_size)
+    plan = make_plan(resolve(config, vocab_size))
     return build_state(config, plan, plan.stages[0], 0, vocab_size, parallel)
 
 

@@ -13,6 +13,7 @@ from megatron_step.checkpoint.load import find_checkpoint, load_optimizer_states
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import TrainState, build_state, initial_state
 from megatron_step.training.step import train_step
@@ -183,7 +184,7 @@ def load(config: RunConfig, folder: Path, again: Path | None = None) -> list[int
     with parallel_layout(config.parallel, 1) as parallel:
         found = find_checkpoint(folder, "auto", parallel)
         assert found is not None
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         state = build_state(config, plan, plan.stages[0], found.manifest.step, VOCAB_SIZE, parallel)
         load_weights(found.path, state.chunks, parallel)
         load_optimizer_states(found.path, state.chunks, state.optimizer, config.training.precision, parallel)

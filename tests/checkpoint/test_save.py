@@ -19,8 +19,8 @@ from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.data import DataConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.plan.layout import rank_chunks
-from megatron_step.plan.parameters import chunk_parameters
+from megatron_step.plan.parameters import held_chunks
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.memory import HostMemory, host_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_host_peak
@@ -243,7 +243,7 @@ def save_and_measure(cases: list[dict[str, Any]], folder: Path) -> list[tuple[bo
     for number, case in enumerate(cases):
         model = {"hidden_size": 256, "ffn_hidden_size": 352}
         config = small_config(model=model, stages={"count": 2, "layers": [3, 1]}, **case)
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         with parallel_layout(config.parallel, seed=1) as parallel:
             for stage in plan.stages:
                 state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
@@ -258,8 +258,8 @@ def save_and_measure(cases: list[dict[str, Any]], folder: Path) -> list[tuple[bo
                 into = (path, state.chunks, state.optimizer, precision, parallel)
                 _, loading = measure_host_peak(lambda: load_optimizer_states(*into))  # noqa: B023
                 loading = max(loading, weights)
-                parameters = chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, 0))
-                planned = host_memory(config, parameters, parallel.dp_size)
+                parameters = held_chunks(resolve(config, VOCAB_SIZE), stage)[0][0].parameters
+                planned = host_memory(resolve(config, VOCAB_SIZE, parallel.dp_size), parameters)
                 compared.append((config.checkpoint.asynchronous, saving, written, loading, planned))
                 state.release()
     return compared

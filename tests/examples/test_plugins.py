@@ -24,6 +24,7 @@ from megatron_step.config.load import config_text
 from megatron_step.config.plugins import import_plugins
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_states
@@ -143,8 +144,8 @@ def train_with_plugin(config: RunConfig, folder: Path) -> dict[str, Any]:
 def bytes_with_plugin(config: RunConfig) -> tuple[RankMemory, RankMemory]:
     """Measured and planned model states of this rank."""
     _import_plugin()
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     with parallel_layout(config.parallel, 1) as parallel:
         state = build_state(config, plan, plan.stages[1], plan.stages[1].first_step, VOCAB_SIZE, parallel)
-        planned = stage_memory(config, plan.stages[1], VOCAB_SIZE, parallel.dp_size)[parallel.pp_rank]
+        planned = stage_memory(resolve(config, VOCAB_SIZE, parallel.dp_size), plan.stages[1])[parallel.pp_rank]
         return measure_states(state, planned.activation_bytes), planned

@@ -15,6 +15,7 @@ from small_run import small_config
 from megatron_step.config.load import config_from_text, config_text, load_cluster, load_config
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.config.sections import dotted_names
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.forecast import with_plan
 from megatron_step.planner.lengths import length_warnings
 from megatron_step.planner.plan import make_plan
@@ -22,7 +23,7 @@ from megatron_step.planner.plan import make_plan
 _CONFIG = yaml.safe_load(config_text(small_config(stages={"count": 2, "layers": [2, 2]})))
 _TEXT = yaml.safe_dump(_CONFIG, sort_keys=False)
 _CLUSTER = {"teraflops": 400, "nodes": [{"count": 2, "gpus_per_node": 8, "memory_gib": 72.5, "relative_speed": 0.5}]}
-_PLAN = make_plan(small_config(stages={"count": 2, "layers": [2, 2]}), 250).to_dict()
+_PLAN = make_plan(resolve(small_config(stages={"count": 2, "layers": [2, 2]}), 250)).to_dict()
 _LARGEST_PLANNED = 100
 
 
@@ -52,7 +53,7 @@ def _plan(config: RunConfig) -> None:
     is_small = max([*numbers, config.model.num_layers, stages.count]) <= _LARGEST_PLANNED
     is_given = isinstance(stages.layers, list) or stages.count == 1
     if is_small and is_given and config.parallel.model_parallel_size == 1:
-        length_warnings(config, make_plan(config, 250))
+        length_warnings(config, make_plan(resolve(config, 250)))
 
 
 _SETTINGS: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -102,6 +103,6 @@ def test_plans(folder: Path, content: bytes) -> None:
 
     def read() -> None:
         planned = with_plan(config, folder / "plan.json")
-        make_plan(planned, 250)
+        make_plan(resolve(planned, 250))
 
     check_survives(read)

@@ -19,9 +19,9 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.growth import moments
-from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.names import in_layer, layer_of
-from megatron_step.plan.parameters import chunk_parameters
+from megatron_step.plan.parameters import held_chunks
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.costs.memory import growth_bytes, stage_memory
 from megatron_step.planner.plan import make_plan
@@ -220,7 +220,7 @@ def grow_and_save(
     """
     with parallel_layout(config.parallel, 1) as parallel:
         found = find_checkpoint(folder, "auto", parallel)
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         with patch.object(moments, "_key_before", before or moments._key_before):
             state = first_state(config, plan, found, None, VOCAB_SIZE, parallel)
         saver = CheckpointSaver(target, config.checkpoint, parallel)
@@ -239,7 +239,7 @@ def names_in_optimizer(config: RunConfig, folder: Path) -> tuple[set[str], set[s
     """Names of the weights that the optimizer knows, of the frozen ones and of all."""
     with parallel_layout(config.parallel, 1) as parallel:
         found = find_checkpoint(folder, "auto", parallel)
-        state = first_state(config, make_plan(config, VOCAB_SIZE), found, None, VOCAB_SIZE, parallel)
+        state = first_state(config, make_plan(resolve(config, VOCAB_SIZE)), found, None, VOCAB_SIZE, parallel)
         named = dict(state.chunks[0].named_parameters())
         known = {id(param) for group in state.optimizer.param_groups for param in group["params"]}
         known |= {id(param) for part in state.optimizer.chained_optimizers for param in part.optimizer.state}
@@ -252,7 +252,7 @@ def names_in_optimizer(config: RunConfig, folder: Path) -> tuple[set[str], set[s
 
 def trained_and_saved(config: RunConfig, stage_index: int, parallel: Parallel) -> TrainState:
     """A stage at its end, with its checkpoint where a run would have it."""
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     stage = plan.stages[stage_index]
     state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
     for step in range(stage.first_step, stage.last_step):
@@ -276,7 +276,7 @@ def left_at_growth(config: RunConfig, folder: Path) -> tuple[list[str], int]:
         state = trained_and_saved(config, 1, parallel)
         references = [(name, weakref.ref(tensor.untyped_storage())) for name, tensor in tensors_of(state)]
         with patch.object(entry, "build_stage_model", build):
-            grown = next_stage(state, config, make_plan(config, VOCAB_SIZE), VOCAB_SIZE, parallel)
+            grown = next_stage(state, config, make_plan(resolve(config, VOCAB_SIZE)), VOCAB_SIZE, parallel)
     assert grown.stage.index == 2
     return left, len(references)
 
@@ -301,11 +301,9 @@ def growth_peak(config: RunConfig, folder: Path) -> tuple[int, int, int]:
     the planned one of growth, in bytes."""
     config = replace(config, output_dir=str(folder))
     with parallel_layout(config.parallel, 1) as parallel:
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         grown = next_stage(trained_and_saved(config, 0, parallel), config, plan, VOCAB_SIZE, parallel)
         stage = plan.stages[1]
-        planned = stage_memory(config, stage, VOCAB_SIZE, parallel.dp_size)[parallel.pp_rank]
-        growing = growth_bytes(
-            chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, parallel.pp_rank)), stage
-        )
+        planned = stage_memory(resolve(config, VOCAB_SIZE, parallel.dp_size), stage)[parallel.pp_rank]
+        growing = growth_bytes(held_chunks(resolve(config, VOCAB_SIZE), stage)[parallel.pp_rank][0].parameters, stage)
     return grown.growth_peak_bytes, planned.peak_bytes, planned.model_state_bytes + growing

@@ -25,6 +25,7 @@ from megatron_step.engine.parallel import parallel_layout
 from megatron_step.growth import weights
 from megatron_step.growth.weights import load_merged
 from megatron_step.model.build import build_model
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
@@ -151,7 +152,8 @@ def source_weight(checkpoint: Tensors, layer: int, name: str, merges: bool) -> T
 
 def gaps_used(config: RunConfig) -> list[int]:
     """Layers of the first stage above which the second one's new layers come, as planned."""
-    return sorted(layer.sources[0] for layer in make_plan(config, VOCAB_SIZE).stages[1].layers if layer.born == 1)
+    layers = make_plan(resolve(config, VOCAB_SIZE)).stages[1].layers
+    return sorted(layer.sources[0] for layer in layers if layer.born == 1)
 
 
 def newest(folder: Path) -> Path:
@@ -214,7 +216,7 @@ def test_random_positions_are_gaps_between_old_layers() -> None:
     used = set()
     for seed in range(20):
         config = config_of("gated", "one", stages=PAIR, growth={"position": "random"}, training={"seed": seed})
-        layers = make_plan(config, VOCAB_SIZE).stages[1].layers
+        layers = make_plan(resolve(config, VOCAB_SIZE)).stages[1].layers
         gaps = gaps_used(config)
         assert [(layer.sources, layer.born == 1) for layer in layers] == interpolated(5, gaps, "mean"), seed
         used.update(gaps)
@@ -317,7 +319,7 @@ def test_a_model_without_adapters_loads_them_merged(saved: Saved, worlds: Worlds
 def write_stage(config: RunConfig, folder: Path, stage_index: int) -> None:
     """Train a stage to its end, from weights and adapters that are not those of the start, and save it."""
     with parallel_layout(config.parallel, 1) as parallel:
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         stage = plan.stages[stage_index]
         chunks = build_stage_model(config, stage, stage.first_step, VOCAB_SIZE, parallel)
         spread(chunks, parallel)
@@ -337,7 +339,7 @@ def grow(configs: list[RunConfig], folder: Path, fault: str | None = None) -> li
         name, spoil = FAULTS[fault]
         for config in configs:
             with patch.object(weights, name, spoil(getattr(weights, name))):
-                state = first_state(config, make_plan(config, VOCAB_SIZE), found, None, VOCAB_SIZE, parallel)
+                state = first_state(config, make_plan(resolve(config, VOCAB_SIZE)), found, None, VOCAB_SIZE, parallel)
             results.append(whole(state, parallel, lambda weight: weight.detach()))
     return results
 
@@ -345,7 +347,7 @@ def grow(configs: list[RunConfig], folder: Path, fault: str | None = None) -> li
 def initial_weights(config: RunConfig, stage_index: int) -> Tensors | None:
     """Weights of a stage's model that nothing is grown into."""
     with parallel_layout(config.parallel, 1) as parallel:
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         state = build_state(config, plan, plan.stages[stage_index], 0, VOCAB_SIZE, parallel)
         return whole(state, parallel, lambda weight: weight.detach())
 
@@ -363,7 +365,7 @@ def merged_weights(config: RunConfig, folder: Path) -> Tensors | None:
 def outputs(config: RunConfig, folder: Path, grown: bool) -> tuple[Tensor | None, float]:
     """Logits, where one process has them all, and loss of a checkpoint's own model, or of the one grown from it."""
     with parallel_layout(config.parallel, 1) as parallel:
-        found, plan = find_checkpoint(folder, "auto", parallel), make_plan(config, VOCAB_SIZE)
+        found, plan = find_checkpoint(folder, "auto", parallel), make_plan(resolve(config, VOCAB_SIZE))
         if grown:
             state = first_state(config, plan, found, None, VOCAB_SIZE, parallel)
         else:

@@ -33,6 +33,7 @@ from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.engine.parallel import parallel_layout
 from megatron_step.huggingface.from_hf import import_model
 from megatron_step.huggingface.to_hf import ExportOptions, export_model
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
 from megatron_step.training.step import train_step
@@ -262,7 +263,7 @@ def train_from(config: RunConfig) -> list[float]:
     """Losses of five steps from the checkpoint that the run starts from."""
     with parallel_layout(config.parallel, 1) as parallel:
         tokenizer = load_tokenizer(config.data.tokenizer)
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         state = first_state(config, plan, None, tokenizer, VOCAB_SIZE, parallel)
         return [
             train_step(state, made_up_batch(config, step, parallel), 3e-3, config, parallel, False).loss

@@ -10,6 +10,7 @@ from worlds import Worlds
 
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state, initial_state
 
@@ -70,7 +71,7 @@ def test_adapters_begin_as_no_change(worlds: Worlds) -> None:
 
 def _second_stage_weights() -> dict[str, torch.Tensor] | None:
     config = small_config(stages={"count": 2, "layers": [3, 1]})
-    plan = make_plan(config, _VOCAB_SIZE)
+    plan = make_plan(resolve(config, _VOCAB_SIZE))
     with parallel_layout(config.parallel, seed=1) as parallel:
         state = build_state(config, plan, plan.stages[1], plan.stages[1].first_step, _VOCAB_SIZE, parallel)
         return whole_tensors(state, parallel, lambda weight: weight.detach())

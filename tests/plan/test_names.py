@@ -4,18 +4,16 @@ import pytest
 from small_run import TIED, VOCAB_SIZE, small_config
 
 from megatron_step.plan import names
-from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.names import factor_keys, in_layer, layer_key, layer_of
-from megatron_step.plan.parameters import chunk_parameters
+from megatron_step.plan.parameters import held_chunks
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 
 
 def _keys(model: dict | None = None) -> list[str]:
     config = small_config(model=model, stages={"count": 2, "layers": [3, 1]})
-    stage = make_plan(config, VOCAB_SIZE).stages[1]
-    return [
-        parameter.key for parameter in chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, 0))
-    ]
+    stage = make_plan(resolve(config, VOCAB_SIZE)).stages[1]
+    return [parameter.key for parameter in held_chunks(resolve(config, VOCAB_SIZE), stage)[0][0].parameters]
 
 
 def test_every_weight_is_of_one_kind() -> None:

@@ -17,6 +17,7 @@ from megatron_step.plan.old_layers import (
     since_change,
     turn_at,
 )
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 
 STAGES: dict[str, Any] = {"count": 2, "layers": [3, 1], "steps": [4, 10], "grow_at": 1.0}
@@ -39,10 +40,10 @@ def _config(policy: str | None = None, **sections: Any) -> RunConfig:
 )
 def test_a_policy_is_named_or_follows_from_older_keys(sections: dict[str, Any], name: str) -> None:
     config = _config(**sections)
-    make_plan(config, VOCAB_SIZE)  # raises nothing
+    make_plan(resolve(config, VOCAB_SIZE))  # raises nothing
     assert policy_of(config).name == name
     assert adapts(config) is (name == "adapters")
-    assert bool(adapter_targets(0, make_plan(config, VOCAB_SIZE).stages[1], config)) is (name == "adapters")
+    assert bool(adapter_targets(0, make_plan(resolve(config, VOCAB_SIZE)).stages[1], config)) is (name == "adapters")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_policy_is_named_or_follows_from_older_keys(sections: dict[str, Any], 
 )
 def test_a_contradiction_is_one_clear_line(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        make_plan(_config(**sections), VOCAB_SIZE)
+        make_plan(resolve(_config(**sections), VOCAB_SIZE))
     assert "\n" not in str(caught.value)
 
 
@@ -71,7 +72,7 @@ def test_a_name_is_taken_once() -> None:
 
 def test_changes_come_inside_a_stage_after_the_first_and_never_at_its_end() -> None:
     config = _config(adapter={"restart_interval": 5})
-    first, last = make_plan(config, VOCAB_SIZE).stages  # steps 1 to 4, and 5 to 14
+    first, last = make_plan(resolve(config, VOCAB_SIZE)).stages  # steps 1 to 4, and 5 to 14
     assert not any(changes_after(step, first, config) for step in range(5))
     assert [step for step in range(4, 15) if changes_after(step, last, config)] == [9]
     assert [since_change(step, last, config) for step in range(4, 14)] == [0, 1, 2, 3, 4] * 2

@@ -8,8 +8,9 @@ from worlds import Worlds
 
 from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.engine.parallel import parallel_layout
-from megatron_step.plan.layout import rank_chunks
-from megatron_step.plan.parameters import Parameter, chunk_parameters, outer_parameters
+from megatron_step.plan.parameters import held_chunks, outer_parameters
+from megatron_step.plan.resolved import resolve
+from megatron_step.plan.states import Parameter
 from megatron_step.plan.trainable import Treatment
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
@@ -25,7 +26,7 @@ def built_and_listed(cases: list[dict[str, Any]]) -> list[tuple[list[list[Listed
     compared = []
     for case in cases:
         config = small_config(**case)
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         stage = plan.stages[-1]
         with parallel_layout(config.parallel, seed=1) as parallel:
             state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
@@ -35,11 +36,8 @@ def built_and_listed(cases: list[dict[str, Any]]) -> list[tuple[list[list[Listed
                 for chunk in state.chunks
             ]
             listed = [
-                [
-                    (parameter.key, parameter.shape, parameter.treatment.trained)
-                    for parameter in chunk_parameters(config, stage, VOCAB_SIZE, chunk)
-                ]
-                for chunk in rank_chunks(config.parallel, parallel.pp_rank)
+                [(parameter.key, parameter.shape, parameter.treatment.trained) for parameter in held.parameters]
+                for held in held_chunks(resolve(config, VOCAB_SIZE), stage)[parallel.pp_rank]
             ]
         compared.append((built, listed))
     return compared
@@ -81,10 +79,10 @@ def test_the_list_is_the_real_model(worlds: Worlds, size: int, cases: list[dict[
 def test_a_model_in_one_piece_has_one_embedding_and_head() -> None:
     for model, expected in ((PLAIN, 3), (TIED, 2)):
         config = small_config(model=model)
-        stage = make_plan(config, VOCAB_SIZE).stages[0]
-        outer = outer_parameters(config, stage, VOCAB_SIZE)
+        stage = make_plan(resolve(config, VOCAB_SIZE)).stages[0]
+        outer = outer_parameters(resolve(config, VOCAB_SIZE), stage)
         assert len(outer) == expected
-        layers_too = chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, 0))
+        layers_too = held_chunks(resolve(config, VOCAB_SIZE), stage)[0][0].parameters
         assert [parameter for parameter in layers_too if "layers" not in parameter.key] == outer
 
 

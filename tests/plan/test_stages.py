@@ -10,16 +10,19 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.plan.layout import rank_chunks
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import even_layout, first_steps, plan_from_dict
 from megatron_step.planner.plan import make_plan
 
 _PLAN = make_plan(
-    small_config(
-        model={"num_layers": 7},
-        stages={"count": 3, "layers": [4, 2, 1], "steps": 8, "layouts": "even"},
-        parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
-    ),
-    VOCAB_SIZE,
+    resolve(
+        small_config(
+            model={"num_layers": 7},
+            stages={"count": 3, "layers": [4, 2, 1], "steps": 8, "layouts": "even"},
+            parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
+        ),
+        VOCAB_SIZE,
+    )
 )
 
 

@@ -3,8 +3,7 @@
 import pytest
 from small_run import small_config
 
-from megatron_step.plan.parameters import Parameter
-from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES, copied_in_growth, recipe_of
+from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES, Parameter, copied_in_growth, recipe_of
 from megatron_step.plan.trainable import Treatment
 
 FROZEN, TRAINED = Treatment(False, "base", 0), Treatment(True, "base", 0)

@@ -8,6 +8,7 @@ from small_run import VOCAB_SIZE, small_config
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import in_layer, is_adapter, layer_of
 from megatron_step.plan.old_layers import adapter_targets
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.trainable import treatment
 from megatron_step.planner.plan import make_plan
 
@@ -24,7 +25,7 @@ def _config(**sections: Any) -> RunConfig:
 
 
 def _all(config: RunConfig, index: int, key: str) -> tuple[bool, str, int]:
-    found = treatment(key, make_plan(config, VOCAB_SIZE).stages[index], config)
+    found = treatment(key, make_plan(resolve(config, VOCAB_SIZE)).stages[index], config)
     return found.trained, found.role, found.since
 
 
@@ -37,7 +38,7 @@ def test_the_first_stage_trains_all() -> None:
 
 
 def test_old_matrices_are_frozen_and_their_norms_are_not() -> None:
-    born = [layer.born for layer in make_plan(_config(), VOCAB_SIZE).stages[2].layers]
+    born = [layer.born for layer in make_plan(resolve(_config(), VOCAB_SIZE)).stages[2].layers]
     assert sorted(born) == [0, 0, 1, 2]
     for number, stage in enumerate(born):
         matrix = _all(_config(), 2, _layer(number, "self_attention.linear_qkv.weight"))
@@ -66,13 +67,15 @@ def test_each_key_freezes_its_own(name: str, key: str) -> None:
 def test_growth_without_freezing_trains_all() -> None:
     config = _config(freeze={"layers": False})
     assert _all(config, 2, _layer(0, "mlp.linear_fc2.weight")) == (True, "base", 0)
-    assert not any(adapter_targets(layer, make_plan(config, VOCAB_SIZE).stages[2], config) for layer in range(4))
+    assert not any(
+        adapter_targets(layer, make_plan(resolve(config, VOCAB_SIZE)).stages[2], config) for layer in range(4)
+    )
 
 
 def test_adapters_begin_anew_in_each_stage_or_with_the_layers_freezing() -> None:
     key = "self_attention.linear_qkv.adapter.linear_in.weight"
     kept = _config(adapter={"at_stage_end": "keep"})
-    stage = make_plan(kept, VOCAB_SIZE).stages[2]
+    stage = make_plan(resolve(kept, VOCAB_SIZE)).stages[2]
     for number, layer in enumerate(stage.layers):
         assert bool(adapter_targets(number, stage, kept)) is (layer.born < 2)
         if layer.born < 2:
@@ -82,7 +85,7 @@ def test_adapters_begin_anew_in_each_stage_or_with_the_layers_freezing() -> None
 
 def test_a_stage_that_adds_no_layer_adapts_them_all() -> None:
     config = small_config(stages={"count": 2, "layers": [4, 0]})
-    stage = make_plan(config, VOCAB_SIZE).stages[1]
+    stage = make_plan(resolve(config, VOCAB_SIZE)).stages[1]
     assert all(adapter_targets(layer, stage, config) for layer in range(4))
     assert not adapter_targets(0, stage, small_config(stages={"count": 2, "layers": [4, 0]}, adapter={"rank": 0}))
 

@@ -8,6 +8,7 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.cluster import Cluster, NodeGroup
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import plan_from_dict
 from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.forecast import check_fits, forecast, plan_and_forecast, vanilla_config, with_plan
@@ -23,14 +24,14 @@ def cluster_of(gib: float) -> Cluster:
 
 
 def test_the_json_has_all_that_users_look_for() -> None:
-    found = forecast(STAGED, VOCAB_SIZE, 1, cluster_of(1))
+    found = forecast(resolve(STAGED, VOCAB_SIZE), cluster_of(1))
     values = json.loads(json.dumps(found.to_dict()))
     assert {"status", "objective", "bound", "stages", "peak_bytes", "vanilla_peak_bytes", "reduction"} <= values.keys()
     assert values["status"] == "optimal"
     for index, (stage, of_stage) in enumerate(zip(found.plan.stages, values["stages"])):
         assert (of_stage["index"], of_stage["num_layers"]) == (index, stage.num_layers)
         assert (of_stage["new_layers"], of_stage["layout"]) == (stage.num_new_layers, list(stage.layout))
-        memory = stage_memory(STAGED, stage, VOCAB_SIZE, 1)
+        memory = stage_memory(resolve(STAGED, VOCAB_SIZE), stage)
         for pp_rank, (rank, needed) in enumerate(zip(of_stage["ranks"], memory)):
             assert rank["pp_rank"] == pp_rank
             assert rank["old_layers"] + rank["new_layers"] == stage.layout[pp_rank]
@@ -48,37 +49,40 @@ def test_the_json_has_all_that_users_look_for() -> None:
 @pytest.mark.parametrize(
     ("planner", "named"),
     [
-        ({"attention": "unfused"}, "planner.attention unfused: for plans"),
-        ({"attention": "unfused", "recipe": "paper"}, "planner.attention unfused, planner.recipe paper: for plans"),
+        ({"attention": "unfused"}, "planner.attention unfused: training has no such thing"),
+        (
+            {"attention": "unfused", "recipe": "paper"},
+            "planner.attention unfused, planner.recipe paper: training has no such thing",
+        ),
     ],
 )
 def test_training_refuses_what_it_does_not_have(planner: dict[str, str], named: str) -> None:
     config = small_config(training={"precision": "bf16"}, planner=planner)
-    assert forecast(config, VOCAB_SIZE, 1).peak_bytes > 0
+    assert forecast(resolve(config, VOCAB_SIZE)).peak_bytes > 0
     with pytest.raises(ValueError, match=named):
-        plan_and_forecast(config, VOCAB_SIZE, 1)
+        plan_and_forecast(resolve(config, VOCAB_SIZE))
 
 
 def test_a_plan_comes_back_from_its_json() -> None:
-    found = forecast(STAGED, VOCAB_SIZE, 1)
+    found = forecast(resolve(STAGED, VOCAB_SIZE))
     assert plan_from_dict(json.loads(json.dumps(found.to_dict()))) == found.plan
 
 
 def test_vanilla_training_has_all_layers_and_as_many_steps() -> None:
-    plan = make_plan(STAGED, VOCAB_SIZE)
-    (stage,) = make_plan(vanilla_config(STAGED, plan), VOCAB_SIZE).stages
+    plan = make_plan(resolve(STAGED, VOCAB_SIZE))
+    (stage,) = make_plan(resolve(vanilla_config(STAGED, plan), VOCAB_SIZE)).stages
     assert (stage.num_layers, stage.num_new_layers, stage.last_step) == (6, 6, plan.num_steps)
 
 
 def test_shares_and_seconds_follow_the_machines() -> None:
-    found, faster = (forecast(STAGED, VOCAB_SIZE, 1, replace(cluster_of(1), teraflops=speed)) for speed in (1, 2))
+    found, faster = (forecast(resolve(STAGED, VOCAB_SIZE), replace(cluster_of(1), teraflops=speed)) for speed in (1, 2))
     assert found.seconds == pytest.approx(2 * faster.seconds)
     assert found.stages[0].seconds == found.stages[0].step_seconds * 8
     assert found.stages[1].fullest.share == max(rank.memory.peak_bytes for rank in found.stages[1].ranks) / 2**30
 
 
 def test_what_does_not_fit_is_said() -> None:
-    found = forecast(STAGED, VOCAB_SIZE, 1, cluster_of(1e-3))
+    found = forecast(resolve(STAGED, VOCAB_SIZE), cluster_of(1e-3))
     assert found.status == "infeasible"
     with pytest.raises(ValueError, match=r"stage 1 needs 0.00 GiB on pipeline rank [01], 0.00 GiB more than it has"):
         check_fits(found)
@@ -89,9 +93,9 @@ def test_a_stage_of_no_steps_holds_nothing(parallel: dict[str, int]) -> None:
     """All of its layers would be trained: it is a model trained before, which is never built."""
     stages = {"count": 2, "layers": [3, 1], "steps": [0, 10], "start_from": "somewhere"}
     config = small_config(stages=stages, parallel=parallel)
-    need = forecast(config, VOCAB_SIZE, 1).stages[1].peak_bytes
+    need = forecast(resolve(config, VOCAB_SIZE)).stages[1].peak_bytes
     machines = Cluster([NodeGroup(count=1, gpus_per_node=4, memory_gib=need / 2**30)])
-    found = forecast(config, VOCAB_SIZE, 1, machines)
+    found = forecast(resolve(config, VOCAB_SIZE), machines)
     assert (found.status != "infeasible", found.peak_bytes, found.stages[0].peak_bytes) == (True, need, 0)
     assert found.seconds == found.stages[1].seconds
     check_fits(found)
@@ -102,17 +106,17 @@ def test_a_stage_of_no_steps_holds_nothing(parallel: dict[str, int]) -> None:
         for rank in values["stages"][0]["ranks"]
     )
     smaller = Cluster([NodeGroup(count=1, gpus_per_node=4, memory_gib=0.9 * need / 2**30)])
-    assert forecast(config, VOCAB_SIZE, 1, smaller).status == "infeasible"
+    assert forecast(resolve(config, VOCAB_SIZE), smaller).status == "infeasible"
 
 
 def test_a_run_takes_the_plan_of_a_file(tmp_path: Path) -> None:
     given = replace(STAGED, stages=replace(STAGED.stages, layers=[3, 3], layouts=[[1, 2], [4, 2]]))
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(forecast(given, VOCAB_SIZE, 1).to_dict()))
+    path.write_text(json.dumps(forecast(resolve(given, VOCAB_SIZE)).to_dict()))
     free = replace(
         STAGED, stages=replace(STAGED.stages, layers="auto"), planner=replace(STAGED.planner, plan=str(path))
     )
-    plan = plan_and_forecast(free, VOCAB_SIZE, 1).plan
+    plan = plan_and_forecast(resolve(free, VOCAB_SIZE)).plan
     assert [stage.layout for stage in plan.stages] == [(1, 2), (4, 2)]
 
 
@@ -135,7 +139,7 @@ def test_files_without_a_plan(tmp_path: Path, content: str | None, message: str)
 
 def test_the_plan_of_another_run(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(forecast(STAGED, VOCAB_SIZE, 1).to_dict()))
+    path.write_text(json.dumps(forecast(resolve(STAGED, VOCAB_SIZE)).to_dict()))
     with pytest.raises(ValueError, match=r"of another run: it adds \[4, 2\] layers, but stages.count is 1"):
         with_plan(small_config(), path)
     other = replace(STAGED, stages=replace(STAGED.stages, layers=[3, 3]))

@@ -10,6 +10,7 @@ from small_run import small_config
 from megatron_step.config.model import RopeScalingConfig
 from megatron_step.config.run import LoggingConfig, RampUpConfig
 from megatron_step.optim.schedule import learning_rate
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.lengths import length_warnings
 from megatron_step.planner.plan import make_plan
 
@@ -20,7 +21,7 @@ def _warnings(schedule: dict[str, Any] | None = None, logging: int = 5, **sectio
     config = small_config(**sections)
     plain = {"warmup_steps": 0, "rewarm_steps": 0, **(schedule or {})}
     config = replace(config, schedule=replace(config.schedule, **plain), logging=LoggingConfig(interval=logging))
-    return length_warnings(config, make_plan(config, 250))
+    return length_warnings(config, make_plan(resolve(config, 250)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RampUpConfig, batch_size_at
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import StagePlan
 from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.plan import make_plan
@@ -13,7 +14,7 @@ from megatron_step.planner.plan import make_plan
 
 def _plan(model: dict[str, Any] | None = None, **sections: Any) -> StagePlan:
     return make_plan(
-        small_config(model={"num_layers": 6, "num_query_groups": 2, **(model or {})}, **sections), VOCAB_SIZE
+        resolve(small_config(model={"num_layers": 6, "num_query_groups": 2, **(model or {})}, **sections), VOCAB_SIZE)
     )
 
 
@@ -43,7 +44,7 @@ def test_tokens_under_a_ramp_up_take_more_steps() -> None:
         stages={"count": 2, "layers": [2, 2], "steps": None, "tokens": 100 * 32},
         training={"micro_batch_size": 1, "ramp_up": ramp},
     )
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     consumed = [0]
     for _ in range(plan.num_steps):
         consumed.append(consumed[-1] + batch_size_at(config.training, consumed[-1]))
@@ -76,9 +77,9 @@ def test_the_planner_chooses_layouts_for_layers_that_are_given() -> None:
         stages = {"count": 2, "layers": [7, 2], "layouts": layouts}
         parallel = {"pipeline_parallel_size": 3}
         config = small_config(model={"num_layers": 9, "vocab_size": 4096}, stages=stages, parallel=parallel)
-        plan = make_plan(config, 4096)
+        plan = make_plan(resolve(config, 4096))
         assert [stage.num_layers for stage in plan.stages] == [7, 9]
-        return max(rank.peak_bytes for stage in plan.stages for rank in stage_memory(config, stage, 4096, 1))
+        return max(rank.peak_bytes for stage in plan.stages for rank in stage_memory(resolve(config, 4096), stage))
 
     assert peak("auto") < peak("even")
 
@@ -99,7 +100,7 @@ def test_what_does_not_fit_is_refused(stages: dict[str, Any], parallel: dict[str
 
 def test_layers_that_were_chosen_before_stay() -> None:
     config = small_config(stages={"count": 2})
-    assert [stage.num_new_layers for stage in make_plan(config, VOCAB_SIZE, chosen=[1, 3]).stages] == [1, 3]
+    assert [stage.num_new_layers for stage in make_plan(resolve(config, VOCAB_SIZE), chosen=[1, 3]).stages] == [1, 3]
 
 
 def test_auto_chooses_layers_for_every_stage() -> None:

@@ -4,6 +4,7 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.cluster import Cluster, NodeGroup
+from megatron_step.plan.resolved import resolve
 from megatron_step.report.explain import changes_that_fit, least_memory, shortages
 
 CONFIG = small_config(
@@ -19,11 +20,11 @@ def cluster_of(num_bytes: float) -> Cluster:
 
 
 def test_a_plan_that_fits_is_short_of_nothing() -> None:
-    assert shortages(least_memory(CONFIG, VOCAB_SIZE, 1, cluster_of(2**30))) == []
+    assert shortages(least_memory(resolve(CONFIG, VOCAB_SIZE), cluster_of(2**30))) == []
 
 
 def test_every_rank_that_lacks_memory_is_named() -> None:
-    found = least_memory(CONFIG, VOCAB_SIZE, 1, cluster_of(2**20))
+    found = least_memory(resolve(CONFIG, VOCAB_SIZE), cluster_of(2**20))
     short = shortages(found)
     assert [(item.stage.number, item.pp_rank) for item in short] == [(1, 0), (2, 0)]
     for item, stage in zip(short, found.stages):
@@ -32,9 +33,9 @@ def test_every_rank_that_lacks_memory_is_named() -> None:
 
 @pytest.mark.parametrize("share", [0.97, 0.85, 0.7, 0.5])
 def test_the_changes_make_it_fit(share: float) -> None:
-    needed = least_memory(CONFIG, VOCAB_SIZE, 1, cluster_of(2**30)).peak_bytes
+    needed = least_memory(resolve(CONFIG, VOCAB_SIZE), cluster_of(2**30)).peak_bytes
     cluster = cluster_of(share * needed)
-    changes = changes_that_fit(CONFIG, VOCAB_SIZE, 2, cluster)
+    changes = changes_that_fit(resolve(CONFIG, VOCAB_SIZE, 2), cluster)
     assert changes
     for name, found in changes:
         assert shortages(found) == [], name
@@ -43,4 +44,4 @@ def test_the_changes_make_it_fit(share: float) -> None:
 
 
 def test_no_change_is_enough() -> None:
-    assert changes_that_fit(CONFIG, VOCAB_SIZE, 1, cluster_of(1000)) == []
+    assert changes_that_fit(resolve(CONFIG, VOCAB_SIZE), cluster_of(1000)) == []

@@ -6,6 +6,7 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.cluster import Cluster, NodeGroup
+from megatron_step.plan.resolved import resolve
 from megatron_step.report.sweep import Candidate, candidate, front_table, pareto_front, plot, variants
 
 CLUSTER = Cluster([NodeGroup(count=1, gpus_per_node=2, memory_gib=1.0)])
@@ -14,18 +15,19 @@ CONFIG = small_config(training={"global_batch_size": 8})
 
 @pytest.fixture(scope="module")
 def candidates() -> list[Candidate]:
-    found = [candidate(*variant, VOCAB_SIZE, CLUSTER) for variant in variants(CONFIG, 2, CLUSTER)]
+    found = [candidate(variant, CLUSTER) for variant in variants(resolve(CONFIG, VOCAB_SIZE, 2), CLUSTER)]
     return [item for item in found if item is not None]
 
 
 def test_layouts_and_numbers_of_stages_are_tried(candidates: list[Candidate]) -> None:
     layouts = {
-        (item.config.parallel.tensor_parallel_size, item.config.parallel.pipeline_parallel_size, item.dp_size)
+        (parallel.tensor_parallel_size, parallel.pipeline_parallel_size, item.resolved.dp_size)
         for item in candidates
+        for parallel in [item.resolved.config.parallel]
     }
     assert layouts == {(1, 1, 2), (2, 1, 1), (1, 2, 1)}
     assert {len(item.forecast.plan.stages) for item in candidates} == {1, 2, 3, 4}
-    assert {item.config.parallel.recompute for item in candidates} == {"none", "selective", "full"}
+    assert {item.resolved.config.parallel.recompute for item in candidates} == {"none", "selective", "full"}
 
 
 def test_nothing_beats_the_front_and_all_else_is_beaten(candidates: list[Candidate]) -> None:

@@ -17,6 +17,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.data.preprocess import preprocess
 from megatron_step.data.train_tokenizer import train_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.run import run
@@ -48,7 +49,7 @@ def _train_and_save(state: TrainState, folder: Path, config: RunConfig, steps: i
 
 
 def _first(config: RunConfig, parallel: Parallel, found: FoundCheckpoint | None = None) -> TrainState:
-    return first_state(config, make_plan(config, VOCAB_SIZE), found, TOKENIZER, VOCAB_SIZE, parallel)
+    return first_state(config, make_plan(resolve(config, VOCAB_SIZE)), found, TOKENIZER, VOCAB_SIZE, parallel)
 
 
 def _weights(state: TrainState) -> Weights:
@@ -92,7 +93,7 @@ def test_a_process_that_starts_between_stages_grows_as_one_that_goes_through(
 ) -> None:
     stages = {"count": 3, "layers": [2, 1, 1], "steps": 4}
     config = small_config(str(tmp_path), stages=stages, adapter={"at_stage_end": at_stage_end})
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     state = initial_state(config, VOCAB_SIZE, alone)
     for stage in plan.stages[:-1]:
         _train_and_save(state, tmp_path / "checkpoints", config, stage.last_step - state.step, alone)
@@ -166,7 +167,7 @@ def test_a_first_stage_of_no_steps_grows_at_once(alone: Parallel, other: Path) -
 
 def test_the_adapters_of_another_run_are_merged(alone: Parallel, tmp_path: Path) -> None:
     its = small_config(stages=STAGES, adapter={"rank": 4, "alpha": 12, "at_stage_end": "keep"})
-    plan = make_plan(its, VOCAB_SIZE)
+    plan = make_plan(resolve(its, VOCAB_SIZE))
     before = build_state(its, plan, plan.stages[1], plan.stages[1].first_step, VOCAB_SIZE, alone)
     _train_and_save(before, tmp_path, its, 3, alone)
     start_from = str(tmp_path / f"step_{before.step:08d}")
@@ -215,7 +216,7 @@ def test_another_model_is_refused_in_one_line(
 ) -> None:
     config = small_config(model={"num_query_groups": 2, **model}, stages={"start_from": str(other), **stages})
     with pytest.raises(ValueError) as caught:
-        first_state(config, make_plan(config, vocab_size), None, TOKENIZER, vocab_size, alone)
+        first_state(config, make_plan(resolve(config, vocab_size)), None, TOKENIZER, vocab_size, alone)
     assert message in str(caught.value)
     assert f"stages.start_from {other}" in str(caught.value)
     assert "\n" not in str(caught.value)

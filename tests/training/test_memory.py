@@ -7,6 +7,7 @@ import torch
 from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import _StorageTracker, measure_peak, measure_states, measure_step
 from megatron_step.training.state import build_state, initial_state
@@ -70,7 +71,7 @@ def test_a_frozen_base_is_counted_by_its_kinds(
         parallel={"distributed_optimizer": distributed},
     )
     parallel = replace(alone, config=config.parallel)
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     state = build_state(config, plan, plan.stages[1], plan.stages[1].first_step, VOCAB_SIZE, parallel)
     params = dict(state.chunks[0].named_parameters())
     adapters = sum(param.numel() for name, param in params.items() if ".adapter." in name)

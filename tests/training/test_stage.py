@@ -8,6 +8,7 @@ from small_run import VOCAB_SIZE, made_up_batch, small_config
 from megatron_step.config.run import RampUpConfig, RunConfig, batch_size_at, consumed_samples
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.signals import StopRequest
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.stage import StepContext, step_learning_rate, train_stage
 from megatron_step.training.state import initial_state
@@ -71,7 +72,7 @@ def test_nothing_is_left_to_do_at_the_end(alone: Parallel) -> None:
 def _rates(**sections: dict) -> list[list[float]]:
     """Learning rates of the steps of two stages laid out for 20 steps each, of which the first trains 15."""
     config = small_config(**{**sections, "stages": {"count": 2, "layers": [3, 1], "steps": 20, **sections["stages"]}})
-    stages = make_plan(config, VOCAB_SIZE).stages
+    stages = make_plan(resolve(config, VOCAB_SIZE)).stages
     assert [(stage.first_step, stage.last_step) for stage in stages] == [(0, 15), (15, 35)]
     return [
         [step_learning_rate(config, stage, step) for step in range(stage.first_step, stage.last_step)]

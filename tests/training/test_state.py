@@ -8,6 +8,7 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import TrainState, build_stage_model, build_state, initial_state, make_trainable
 
@@ -15,7 +16,7 @@ STAGES: dict[str, Any] = {"count": 3, "layers": [2, 1, 1], "steps": [8, 12, 10]}
 
 
 def _state(config: RunConfig, index: int, parallel: Parallel, in_stage: int = 0) -> TrainState:
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     stage = plan.stages[index]
     return build_state(config, plan, stage, stage.first_step + in_stage, VOCAB_SIZE, parallel)
 
@@ -66,7 +67,7 @@ def test_groups_count_the_steps_since_their_moments_began(alone: Parallel, at_st
 
 def test_a_stages_model_takes_its_weights_before_gradients_and_moments_are_allocated(alone: Parallel) -> None:
     config = small_config(stages=STAGES, training={"precision": "bf16"})
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     chunks = build_stage_model(config, plan.stages[1], plan.stages[1].first_step, VOCAB_SIZE, alone)
     params = [param for chunk in chunks for param in chunk.parameters()]
     assert any(param.requires_grad for param in params)

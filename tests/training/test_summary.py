@@ -10,6 +10,7 @@ from worlds import Worlds
 
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.summary import memory_summary, stage_summary
 
@@ -54,4 +55,4 @@ def test_memory_is_shown_for_every_rank() -> None:
 
 def summary(config: RunConfig) -> str:
     with parallel_layout(config.parallel, 1) as parallel:
-        return stage_summary(state_of(config, 1, parallel), make_plan(config, VOCAB_SIZE), config, parallel)
+        return stage_summary(state_of(config, 1, parallel), make_plan(resolve(config, VOCAB_SIZE)), config, parallel)

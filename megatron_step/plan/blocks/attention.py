@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_step.config.model import ModelConfig
 from megatron_step.config.stages import Target
 from megatron_step.plan.blocks.core_attention import Core, CoreAttention
 from megatron_step.plan.blocks.linear import Handling, Linear
@@ -135,16 +134,3 @@ class _Held:
     """Output of the core, the input of the projection."""
     proj: int
     """Adapter of the projection."""
-
-
-def attention_of(model: ModelConfig) -> Attention:
-    """The self-attention of a model's layers."""
-    return Attention(
-        hidden=model.hidden_size,
-        heads=model.num_attention_heads,
-        groups=model.query_groups,
-        head_size=model.attention_head_size,
-        seq_length=model.seq_length,
-        qkv_bias=model.qkv_bias,
-        qk_norm=model.qk_norm,
-    )

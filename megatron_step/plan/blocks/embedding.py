@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_step.config.model import ModelConfig
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.names import EMBEDDING
 
@@ -33,8 +32,3 @@ class Embedding:
     def backward(self, batch: Microbatch) -> int:
         """Bytes of its backward pass: the output's gradient, its sum over ranks, and the table's gradient."""
         return 2 * batch.whole(self.hidden) + batch.stream(self.hidden) + self.gradient(batch)
-
-
-def embedding_of(model: ModelConfig, vocab_size: int) -> Embedding:
-    """The embedding of a model with the tokenizer's `vocab_size`."""
-    return Embedding(model.padded_vocab_size(vocab_size), model.hidden_size)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_step.config.model import ModelConfig
 from megatron_step.plan.blocks.linear import weight_gradient
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.norm import Norm
@@ -22,6 +21,8 @@ class Head:
     """Width of the residual stream."""
     tied: bool
     """Whether its output layer is the embedding."""
+    vocab_size: int
+    """Rows of the output layer that stand for a token."""
 
     @property
     def output_key(self) -> str:
@@ -48,11 +49,6 @@ class Head:
         losses = 3 * 4 * batch.tokens  # losses, their gradients, these times counted
         return Use(kept, kept + losses + hidden + weight)
 
-    def flops(self, vocab_size: int, trained: bool) -> int:
-        """Operations of the output layer in a training step, for a token."""
-        return (6 if trained else 4) * self.hidden * vocab_size
-
-
-def head_of(model: ModelConfig, vocab_size: int) -> Head:
-    """The head of a model with the tokenizer's `vocab_size`."""
-    return Head(model.padded_vocab_size(vocab_size), model.hidden_size, model.tie_embeddings)
+    def flops(self, trained: bool) -> int:
+        """Return the operations of the output layer in a training step, for a token."""
+        return (6 if trained else 4) * self.hidden * self.vocab_size

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 
-from megatron_step.config.model import ModelConfig
 from megatron_step.config.stages import Target
-from megatron_step.plan.blocks.attention import Attention, attention_of
+from megatron_step.plan.blocks.attention import Attention
 from megatron_step.plan.blocks.core_attention import CoreAttention
 from megatron_step.plan.blocks.linear import Handling, Linear
 from megatron_step.plan.blocks.microbatch import Microbatch
-from megatron_step.plan.blocks.mlp import Mlp, mlp_of
+from megatron_step.plan.blocks.mlp import Mlp
 from megatron_step.plan.blocks.tape import Tape, Use
 
 
@@ -32,12 +30,20 @@ class Layer:
         yield from self.attention.weights(tensor, ranks)
         yield from self.mlp.weights(tensor, ranks)
 
+    def stream(self, batch: Microbatch) -> int:
+        """Return the bytes of the residual stream that a rank keeps."""
+        return batch.stream(self.mlp.hidden)
+
+    def whole_stream(self, batch: Microbatch) -> int:
+        """Return the bytes of the residual stream, gathered from all ranks."""
+        return batch.whole(self.mlp.hidden)
+
     def use(
         self, batch: Microbatch, handling: Mapping[Target, Handling], core: CoreAttention, recomputes_core: bool
     ) -> Use:
         """Bytes of a micro-batch."""
         kept = self.attention.kept(batch, handling, core, recomputes_core) + self.mlp.kept(batch, handling)
-        tape = Tape(kept + batch.stream(self.mlp.hidden))  # the gradient of the output comes in
+        tape = Tape(kept + self.stream(batch))  # the gradient of the output comes in
         self.mlp.backward(tape, batch, handling)
         self.attention.backward(tape, batch, handling, core, recomputes_core)
         return Use(kept, tape.peak)
@@ -50,14 +56,3 @@ class Layer:
     def forward_flops(self) -> int:
         """Operations of its forward pass for a token, without adapters."""
         return sum(linear.forward_flops() for linear in self.linears().values()) + self.attention.core.flops()
-
-
-@cache
-def layer_blocks(model: ModelConfig) -> Layer:
-    """Return the layer of a model; the result is cached."""
-    return Layer(attention_of(model), mlp_of(model))
-
-
-def layer_linears(model: ModelConfig) -> dict[Target, Linear]:
-    """The linears of a layer, in the order that numbers them."""
-    return layer_blocks(model).linears()

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_step.config.model import ModelConfig
 from megatron_step.config.stages import Target
 from megatron_step.plan.blocks.linear import Handling, Linear
 from megatron_step.plan.blocks.microbatch import Microbatch
@@ -74,8 +73,3 @@ class Mlp:
             self.fc1.input_bytes(batch, handling["fc1"]) + self.fc1.adapter_kept(batch, handling["fc1"]),
             self.fc2.input_bytes(batch, handling["fc2"]) + self.fc2.adapter_kept(batch, handling["fc2"]),
         )
-
-
-def mlp_of(model: ModelConfig) -> Mlp:
-    """The MLP of a model's layers."""
-    return Mlp(model.hidden_size, model.ffn_hidden_size, model.gated_mlp)

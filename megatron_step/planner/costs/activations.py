@@ -13,80 +13,61 @@ last pipeline rank keeps its logits once, e T v / t. The backward pass is follow
 taken when an operation makes it and freed with what the operation had kept after its last use; the peak is the most
 that is in use at once. A layer that is recomputed keeps its input, and all else only in its own backward pass.
 
-The blocks (plan/blocks) count each part of a model; this file puts them together for a rank. Counted are the operations
-of layers/ and ops/ on the kernels of csrc/; the plain-torch fallbacks keep more.
+The blocks (plan/blocks) count each part of a model; this file puts them together for a rank. The operations counted are
+those of layers/ and ops/ on the kernels of csrc/; the plain-torch fallbacks keep more.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from megatron_step.config.run import RunConfig
-from megatron_step.plan.blocks.attention import attention_of
-from megatron_step.plan.blocks.embedding import embedding_of
-from megatron_step.plan.blocks.head import head_of
-from megatron_step.plan.blocks.layer import layer_blocks
-from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.tape import Use
-from megatron_step.plan.layout import Chunk, num_microbatches, rank_chunks
 from megatron_step.plan.names import EMBEDDING
-from megatron_step.plan.parameters import layer_handling, layer_parameters
+from megatron_step.plan.parameters import HeldChunk, layer_handling
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
-from megatron_step.plan.states import RECIPES, recipe_of
 from megatron_step.plan.trainable import treatment
 from megatron_step.planner.costs.pipeline_schedule import held_messages, passes
 
 
-def activation_bytes(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> int:
-    """The most that a step of full global batches needs at once on a pipeline rank, beside the model states."""
-    microbatches = num_microbatches(config.training, dp_size)
-    chunks = [_chunk_use(config, stage, vocab_size, chunk) for chunk in rank_chunks(config.parallel, pp_rank)]
-    peak = live = between_passes(config, microbatches, pp_rank)
-    for vp_stage, is_forward in passes(config.parallel, microbatches, pp_rank):
+def activation_bytes(resolved: ResolvedConfig, stage: Stage, chunks: Sequence[HeldChunk]) -> int:
+    """Return the most that a step of full global batches needs at once beside the model states.
+
+    `chunks` are those of one pipeline rank.
+    """
+    parallel, microbatches, pp_rank = resolved.config.parallel, resolved.num_microbatches, chunks[0].chunk.pp_rank
+    uses = [_chunk_use(resolved, stage, chunk) for chunk in chunks]
+    peak = live = between_passes(resolved, pp_rank)
+    for vp_stage, is_forward in passes(parallel, microbatches, pp_rank):
         if is_forward:
-            live += chunks[vp_stage].kept
+            live += uses[vp_stage].kept
         else:
-            live -= chunks[vp_stage].kept
-            peak = max(peak, live + chunks[vp_stage].backward)
+            live -= uses[vp_stage].kept
+            peak = max(peak, live + uses[vp_stage].backward)
     return peak
 
 
-def between_passes(config: RunConfig, microbatches: int, pp_rank: int) -> int:
-    """Bytes in use on a pipeline rank beside what passes keep: messages, buffers, single numbers such as losses."""
-    batch, hidden = microbatch_of(config), config.model.hidden_size
-    # What tensor-parallel ranks exchange is let go of a little late: by the backend, once it has noticed the end.
-    exchanged = batch.whole(hidden) if batch.tensor > 1 else 0
-    held = held_messages(config.parallel, microbatches, pp_rank) * batch.stream(hidden)
-    scores = attention_of(config.model).core.shared_buffer(batch) if config.planner.attention == "unfused" else 0
-    return held + exchanged + scores + _SCALARS_BYTES
+def between_passes(resolved: ResolvedConfig, pp_rank: int) -> int:
+    """Return the bytes in use on a pipeline rank beside what passes keep: messages, buffers, numbers such as losses."""
+    batch, blocks = resolved.batch, resolved.blocks
+    # The backend frees what tensor-parallel ranks exchange a little late, once it has noticed the end.
+    exchanged = blocks.layer.whole_stream(batch) if batch.tensor > 1 else 0
+    messages = held_messages(resolved.config.parallel, resolved.num_microbatches, pp_rank)
+    keeps_scores = resolved.config.planner.attention == "unfused"
+    scores = blocks.layer.attention.core.shared_buffer(batch) if keeps_scores else 0
+    return messages * blocks.layer.stream(batch) + exchanged + scores + _SCALARS_BYTES
 
 
 _SCALARS_BYTES = 4096
 
 
-def microbatch_of(config: RunConfig) -> Microbatch:
-    """The micro-batch of a run, on a tensor-parallel rank."""
-    return Microbatch(
-        tokens=config.training.micro_batch_size * config.model.seq_length,
-        element_bytes=RECIPES[config.training.precision].weight.element_bytes,
-        tensor=config.parallel.tensor_parallel_size,
-        sequence_parallel=config.parallel.sequence_parallel,
-    )
-
-
-def layer_use(config: RunConfig, stage: Stage, layer: int) -> Use:
-    """Bytes of a micro-batch in a layer, by whether its matrices are trained and whether they have adapters."""
-    batch, blocks = microbatch_of(config), layer_blocks(config.model)
-    dequantized = recipe_of(config).frozen_matrix is not None
-    handling = {
-        target: replace(how, dequantized=dequantized) for target, how in layer_handling(config, stage, layer).items()
-    }
-    recomputes_core, core = config.parallel.recompute == "selective", blocks.attention.core
-    keeps_scores = config.planner.attention == "unfused"
-    attention = core.unfused(batch, recomputes_core) if keeps_scores else core.linear(batch)
-    whole = blocks.use(batch, handling, attention, recomputes_core)
-    if config.parallel.recompute == "full":
-        stream = batch.stream(config.model.hidden_size)
-        return Use(stream, whole.backward + stream)  # computed again, its output too
-    return whole
+def layer_use(resolved: ResolvedConfig, stage: Stage, layer: int) -> Use:
+    """Return the bytes of a micro-batch in a layer, by which matrices are trained and which have adapters."""
+    batch, block, recompute = resolved.batch, resolved.blocks.layer, resolved.config.parallel.recompute
+    use = block.use(batch, layer_handling(resolved, stage, layer), resolved.core, recompute == "selective")
+    if recompute == "full":
+        stream = block.stream(batch)
+        return Use(stream, use.backward + stream)  # the layer and its output are computed again
+    return use
 
 
 @dataclass(frozen=True)
@@ -94,47 +75,46 @@ class ChunkEnds:
     """Bytes of one micro-batch in what a model chunk has beside its layers."""
 
     below: int
-    """From its forward to its backward pass: the output sent on, what the embedding keeps."""
+    """Bytes kept from the forward to the backward pass: the output sent on, and what the embedding keeps."""
     under_top: int
-    """More of them once the topmost part's backward pass is over."""
+    """Bytes added once the backward pass of the topmost block is over."""
     embedding_backward: int
-    """The most in the embedding's backward pass, with all that is then kept."""
+    """The most in the embedding's backward pass, with all that is kept then."""
     head: Use | None
-    """The final norm, the output layer and the loss, where they are here."""
+    """The final norm, the output layer and the loss, where the chunk holds them."""
 
 
-def chunk_ends(config: RunConfig, stage: Stage, vocab_size: int, *, first: bool, last: bool) -> ChunkEnds:
-    """The ends of a chunk that is or is not the `first` of the model, and the `last`."""
-    batch, model = microbatch_of(config), config.model
-    embedding, head = embedding_of(model, vocab_size), head_of(model, vocab_size)
-    embedding_trained = treatment(EMBEDDING, stage, config).trained
-    # Another rank's chunk has this one's output until its gradient comes back, which stays to the end as well.
-    sent = 0 if last else batch.stream(head.hidden)
-    # The output layer's gradient of a tied weight waits for the embedding's; then there is their sum, too.
+def chunk_ends(resolved: ResolvedConfig, stage: Stage, *, first: bool, last: bool) -> ChunkEnds:
+    """Return the ends of a chunk that is or is not the `first` of the model, and the `last`."""
+    batch, embedding, head = resolved.batch, resolved.blocks.embedding, resolved.blocks.head
+    embedding_trained = treatment(EMBEDDING, stage, resolved.config).trained
+    # Another rank's chunk has this chunk's output until its gradient comes back, which stays to the end as well.
+    sent = 0 if last else resolved.blocks.layer.stream(batch)
+    # The output layer's gradient of a tied weight waits for the embedding's gradient; then their sum is there, too.
     waits = first and last and head.tied and embedding_trained
     waiting = embedding.gradient(batch) if waits else 0
     return ChunkEnds(
         below=sent + (embedding.kept(batch) if first else 0),
         under_top=waiting + sent,
         embedding_backward=2 * sent + 2 * waiting + embedding.backward(batch) if first and embedding_trained else 0,
-        head=head.use(batch, treatment(head.output_key, stage, config).trained) if last else None,
+        head=head.use(batch, treatment(head.output_key, stage, resolved.config).trained) if last else None,
     )
 
 
-def _chunk_use(config: RunConfig, stage: Stage, vocab_size: int, chunk: Chunk) -> Use:
-    ends = chunk_ends(config, stage, vocab_size, first=chunk.is_first, last=chunk.is_last)
-    parts: list[Use] = []
-    flows = not chunk.is_first or treatment(EMBEDDING, stage, config).trained
-    flows = flows or config.parallel.recompute == "full"
-    for layer in stage.layers_of(chunk):
+def _chunk_use(resolved: ResolvedConfig, stage: Stage, held: HeldChunk) -> Use:
+    ends = chunk_ends(resolved, stage, first=held.chunk.is_first, last=held.chunk.is_last)
+    blocks: list[Use] = []
+    flows = not held.chunk.is_first or treatment(EMBEDDING, stage, resolved.config).trained
+    flows = flows or resolved.config.parallel.recompute == "full"
+    for layer, parameters in held.layers.items():
         # Below the first trained weight nothing has a gradient, and nothing is kept.
-        flows = flows or any(parameter.treatment.trained for parameter in layer_parameters(config, stage, layer))
+        flows = flows or any(parameter.treatment.trained for parameter in parameters)
         if flows:
-            parts.append(layer_use(config, stage, layer))
-    parts += [ends.head] if ends.head else []
-    peak = below = ends.below
-    for index, part in enumerate(parts):
-        is_top = index == len(parts) - 1  # which makes the first, and begins with the second
-        peak = max(peak, below + part.backward + (0 if is_top else ends.under_top))
-        below += part.kept
-    return Use(below, max(peak, ends.embedding_backward))
+            blocks.append(layer_use(resolved, stage, layer))
+    blocks += [ends.head] if ends.head else []
+    peak = kept = ends.below
+    for index, block in enumerate(blocks):
+        is_top = index == len(blocks) - 1  # its backward pass makes the bytes of `under_top`
+        peak = max(peak, kept + block.backward + (0 if is_top else ends.under_top))
+        kept += block.kept
+    return Use(kept, max(peak, ends.embedding_backward))

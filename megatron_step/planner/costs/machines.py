@@ -27,7 +27,7 @@ class Machine:
 
 
 def pipeline_machines(cluster: Cluster | None, parallel: ParallelConfig, dp_size: int) -> tuple[Machine, ...]:
-    """The machine of each pipeline rank.
+    """Return the machine of each pipeline rank on `dp_size` data-parallel ranks.
 
     Raises ValueError if the cluster has too few GPUs, or nodes that tensor-parallel ranks do not divide.
     """

@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
-from megatron_step.config.run import RunConfig
-from megatron_step.plan.layout import Chunk, rank_chunks
-from megatron_step.plan.names import is_adapter, layer_of
-from megatron_step.plan.parameters import Parameter, chunk_parameters
+from megatron_step.plan.names import is_adapter, is_embedding, layer_of
+from megatron_step.plan.parameters import HeldChunk, held_chunks
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
-from megatron_step.plan.states import FP32, Recipe, copied_in_growth, recipe_of
+from megatron_step.plan.states import FP32, Parameter, Recipe, copied_in_growth
 from megatron_step.planner.costs.activations import activation_bytes
 
 WEIGHT_ALIGNMENT = 64
@@ -60,15 +59,33 @@ class RankMemory:
         return self.model_state_bytes + self.activation_bytes
 
 
-def stage_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int) -> tuple[RankMemory, ...]:
-    """Memory of each pipeline rank in `stage`, on `dp_size` data-parallel ranks; nothing in a stage of no steps.
+def stage_memory(resolved: ResolvedConfig, stage: Stage) -> tuple[RankMemory, ...]:
+    """Return the memory of each pipeline rank in `stage`; nothing in a stage of no steps."""
+    return tuple(rank_memory(resolved, stage, chunks) for chunks in held_chunks(resolved, stage))
 
-    `vocab_size` is the tokenizer's.
-    """
+
+def rank_memory(resolved: ResolvedConfig, stage: Stage, chunks: Sequence[HeldChunk]) -> RankMemory:
+    """Return the memory of the pipeline rank that holds `chunks` in `stage`; nothing in a stage of no steps."""
     if stage.num_steps == 0:
-        return (RankMemory(0, 0, 0, 0, 0, 0),) * config.parallel.pipeline_parallel_size
-    ranks = range(config.parallel.pipeline_parallel_size)
-    return tuple(_rank_memory(config, stage, vocab_size, dp_size, pp_rank) for pp_rank in ranks)
+        return RankMemory(0, 0, 0, 0, 0, 0)
+    recipe = resolved.recipe
+    frozen_bytes = padded = adapters = 0  # the last two in elements
+    owned = [0] * resolved.dp_size  # bytes of optimizer states on each data-parallel rank
+    for held in chunks:
+        frozen_bytes += sum(recipe.frozen_bytes(p) for p in held.parameters if not p.treatment.trained)
+        adapters += sum(p.numel for p in held.parameters if is_adapter(p.key))
+        buckets = _buckets(resolved, held)
+        padded += buckets[-1].stop if buckets else 0
+        for bucket in buckets:
+            _add_owned(owned, bucket, recipe, resolved.config.parallel.distributed_optimizer)
+    return RankMemory(
+        frozen_weight_bytes=frozen_bytes,
+        trained_weight_bytes=recipe.weight.bytes(padded - adapters),
+        adapter_weight_bytes=recipe.weight.bytes(adapters),
+        gradient_bytes=recipe.gradient.bytes(padded),
+        optimizer_bytes=max(owned),
+        activation_bytes=activation_bytes(resolved, stage, chunks),
+    )
 
 
 def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
@@ -97,12 +114,12 @@ class HostMemory:
     """A load, from any layout: two tensors of the largest size, whole, the one that is read and the one before it."""
 
 
-def host_memory(config: RunConfig, parameters: Sequence[Parameter], dp_size: int) -> HostMemory:
-    """Host memory for checkpoints of a pipeline rank that holds `parameters`, on `dp_size` data-parallel ranks."""
-    recipe = recipe_of(config)
+def host_memory(resolved: ResolvedConfig, parameters: Sequence[Parameter]) -> HostMemory:
+    """Return the host memory for checkpoints of a pipeline rank that holds `parameters`."""
+    config, recipe = resolved.config, resolved.recipe
     numel, trained = sum(p.numel for p in parameters), sum(p.numel for p in parameters if p.treatment.trained)
     largest = max((max(_tensor_bytes(p, recipe)) for p in parameters), default=0)
-    owners = dp_size if config.parallel.distributed_optimizer else 1
+    owners = resolved.dp_size if config.parallel.distributed_optimizer else 1
     written = recipe.saved_bytes(numel, trained, owners)
     return HostMemory(
         save_bytes=written if config.checkpoint.asynchronous else largest,
@@ -116,30 +133,6 @@ def _tensor_bytes(parameter: Parameter, recipe: Recipe) -> tuple[int, ...]:
     return (weight, FP32.bytes(parameter.numel)) if parameter.treatment.trained else (weight,)
 
 
-def _rank_memory(config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, pp_rank: int) -> RankMemory:
-    recipe = recipe_of(config)
-    frozen_bytes = trained = adapters = gradients = 0  # elements, but of frozen weights
-    owned = [0] * dp_size  # bytes of optimizer states, on each data-parallel rank
-    for chunk in rank_chunks(config.parallel, pp_rank):
-        parameters = chunk_parameters(config, stage, vocab_size, chunk)
-        frozen_bytes += sum(recipe.frozen_bytes(p) for p in parameters if not p.treatment.trained)
-        adapters += sum(p.numel for p in parameters if is_adapter(p.key))
-        buckets = _buckets([p for p in parameters if p.treatment.trained], config, dp_size, chunk)
-        padded = buckets[-1].stop if buckets else 0
-        gradients += padded
-        trained += padded
-        for bucket in buckets:
-            _add_owned(owned, bucket, recipe, config.parallel.distributed_optimizer)
-    return RankMemory(
-        frozen_weight_bytes=frozen_bytes,
-        trained_weight_bytes=recipe.weight.bytes(trained - adapters),
-        adapter_weight_bytes=recipe.weight.bytes(adapters),
-        gradient_bytes=recipe.gradient.bytes(gradients),
-        optimizer_bytes=max(owned),
-        activation_bytes=activation_bytes(config, stage, vocab_size, dp_size, pp_rank),
-    )
-
-
 @dataclass(frozen=True)
 class _Bucket:
     """A part of a chunk's gradient buffer that is reduced at once, in elements from the buffer's start."""
@@ -150,11 +143,12 @@ class _Bucket:
     """Start and end of each weight in it."""
 
 
-def _buckets(trained: Sequence[Parameter], config: RunConfig, dp_size: int, chunk: Chunk) -> list[_Bucket]:
-    """The buckets of a chunk with the weights `trained`, as _ParamAndGradBuffer.__init__ makes them."""
-    distributed = config.parallel.distributed_optimizer
-    align, align_end = (WEIGHT_ALIGNMENT, lcm(dp_size, 128)) if distributed else (1, 1)
-    limit = _bucket_elements(config, dp_size, chunk)
+def _buckets(resolved: ResolvedConfig, held: HeldChunk) -> list[_Bucket]:
+    """Return the buckets of a chunk's trained weights, as _ParamAndGradBuffer.__init__ makes them."""
+    distributed = resolved.config.parallel.distributed_optimizer
+    align, align_end = (WEIGHT_ALIGNMENT, lcm(resolved.dp_size, 128)) if distributed else (1, 1)
+    limit = _bucket_elements(resolved, held)
+    trained = [parameter for parameter in held.parameters if parameter.treatment.trained]
     buckets: list[_Bucket] = []
     start = end = 0
     weights: list[tuple[int, int]] = []
@@ -167,7 +161,7 @@ def _buckets(trained: Sequence[Parameter], config: RunConfig, dp_size: int, chun
 
     for parameter in reversed(trained):  # about the order in which the backward pass reaches them
         # An embedding that two pipeline ranks share is alone in its bucket, so that both split it in the same way.
-        alone = distributed and _is_shared_embedding(parameter, config)
+        alone = distributed and _is_shared_embedding(parameter, resolved)
         end = _round_up(end, align)
         if alone and weights:
             close()
@@ -180,15 +174,15 @@ def _buckets(trained: Sequence[Parameter], config: RunConfig, dp_size: int, chun
     return buckets
 
 
-def _is_shared_embedding(parameter: Parameter, config: RunConfig) -> bool:
-    shared = config.model.tie_embeddings and config.parallel.pipeline_parallel_size > 1
-    return shared and parameter.key.startswith("embedding.")
+def _is_shared_embedding(parameter: Parameter, resolved: ResolvedConfig) -> bool:
+    shared = resolved.blocks.head.tied and resolved.config.parallel.pipeline_parallel_size > 1
+    return shared and is_embedding(parameter.key)
 
 
-def _bucket_elements(config: RunConfig, dp_size: int, chunk: Chunk) -> int | None:
-    """Elements after which a bucket is full; None for one bucket (DistributedDataParallel.__init__)."""
-    overlapped = config.parallel.overlap_grad_reduce and dp_size > 1
-    return max(40_000_000, 1_000_000 * dp_size) if overlapped and chunk.is_first else None
+def _bucket_elements(resolved: ResolvedConfig, held: HeldChunk) -> int | None:
+    """Return the elements after which a bucket is full; None for one bucket (DistributedDataParallel.__init__)."""
+    overlapped = resolved.config.parallel.overlap_grad_reduce and resolved.dp_size > 1
+    return max(40_000_000, 1_000_000 * resolved.dp_size) if overlapped and held.chunk.is_first else None
 
 
 def _add_owned(owned: list[int], bucket: _Bucket, recipe: Recipe, distributed: bool) -> None:

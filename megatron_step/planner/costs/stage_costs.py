@@ -26,22 +26,16 @@ from math import ceil
 import numpy as np
 import numpy.typing as npt
 
-from megatron_step.config.run import RunConfig
 from megatron_step.plan.blocks.tape import Use
-from megatron_step.plan.layout import num_microbatches, rank_chunks
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import GrownLayer
-from megatron_step.plan.parameters import Parameter, layer_parameters, outer_parameters
+from megatron_step.plan.parameters import layer_parameters, outer_parameters
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
-from megatron_step.plan.states import recipe_of
-from megatron_step.planner.costs.activations import (
-    ChunkEnds,
-    between_passes,
-    chunk_ends,
-    layer_use,
-    microbatch_of,
-)
-from megatron_step.planner.costs.flops import forward_flops_per_token, layer_flops_per_token, output_flops_per_token
+from megatron_step.plan.states import Parameter
+from megatron_step.planner.costs.activations import ChunkEnds, between_passes, chunk_ends, layer_use
+from megatron_step.planner.costs.flops import layer_flops_per_token, output_flops_per_token
 from megatron_step.planner.costs.machines import Machine
 from megatron_step.planner.costs.memory import WEIGHT_ALIGNMENT, growth_bytes
 
@@ -98,37 +92,31 @@ class StageCosts:
     """m + (P - 1) / V: micro-batches that a step takes the time of."""
 
 
-def stage_costs(config: RunConfig, vocab_size: int, dp_size: int, *, first: bool) -> StageCosts:
-    """Costs of the `first` stage, or of any later one, on `dp_size` data-parallel ranks."""
-    period = policy_of(config).period
+def stage_costs(resolved: ResolvedConfig, *, first: bool) -> StageCosts:
+    """Return the costs of the `first` stage, or of any later one."""
+    period = policy_of(resolved.config).period
     stage = stage_of((0,), index=0) if first else stage_of((0,) * period + (1,), index=1)
-    pipeline, virtual = config.parallel.pipeline_parallel_size, config.parallel.virtual_pipeline_size
-    microbatches = num_microbatches(config.training, dp_size)
+    pipeline, virtual = resolved.config.parallel.pipeline_parallel_size, resolved.config.parallel.virtual_pipeline_size
     return StageCosts(
-        new=_layer_cost(config, stage, stage.num_layers - 1, dp_size),
-        old=_mean([_layer_cost(config, stage, layer, dp_size) for layer in range(1 if first else period)]),
-        ranks=tuple(
-            _rank_cost(config, stage, vocab_size, dp_size, microbatches, pp_rank) for pp_rank in range(pipeline)
-        ),
-        slots=microbatches + (pipeline - 1) / virtual,
+        new=_layer_cost(resolved, stage, stage.num_layers - 1),
+        old=_mean([_layer_cost(resolved, stage, layer) for layer in range(1 if first else period)]),
+        ranks=tuple(_rank_cost(resolved, stage, pp_rank) for pp_rank in range(pipeline)),
+        slots=resolved.num_microbatches + (pipeline - 1) / virtual,
     )
 
 
-def _layer_cost(config: RunConfig, stage: Stage, layer: int, dp_size: int) -> LayerCost:
-    batch = microbatch_of(config)
-    tensor, tokens = batch.tensor, batch.tokens
-    recomputes = config.parallel.recompute == "full"
-    flops = layer_flops_per_token(config, stage, layer)
-    flops += forward_flops_per_token(config) if recomputes else 0
+def _layer_cost(resolved: ResolvedConfig, stage: Stage, layer: int) -> LayerCost:
+    batch, block, recomputes = resolved.batch, resolved.blocks.layer, resolved.config.parallel.recompute == "full"
+    flops = layer_flops_per_token(resolved, stage, layer) + (block.forward_flops() if recomputes else 0)
     # Two sums over ranks forward and two backward, each of which sends 2 (t - 1) / t of its tensor.
-    exchanges = (6 if recomputes else 4) * 2 * (tensor - 1)
-    parameters = layer_parameters(config, stage, layer)
+    exchanges = (6 if recomputes else 4) * 2 * (batch.tensor - 1)
+    parameters = layer_parameters(resolved, stage, layer)
     return LayerCost(
-        state_bytes=_state_bytes(parameters, config, dp_size),
-        use=layer_use(config, stage, layer),
-        flops=flops * tokens // tensor,
-        exchanged_bytes=exchanges * batch.whole(config.model.hidden_size) // tensor,
-        reduced_bytes=_reduced_bytes(parameters, config, dp_size),
+        state_bytes=_state_bytes(parameters, resolved),
+        use=layer_use(resolved, stage, layer),
+        flops=flops * batch.tokens // batch.tensor,
+        exchanged_bytes=exchanges * block.whole_stream(batch) // batch.tensor,
+        reduced_bytes=_reduced_bytes(parameters, resolved),
     )
 
 
@@ -147,23 +135,20 @@ def _mean(layers: Sequence[LayerCost]) -> LayerCost:
     )
 
 
-def _rank_cost(
-    config: RunConfig, stage: Stage, vocab_size: int, dp_size: int, microbatches: int, pp_rank: int
-) -> RankCost:
-    pipeline = config.parallel.pipeline_parallel_size
-    tokens, chunks = microbatch_of(config).tokens, rank_chunks(config.parallel, pp_rank)
+def _rank_cost(resolved: ResolvedConfig, stage: Stage, pp_rank: int) -> RankCost:
+    batch, parallel = resolved.batch, resolved.config.parallel
+    chunks = rank_chunks(parallel, pp_rank)
     first, last = chunks[0].is_first, chunks[-1].is_last
-    outer = outer_parameters(config, stage, vocab_size, first=first, last=last)
-    layers = [weight for layer in range(stage.num_layers) for weight in layer_parameters(config, stage, layer)]
-    output_flops = output_flops_per_token(config, stage, vocab_size) * tokens
+    outer = outer_parameters(resolved, stage, first=first, last=last)
+    layers = [weight for layer in range(stage.num_layers) for weight in layer_parameters(resolved, stage, layer)]
     return RankCost(
-        state_bytes=_state_bytes(outer, config, dp_size),
-        message_bytes=between_passes(config, microbatches, pp_rank),
-        in_flight=min(microbatches, pipeline - pp_rank),
-        ends=tuple(chunk_ends(config, stage, vocab_size, first=chunk.is_first, last=chunk.is_last) for chunk in chunks),
+        state_bytes=_state_bytes(outer, resolved),
+        message_bytes=between_passes(resolved, pp_rank),
+        in_flight=min(resolved.num_microbatches, parallel.pipeline_parallel_size - pp_rank),
+        ends=tuple(chunk_ends(resolved, stage, first=chunk.is_first, last=chunk.is_last) for chunk in chunks),
         growth_bytes=growth_bytes([*outer, *layers], stage),
-        flops=output_flops // config.parallel.tensor_parallel_size if last else 0,
-        reduced_bytes=_reduced_bytes(outer, config, dp_size),
+        flops=output_flops_per_token(resolved, stage) * batch.tokens // batch.tensor if last else 0,
+        reduced_bytes=_reduced_bytes(outer, resolved),
     )
 
 
@@ -238,30 +223,29 @@ def differences(sums: Array) -> Array:
     return of_ranges
 
 
-def _state_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: int) -> int:
-    """Model states of one of `dp_size` data-parallel ranks, with the padding of single weights, rounded up."""
-    recipe, distributed = recipe_of(config), config.parallel.distributed_optimizer
+def _state_bytes(parameters: Sequence[Parameter], resolved: ResolvedConfig) -> int:
+    """Return the model states of one data-parallel rank, with the padding of single weights, rounded up."""
+    recipe, distributed = resolved.recipe, resolved.config.parallel.distributed_optimizer
     align = WEIGHT_ALIGNMENT if distributed else 1
     frozen_bytes = sum(recipe.frozen_bytes(parameter) for parameter in parameters if not parameter.treatment.trained)
     trained = [parameter.numel for parameter in parameters if parameter.treatment.trained]
     padded = sum(-(-numel // align) * align for numel in trained)
-    states = Fraction(sum(map(recipe.optimizer_bytes, trained)), dp_size if distributed else 1)
+    states = Fraction(sum(map(recipe.optimizer_bytes, trained)), resolved.dp_size if distributed else 1)
     return ceil(frozen_bytes + recipe.trained_bytes(padded) + states)
 
 
-def _reduced_bytes(parameters: Sequence[Parameter], config: RunConfig, dp_size: int) -> int:
-    """A ring sends (d - 1) / d of the gradients to sum them, and as much again to hand out sums or updated weights."""
-    recipe = recipe_of(config)
-    handed_out = recipe.weight if config.parallel.distributed_optimizer else recipe.gradient
-    trained = _trained(parameters)
+def _reduced_bytes(parameters: Sequence[Parameter], resolved: ResolvedConfig) -> int:
+    """Return what a data-parallel rank sends in a step.
+
+    A ring sends (d - 1) / d of the gradients to sum them, and as much again to hand out sums or updated weights.
+    """
+    recipe, dp_size = resolved.recipe, resolved.dp_size
+    handed_out = recipe.weight if resolved.config.parallel.distributed_optimizer else recipe.gradient
+    trained = sum(parameter.numel for parameter in parameters if parameter.treatment.trained)
     return (recipe.gradient.bytes(trained) + handed_out.bytes(trained)) * (dp_size - 1) // dp_size
 
 
-def _trained(parameters: Sequence[Parameter]) -> int:
-    return sum(parameter.numel for parameter in parameters if parameter.treatment.trained)
-
-
 def stage_of(born: tuple[int, ...], index: int) -> Stage:
-    """A stage whose layers were added by the stages `born`."""
-    layers = tuple(GrownLayer((), of) for of in born)
+    """Return a stage whose layers were added by the stages `born`."""
+    layers = tuple(GrownLayer((), stage) for stage in born)
     return Stage(index, layers, first_step=0, last_step=0, schedule_steps=0, grows=False, layout=(len(layers),))

@@ -21,6 +21,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import operator_of
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Solution
 from megatron_step.planner.costs.machines import Machine
 from megatron_step.planner.search.chunk_costs import Split
@@ -43,21 +44,17 @@ class Choice:
 
 
 def choose(
-    config: RunConfig,
-    vocab_size: int,
-    dp_size: int,
-    machines: Sequence[Machine],
-    steps: Sequence[int],
-    depths: Sequence[int] | None,
+    resolved: ResolvedConfig, machines: Sequence[Machine], steps: Sequence[int], depths: Sequence[int] | None
 ) -> Choice:
     """The depth and layout of each stage, of `steps` optimizer steps each; `depths` where they are known.
 
     Raises ValueError if there are too few layers, if no choice of layers saves memory, or if none fits the machines.
     """
+    config = resolved.config
     planner, count = config.planner, config.stages.count
     # Three quarters of the time for looking around among stages, the rest for the layouts of those that are chosen; the
     # solver looks at its clock but now and then.
-    layouts = StageLayouts(config, vocab_size, dp_size, machines, seconds=planner.time_limit / (4 * count))
+    layouts = StageLayouts(resolved, machines, seconds=planner.time_limit / (4 * count))
     deadline = monotonic() + planner.time_limit * 3 / 4
     if depths is None:
         _check_saves(config, layouts)

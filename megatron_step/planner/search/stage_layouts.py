@@ -11,9 +11,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from megatron_step.config.run import RunConfig
-from megatron_step.plan.layout import num_chunks, num_microbatches
+from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.operators import first_layers, grow, operator_of
+from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import even_layout
 from megatron_step.planner.costs.machines import Machine
 from megatron_step.planner.costs.pipeline_schedule import most_in_flight
@@ -41,16 +41,13 @@ class StageLayouts:
     seconds of an optimizer step.
     """
 
-    def __init__(
-        self, config: RunConfig, vocab_size: int, dp_size: int, machines: Sequence[Machine], seconds: float
-    ) -> None:
-        self._config = config
+    def __init__(self, resolved: ResolvedConfig, machines: Sequence[Machine], seconds: float) -> None:
+        self._config = resolved.config
         self._machines = machines
         self._seconds = seconds  # that the integer program of a layout may take
         self._capacities = np.array([machine.capacity_bytes or 1 for machine in machines], dtype=np.float64)
-        self._first = stage_costs(config, vocab_size, dp_size, first=True)
-        self._later = stage_costs(config, vocab_size, dp_size, first=False)
-        self._in_flight = most_in_flight(config.parallel, num_microbatches(config.training, dp_size))
+        self._first, self._later = (stage_costs(resolved, first=first) for first in (True, False))
+        self._in_flight = most_in_flight(resolved.config.parallel, resolved.num_microbatches)
         self.least_share = cache(self._least_share)
         self.fastest = cache(self._fastest)
 

@@ -10,6 +10,7 @@ import torch
 from megatron_step.config.run import LoggingConfig, RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.peak import dense_peak_flops
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import StagePlan
 from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
@@ -36,7 +37,8 @@ def logging_hook(
     It adds speed and memory to the metrics. Training of this process begins after `first_step`.
     """
     peak = _peak_flops(config.training.precision)
-    flops_per_token = [stage_flops_per_token(config, stage, vocab_size) for stage in plan.stages]
+    resolved = resolve(config, vocab_size, parallel.dp_size)
+    flops_per_token = [stage_flops_per_token(resolved, stage) for stage in plan.stages]
     measured: dict[int, dict[str, Any]] = {}  # the memory of each stage
     with ExitStack() as stack:
         tracked = TrackedRun(config, plan.num_steps, first_step)
@@ -46,7 +48,7 @@ def logging_hook(
         def hook(context: StepContext) -> None:
             stage, metrics = context.state.stage, context.metrics
             if context.memory is not None:
-                planned = stage_memory(config, stage, vocab_size, parallel.dp_size)
+                planned = stage_memory(resolved, stage)
                 measured[stage.index] = _memory_entry(
                     context.memory, context.state.growth_peak_bytes, planned, parallel
                 )

@@ -15,7 +15,8 @@ from megatron_step.engine.parallel import parallel_layout
 from megatron_step.layers import spec
 from megatron_step.plan.blocks.core_attention import Core
 from megatron_step.plan.blocks.microbatch import Microbatch
-from megatron_step.planner.costs.activations import activation_bytes
+from megatron_step.plan.resolved import resolve
+from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_peak
 from megatron_step.training.state import build_state
@@ -55,7 +56,7 @@ def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[str, int, in
     compared = []
     for case in cases:
         config = small_config(**case)
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         with parallel_layout(config.parallel, seed=1) as parallel, patch.object(spec, "SDPAttention", StockAttention):
             for stage in plan.stages:
                 state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
@@ -67,7 +68,9 @@ def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[str, int, in
                 step()  # what stays is allocated by the first
                 parallel_state.get_global_memory_buffer().buffer.clear()  # but the scores' buffer is counted
                 _, measured = measure_peak(step)
-                planned = activation_bytes(config, stage, VOCAB_SIZE, parallel.dp_size, parallel.pp_rank)
+                planned = stage_memory(resolve(config, VOCAB_SIZE, parallel.dp_size), stage)[
+                    parallel.pp_rank
+                ].activation_bytes
                 compared.append((f"{case}, stage {stage.index}", measured, planned))
                 state.release()
     return compared
@@ -108,7 +111,9 @@ def planned(seq_length: int, recompute: str = "none") -> int:
     config = small_config(
         model={**SIZES, "seq_length": seq_length}, parallel={"recompute": recompute}, planner={"attention": "unfused"}
     )
-    return activation_bytes(config, make_plan(config, VOCAB_SIZE).stages[0], VOCAB_SIZE, dp_size=1, pp_rank=0)
+    return stage_memory(resolve(config, VOCAB_SIZE), make_plan(resolve(config, VOCAB_SIZE)).stages[0])[
+        0
+    ].activation_bytes
 
 
 def test_scores_grow_with_the_square_of_the_sequence() -> None:

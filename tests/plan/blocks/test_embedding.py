@@ -2,12 +2,12 @@
 
 from small_run import VOCAB_SIZE, small_config
 
-from megatron_step.plan.blocks.embedding import embedding_of
 from megatron_step.plan.blocks.microbatch import Microbatch
+from megatron_step.plan.blocks.model import model_blocks
 
 
 def test_rows_are_padded_and_split() -> None:
-    embedding = embedding_of(small_config().model, VOCAB_SIZE)
+    embedding = model_blocks(small_config().model, VOCAB_SIZE).embedding
     assert [shape for _, shape in embedding.weights(2)] == [(128, 64)]
     batch = Microbatch(tokens=10, element_bytes=4, tensor=2, sequence_parallel=False)
     assert embedding.gradient(batch) == 4 * 128 * 64

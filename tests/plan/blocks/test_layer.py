@@ -2,9 +2,9 @@
 
 from small_run import PLAIN, TIED, small_config
 
-from megatron_step.plan.blocks.layer import layer_blocks, layer_linears
 from megatron_step.plan.blocks.linear import Handling
 from megatron_step.plan.blocks.microbatch import Microbatch
+from megatron_step.plan.blocks.model import layer_blocks
 
 BATCH = Microbatch(tokens=10, element_bytes=4, tensor=1, sequence_parallel=False)
 
@@ -17,11 +17,6 @@ def test_it_keeps_what_its_blocks_keep() -> None:
         use = layer.use(BATCH, handling, core, recomputes_core=False)
         assert use.kept == layer.attention.kept(BATCH, handling, core, False) + layer.mlp.kept(BATCH, handling)
         assert use.backward > use.kept
-
-
-def test_linears_are_numbered_in_one_order() -> None:
-    """The order seeds the dropout of their adapters."""
-    assert list(layer_linears(small_config().model)) == ["qkv", "proj", "fc1", "fc2"]
 
 
 def test_a_training_step_takes_three_times_a_forward_pass() -> None:

@@ -7,7 +7,8 @@ from small_run import VOCAB_SIZE, made_up_batch, small_config
 from worlds import Worlds
 
 from megatron_step.engine.parallel import parallel_layout
-from megatron_step.planner.costs.activations import activation_bytes
+from megatron_step.plan.resolved import resolve
+from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_step
 from megatron_step.training.state import build_state
@@ -36,7 +37,7 @@ def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[str, int, in
     compared = []
     for case in cases:
         config = small_config(**case)
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         with parallel_layout(config.parallel, seed=1) as parallel:
             for stage in plan.stages:
                 state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
@@ -47,7 +48,9 @@ def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[str, int, in
 
                 step()  # what stays is allocated by the first
                 _, memory = measure_step(state, step)
-                planned = activation_bytes(config, stage, VOCAB_SIZE, parallel.dp_size, parallel.pp_rank)
+                planned = stage_memory(resolve(config, VOCAB_SIZE, parallel.dp_size), stage)[
+                    parallel.pp_rank
+                ].activation_bytes
                 compared.append((f"{case}, stage {stage.index}", memory.activation_bytes, planned))
                 state.release()
     return compared
@@ -93,8 +96,8 @@ def test_a_step_needs_what_was_planned(worlds: Worlds, size: int, cases: list[di
 
 def planned(**sections: Any) -> int:
     config = small_config(**sections)
-    stage = make_plan(config, VOCAB_SIZE).stages[-1]
-    return activation_bytes(config, stage, VOCAB_SIZE, dp_size=1, pp_rank=0)
+    stage = make_plan(resolve(config, VOCAB_SIZE)).stages[-1]
+    return stage_memory(resolve(config, VOCAB_SIZE), stage)[0].activation_bytes
 
 
 def test_recomputing_more_keeps_less() -> None:

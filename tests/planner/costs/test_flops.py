@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_step.config.run import RunConfig
 from megatron_step.ops.adapter_linear import adapter_linear_reference
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.plan import make_plan
 
@@ -42,14 +43,14 @@ def test_operations_are_those_that_torch_counts() -> None:
     causal_scores = 3 * 2 * 2 * 32 * seq_length * (seq_length + 1) // 2
     expected = counter.get_total_flops() - all_scores + causal_scores
     config = small_config(model=model)
-    (stage,) = make_plan(config, vocab_size).stages
+    (stage,) = make_plan(resolve(config, vocab_size)).stages
     # The backward pass has two products for each of the forward pass.
-    assert stage_flops_per_token(config, stage, vocab_size) * seq_length == 3 * expected
+    assert stage_flops_per_token(resolve(config, vocab_size), stage) * seq_length == 3 * expected
 
 
 def _stage_flops(index: int, **sections: Any) -> int:
     config = small_config(**sections)
-    return stage_flops_per_token(config, make_plan(config, VOCAB_SIZE).stages[index], VOCAB_SIZE)
+    return stage_flops_per_token(resolve(config, VOCAB_SIZE), make_plan(resolve(config, VOCAB_SIZE)).stages[index])
 
 
 def _training_flops(config: RunConfig, num_layers: int) -> int:

@@ -8,6 +8,7 @@ from small_run import PLAIN, TIED, VOCAB_SIZE, small_config
 from worlds import Worlds
 
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_states
@@ -27,11 +28,11 @@ def measured_and_planned(cases: list[dict[str, Any]]) -> list[tuple[int, int, Ra
     compared = []
     for number, case in enumerate(cases):
         config = small_config(**case)
-        plan = make_plan(config, VOCAB_SIZE)
+        plan = make_plan(resolve(config, VOCAB_SIZE))
         with parallel_layout(config.parallel, seed=1) as parallel:
             for stage in plan.stages:
                 state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
-                planned = stage_memory(config, stage, VOCAB_SIZE, parallel.dp_size)[parallel.pp_rank]
+                planned = stage_memory(resolve(config, VOCAB_SIZE, parallel.dp_size), stage)[parallel.pp_rank]
                 measured = measure_states(state, planned.activation_bytes)
                 compared.append((10 * number + stage.index, parallel.pp_rank, measured, planned))
                 state.release()
@@ -98,10 +99,10 @@ def test_a_big_buffer_is_reduced_in_several_buckets() -> None:
         parallel={"overlap_grad_reduce": True},
         training={"global_batch_size": 6},
     )
-    stage = make_plan(config, VOCAB_SIZE).stages[0]
-    overlapped = stage_memory(config, stage, VOCAB_SIZE, dp_size=3)[0]
+    stage = make_plan(resolve(config, VOCAB_SIZE)).stages[0]
+    overlapped = stage_memory(resolve(config, VOCAB_SIZE, 3), stage)[0]
     once = replace(config, parallel=replace(config.parallel, overlap_grad_reduce=False))
-    whole = stage_memory(once, stage, VOCAB_SIZE, dp_size=3)[0]
+    whole = stage_memory(resolve(once, VOCAB_SIZE, 3), stage)[0]
     assert 0 < overlapped.gradient_bytes - whole.gradient_bytes < 2 * 4 * 3 * 128
 
 
@@ -113,7 +114,9 @@ def planned(recipe: str, stage_index: int, dp_size: int = 1) -> RankMemory:
         adapter={"rank": 0},
         planner={"recipe": recipe},
     )
-    return stage_memory(config, make_plan(config, VOCAB_SIZE).stages[stage_index], VOCAB_SIZE, dp_size)[0]
+    return stage_memory(
+        resolve(config, VOCAB_SIZE, dp_size), make_plan(resolve(config, VOCAB_SIZE)).stages[stage_index]
+    )[0]
 
 
 def test_eight_bit_moments_of_a_rank_by_hand() -> None:
@@ -137,7 +140,7 @@ def test_an_eight_bit_base_of_a_rank_by_hand() -> None:
 
 def test_more_data_parallel_ranks_share_the_optimizer_states_alone() -> None:
     config = small_config(training=BF16)
-    stage = make_plan(config, VOCAB_SIZE).stages[0]
-    one, four = (stage_memory(config, stage, VOCAB_SIZE, dp_size)[0] for dp_size in (1, 4))
+    stage = make_plan(resolve(config, VOCAB_SIZE)).stages[0]
+    one, four = (stage_memory(resolve(config, VOCAB_SIZE, dp_size), stage)[0] for dp_size in (1, 4))
     assert one.optimizer_bytes / 4 <= four.optimizer_bytes <= one.optimizer_bytes / 4 * 1.01
     assert four.gradient_bytes == pytest.approx(one.gradient_bytes, rel=0.01)

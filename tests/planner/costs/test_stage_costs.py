@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from small_run import VOCAB_SIZE, small_config
 
-from megatron_step.plan.layout import rank_chunks
-from megatron_step.plan.parameters import chunk_parameters
+from megatron_step.plan.parameters import held_chunks
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.costs.machines import Machine
 from megatron_step.planner.costs.memory import growth_bytes, stage_memory
@@ -38,22 +38,20 @@ def test_bytes_of_a_range_are_those_of_the_rank(
     different = {**different, "model": {"num_layers": 9, **different["model"]}}
     stages = {"count": 3, "layers": [5, 2, 2], "layouts": "even"}
     config = small_config(stages=stages, parallel=parallel, **different)
-    for stage in make_plan(config, VOCAB_SIZE, dp_size=dp_size).stages:
-        costs = stage_costs(config, VOCAB_SIZE, dp_size, first=stage.index == 0)
+    for stage in make_plan(resolve(config, VOCAB_SIZE, dp_size)).stages:
+        costs = stage_costs(resolve(config, VOCAB_SIZE, dp_size), first=stage.index == 0)
         needed = range_bytes(costs, [layer.born == stage.index for layer in stage.layers])
         ends = np.cumsum(stage.layout)
-        for pp_rank, memory in enumerate(stage_memory(config, stage, VOCAB_SIZE, dp_size)):
+        for pp_rank, memory in enumerate(stage_memory(resolve(config, VOCAB_SIZE, dp_size), stage)):
             counted = needed[pp_rank, ends[pp_rank] - stage.layout[pp_rank], ends[pp_rank]]
-            growing = growth_bytes(
-                chunk_parameters(config, stage, VOCAB_SIZE, *rank_chunks(config.parallel, pp_rank)), stage
-            )
+            growing = growth_bytes(held_chunks(resolve(config, VOCAB_SIZE), stage)[pp_rank][0].parameters, stage)
             peak = max(memory.peak_bytes, memory.model_state_bytes + growing)
             assert counted == pytest.approx(peak, rel=4e-3)  # data-parallel ranks own different shares of the padding
             assert counted <= peak * (1 + 1e-12) or growing > memory.activation_bytes
 
 
 def test_empty_ranges_are_infinite() -> None:
-    costs = stage_costs(small_config(), VOCAB_SIZE, 1, first=True)
+    costs = stage_costs(resolve(small_config(), VOCAB_SIZE), first=True)
     needed = range_bytes(costs, [True] * 4)
     assert np.array_equal(np.isinf(needed[0]), np.tri(5, dtype=bool))
     assert np.array_equal(np.isinf(range_seconds(costs, [True] * 4, [Machine()])[0]), np.tri(5, dtype=bool))
@@ -62,13 +60,13 @@ def test_empty_ranges_are_infinite() -> None:
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_seconds_are_operations_over_speed(recompute: str) -> None:
     config = small_config(stages={"count": 2, "layers": [3, 1]}, parallel={"recompute": recompute})
-    first, second = make_plan(config, VOCAB_SIZE).stages
+    first, second = make_plan(resolve(config, VOCAB_SIZE)).stages
     for stage in (first, second):
-        costs = stage_costs(config, VOCAB_SIZE, 1, first=stage.index == 0)
+        costs = stage_costs(resolve(config, VOCAB_SIZE), first=stage.index == 0)
         is_new = [layer.born == stage.index for layer in stage.layers]
         seconds = range_seconds(costs, is_new, [Machine(flops=1e6)])[0, 0, -1]
         tokens = config.training.global_batch_size * config.model.seq_length
-        useful = stage_flops_per_token(config, stage, VOCAB_SIZE) * tokens / 1e6
+        useful = stage_flops_per_token(resolve(config, VOCAB_SIZE), stage) * tokens / 1e6
         if recompute == "none":
             assert seconds == pytest.approx(useful)
         else:
@@ -79,12 +77,12 @@ def test_a_pipeline_waits_for_its_ends() -> None:
     """Four micro-batches take the time of five with two ranks, of four and a half with two chunks on each."""
     for virtual, slots in ((1, 5.0), (2, 4.5)):
         parallel = {"pipeline_parallel_size": 2, "virtual_pipeline_size": virtual}
-        assert stage_costs(small_config(parallel=parallel), VOCAB_SIZE, 1, first=True).slots == slots
+        assert stage_costs(resolve(small_config(parallel=parallel), VOCAB_SIZE), first=True).slots == slots
 
 
 def test_exchanges_take_time() -> None:
     config = small_config(parallel={"tensor_parallel_size": 2})
-    costs = stage_costs(config, VOCAB_SIZE, 2, first=True)
+    costs = stage_costs(resolve(config, VOCAB_SIZE, 2), first=True)
     fast, slow = (
         range_seconds(costs, [True], [Machine(1, 1e9, bandwidth, bandwidth)])[0, 0, 1] for bandwidth in (1e12, 1e6)
     )

@@ -14,6 +14,7 @@ from megatron_step.config.cluster import Cluster, NodeGroup
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import layer_of
 from megatron_step.plan.old_layers import Policy, Treatment, register
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.costs.stage_costs import stage_costs
 from megatron_step.planner.forecast import StageForecast, forecast
@@ -53,7 +54,7 @@ def _forecast(
 ) -> StageForecast:
     rest = [splits(depth, config.parallel.pipeline_parallel_size)[0] for depth in depths[index + 1 :]]
     stages = replace(config.stages, layers=np.diff([0, *depths]).tolist(), layouts=[*layouts, *rest])
-    return forecast(replace(config, stages=stages), VOCAB_SIZE, 1, cluster).stages[index]
+    return forecast(resolve(replace(config, stages=stages), VOCAB_SIZE), cluster).stages[index]
 
 
 def share(stage: StageForecast) -> float:
@@ -90,7 +91,7 @@ def test_the_same_as_trying_all(
         parallel={"pipeline_parallel_size": pipeline, "recompute": recompute, "distributed_optimizer": False},
         planner={"objective": objective, "cluster": "given"},
     )
-    found = forecast(config, VOCAB_SIZE, 1, cluster)
+    found = forecast(resolve(config, VOCAB_SIZE), cluster)
     assert found.status == ("given" if count == pipeline == 1 else "optimal")
     # Without the distributed optimizer nothing is padded: the program's bytes are the plan's, exactly.
     all_plans = list(stages_of_all_plans(config, cluster))
@@ -108,9 +109,9 @@ def test_the_same_as_trying_all(
 def test_of_equally_good_plans_the_model_is_deep_early() -> None:
     """A wide vocabulary: the output layer alone decides the peak, and layers can come when they like."""
     config = small_config(model={"num_layers": 6, "vocab_size": 20000}, stages={"count": 3})
-    free = make_plan(config, 20000)
+    free = make_plan(resolve(config, 20000))
     others = [
-        make_plan(replace(config, stages=replace(config.stages, layers=list(layers))), 20000)
+        make_plan(resolve(replace(config, stages=replace(config.stages, layers=list(layers))), 20000))
         for layers in product(range(1, 5), repeat=3)
         if sum(layers) == 6
     ]
@@ -124,7 +125,7 @@ def test_of_equally_good_plans_the_model_is_deep_early() -> None:
 
 def forecast_of(config: RunConfig, plan: object) -> tuple[StageForecast, ...]:
     layers = [stage.num_new_layers for stage in plan.stages]  # type: ignore[attr-defined]
-    return forecast(replace(config, stages=replace(config.stages, layers=layers)), 20000, 1).stages
+    return forecast(resolve(replace(config, stages=replace(config.stages, layers=layers)), 20000)).stages
 
 
 def test_each_layout_is_the_fastest_within_the_share_of_the_plan() -> None:
@@ -132,9 +133,9 @@ def test_each_layout_is_the_fastest_within_the_share_of_the_plan() -> None:
     config = small_config(
         model={"num_layers": 9}, parallel={"pipeline_parallel_size": 3}, training={"global_batch_size": 32}
     )
-    found = forecast(config, VOCAB_SIZE, 1)
+    found = forecast(resolve(config, VOCAB_SIZE))
     alternatives = [
-        forecast(replace(config, stages=replace(config.stages, layouts=[layout])), VOCAB_SIZE, 1).stages[0]
+        forecast(resolve(replace(config, stages=replace(config.stages, layouts=[layout])), VOCAB_SIZE)).stages[0]
         for layout in splits(9, 3)
     ]
     assert found.plan.solution is not None
@@ -151,7 +152,7 @@ def test_interleaved_pipelines_are_planned_with_a_bound(objective: str, pipeline
         parallel={"pipeline_parallel_size": pipeline, "virtual_pipeline_size": virtual},
         planner={"time_limit": 4.0, "objective": objective, "cluster": "given"},
     )
-    found = forecast(config, VOCAB_SIZE, 1, Cluster([replace(GPU, gpus_per_node=4)]))
+    found = forecast(resolve(config, VOCAB_SIZE), Cluster([replace(GPU, gpus_per_node=4)]))
     assert found.plan.solution is not None
     assert 0 < found.plan.solution.bound <= found.plan.solution.objective
     for stage in found.stages:
@@ -170,11 +171,11 @@ def test_a_stage_of_no_steps_costs_nothing(objective: str, pipeline: int) -> Non
         planner={"objective": objective, "cluster": "given"},
     )
     machines = Cluster([replace(GPU, gpus_per_node=3)])
-    found = forecast(config, VOCAB_SIZE, 1, machines)
+    found = forecast(resolve(config, VOCAB_SIZE), machines)
     given = [
-        forecast(replace(config, stages=replace(config.stages, layers=[old, 6 - old])), VOCAB_SIZE, 1, machines).stages[
-            1
-        ]
+        forecast(
+            resolve(replace(config, stages=replace(config.stages, layers=[old, 6 - old])), VOCAB_SIZE), machines
+        ).stages[1]
         for old in range(1, 6)
     ]
     solution = found.plan.solution
@@ -187,38 +188,38 @@ def test_a_stage_of_no_steps_costs_nothing(objective: str, pipeline: int) -> Non
 
 def test_stack_is_planned_in_whole_repetitions() -> None:
     config = small_config(model={"num_layers": 12}, stages={"count": 3}, growth={"operator": "stack", "init": "copy"})
-    depths = [stage.num_layers for stage in make_plan(config, VOCAB_SIZE).stages]
+    depths = [stage.num_layers for stage in make_plan(resolve(config, VOCAB_SIZE)).stages]
     assert depths[-1] == 12
     assert all(after % before == 0 for before, after in pairwise(depths))
     possible = ([1, 1, 10], [2, 2, 8], [3, 3, 6], [1, 2, 9], [1, 3, 8], [1, 5, 6], [2, 4, 6])
     given = [replace(config, stages=replace(config.stages, layers=layers)) for layers in possible]
-    least = min(forecast(plan, VOCAB_SIZE, 1).peak_bytes for plan in given)
-    assert forecast(config, VOCAB_SIZE, 1).peak_bytes == least
+    least = min(forecast(resolve(plan, VOCAB_SIZE)).peak_bytes for plan in given)
+    assert forecast(resolve(config, VOCAB_SIZE)).peak_bytes == least
 
 
 def test_a_depth_that_an_operator_cannot_reach() -> None:
     config = small_config(model={"num_layers": 7}, stages={"count": 3}, growth={"operator": "stack", "init": "copy"})
     with pytest.raises(ValueError, match="stack adds whole repetitions .*cannot grow a model to 7 layers in 3 stages"):
-        make_plan(config, VOCAB_SIZE)
+        make_plan(resolve(config, VOCAB_SIZE))
 
 
 def test_layers_that_save_nothing_are_refused() -> None:
     config = small_config(stages={"count": 2}, freeze={"layers": False})
     with pytest.raises(ValueError, match="staging saves no memory here: under the policy .* Set stages.layers"):
-        make_plan(config, VOCAB_SIZE)
+        make_plan(resolve(config, VOCAB_SIZE))
 
 
 def test_too_few_layers_are_refused() -> None:
     config = small_config(stages={"count": 3}, parallel={"pipeline_parallel_size": 3})
     with pytest.raises(ValueError, match="4 layers are too few for 3 stages on 3 parts of a pipeline"):
-        make_plan(config, VOCAB_SIZE)
+        make_plan(resolve(config, VOCAB_SIZE))
 
 
 def test_a_cluster_that_is_too_small_for_any_plan() -> None:
     config = small_config(stages={"count": 2}, planner={"objective": "time", "cluster": "given"})
     cluster = Cluster([replace(GPU, memory_gib=1e-4)])
     with pytest.raises(ValueError, match=r"no plan fits the memory of the cluster.*megatron-step plan --explain"):
-        make_plan(config, VOCAB_SIZE, cluster=cluster)
+        make_plan(resolve(config, VOCAB_SIZE), cluster=cluster)
 
 
 class Alternating(Policy):
@@ -236,11 +237,11 @@ def test_old_layers_that_differ_count_with_their_mean_and_prove_nothing() -> Non
     costs = {}
     for policy in ("frozen", "trained", "alternating"):
         config = small_config(stages={"count": 2}, freeze={"norms": True}, old_layers={"policy": policy})
-        costs[policy] = stage_costs(config, VOCAB_SIZE, 1, first=False).old
+        costs[policy] = stage_costs(resolve(config, VOCAB_SIZE), first=False).old
     for field in ("state_bytes", "flops", "reduced_bytes"):
         frozen, trained, mean = (getattr(costs[policy], field) for policy in ("frozen", "trained", "alternating"))
         # Under freeze.norms the policy `trained` freezes two norms of 64 weights that the other one trains.
         assert mean == pytest.approx((frozen + trained) / 2, rel=0.01)
-    solution = make_plan(config, VOCAB_SIZE).solution
+    solution = make_plan(resolve(config, VOCAB_SIZE)).solution
     assert solution is not None
     assert (solution.status, solution.bound) == ("feasible", 0.0)

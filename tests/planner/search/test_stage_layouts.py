@@ -7,6 +7,7 @@ import pytest
 from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.plan.operators import Interpolate, register
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.machines import Machine
 from megatron_step.planner.search.stage_layouts import StageLayouts
 
@@ -19,7 +20,7 @@ def layouts_of(virtual: int = 1, **stages: Any) -> StageLayouts:
         stages={"count": 2, **stages},
         parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": virtual},
     )
-    return StageLayouts(config, VOCAB_SIZE, 1, UNEQUAL, seconds=5)
+    return StageLayouts(resolve(config, VOCAB_SIZE), UNEQUAL, seconds=5)
 
 
 @pytest.mark.parametrize("virtual", [1, 2])
@@ -58,7 +59,7 @@ def test_bounds_rise_only_where_the_operator_only_inserts() -> None:
             growth={"operator": operator},
             parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
         )
-        rise[operator] = StageLayouts(config, VOCAB_SIZE, 1, UNEQUAL, seconds=5).bounds_rise
+        rise[operator] = StageLayouts(resolve(config, VOCAB_SIZE), UNEQUAL, seconds=5).bounds_rise
     assert rise == {"interpolate": True, "spread": False}
 
 
@@ -82,4 +83,4 @@ def test_the_small_rank_gets_fewer_layers() -> None:
 def test_old_layers_take_less() -> None:
     assert layouts_of().old_layers_save
     config = small_config(stages={"count": 2}, freeze={"layers": False})
-    assert not StageLayouts(config, VOCAB_SIZE, 1, [Machine()], seconds=5).old_layers_save
+    assert not StageLayouts(resolve(config, VOCAB_SIZE), [Machine()], seconds=5).old_layers_save

@@ -7,6 +7,7 @@ import torch
 from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.evaluation import evaluation_hook, validation_loss
 from megatron_step.training.stage import StepContext
@@ -45,7 +46,7 @@ def test_every_stage_ends_with_an_evaluation(alone: Parallel) -> None:
     config = small_config(steps=8, stages={"count": 2, "layers": [3, 1]}, evaluation={"interval": 0, "steps": 1})
     state = initial_state(config, VOCAB_SIZE, alone)
     hook = evaluation_hook(lambda index: made_up_batch(config, index, alone), config, alone)
-    plan, evaluated = make_plan(config, VOCAB_SIZE), []
+    plan, evaluated = make_plan(resolve(config, VOCAB_SIZE)), []
     for step in range(1, plan.num_steps + 1):
         state.step, state.stage = step, plan.stage_at(step - 1)
         metrics: dict = {}

@@ -4,6 +4,7 @@ import pytest
 from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.gradients import (
     CHECKED_STEPS,
@@ -90,7 +91,7 @@ def test_every_stage_is_looked_at_anew(alone: Parallel) -> None:
 def second_stage(parallel: Parallel) -> TrainState:
     """Three old layers with adapters, and a new one."""
     config = small_config(stages={"count": 2, "layers": [3, 1]})
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     return build_state(config, plan, plan.stages[1], plan.stages[1].first_step, VOCAB_SIZE, parallel)
 
 

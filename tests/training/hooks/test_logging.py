@@ -11,6 +11,7 @@ from worlds import Worlds
 
 from megatron_step.config.run import LoggingConfig, RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.plan import make_plan
@@ -45,7 +46,7 @@ def _log(
     measured: RankMemory = MEMORY,
     trackers: Sequence[MakeTracker] = (),
 ) -> None:
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     state = TrainState(first_step, plan.stages[stage_index], [], None, growth_peak_bytes=growth_peak_bytes)
     with logging_hook(config, plan, VOCAB_SIZE, parallel, first_step, trackers) as hook:
         for step in range(first_step + 1, last_step + 1):
@@ -78,7 +79,7 @@ def test_memory_is_planned_and_measured_side_by_side(alone: Parallel, tmp_path: 
     lines = _lines(tmp_path)
     assert [line["step"] for line in lines if "memory" in line] == [2, 5, 7]
     ranks = lines[1]["memory"].pop("ranks")
-    (planned,) = stage_memory(config, make_plan(config, VOCAB_SIZE).stages[0], VOCAB_SIZE, dp_size=1)
+    (planned,) = stage_memory(resolve(config, VOCAB_SIZE), make_plan(resolve(config, VOCAB_SIZE)).stages[0])
     totals = {"model_state_bytes": 3 << 20, "activation_bytes": 5 << 20, "peak_bytes": 8 << 20}
     assert lines[1]["memory"] == lines[4]["memory"] == {"planned_bytes": planned.peak_bytes, **totals}
     assert ranks == [{"pp_rank": 0, "planned": _kinds(planned), "measured": _kinds(MEMORY)}]
@@ -92,7 +93,7 @@ def _kinds(memory: RankMemory) -> dict[str, int]:
 def test_memory_of_every_rank_stands_beside_its_own_plan(worlds: Worlds, tmp_path: Path) -> None:
     worlds(2).run(log_two_pipeline_ranks, output=tmp_path)
     config = _two_pipeline_ranks(tmp_path)
-    planned = stage_memory(config, make_plan(config, VOCAB_SIZE).stages[0], VOCAB_SIZE, dp_size=1)
+    planned = stage_memory(resolve(config, VOCAB_SIZE), make_plan(resolve(config, VOCAB_SIZE)).stages[0])
     assert planned[0].peak_bytes != planned[1].peak_bytes
     memory = _lines(tmp_path)[1]["memory"]
     assert [rank["pp_rank"] for rank in memory["ranks"]] == [0, 1]
@@ -125,7 +126,7 @@ def test_memory_of_the_growth_is_logged_in_its_stage(alone: Parallel, tmp_path: 
 def test_speed_counts_the_operations_of_the_stage(alone: Parallel, tmp_path: Path) -> None:
     config = replace(small_config(str(tmp_path), stages=GROWN), logging=LoggingConfig(tensorboard=False))
     _log(config, alone, 8, 10, stage_index=1)
-    flops = stage_flops_per_token(config, make_plan(config, VOCAB_SIZE).stages[1], VOCAB_SIZE)
+    flops = stage_flops_per_token(resolve(config, VOCAB_SIZE), make_plan(resolve(config, VOCAB_SIZE)).stages[1])
     assert _lines(tmp_path)[0]["tflops_per_second"] == 1e6 * flops / 1e12
 
 
@@ -137,7 +138,7 @@ def test_a_stage_does_not_show_the_memory_of_the_one_before(alone: Parallel, tmp
         small_config(str(tmp_path), stages={"count": 2, "layers": [3, 1]}),
         logging=LoggingConfig(interval=1, tensorboard=False),
     )
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     metrics = {"loss": 1.0, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1e6}
     with logging_hook(config, plan, VOCAB_SIZE, alone, 0) as hook:
         for step, (stage, memory) in enumerate([(0, MEMORY), (0, None), (1, None), (1, MEMORY)], start=1):

@@ -12,6 +12,7 @@ from megatron_step.checkpoint.save import SaveError
 from megatron_step.config.run import RampUpConfig, RunConfig
 from megatron_step.config.stages import OldLayersConfig
 from megatron_step.engine.parallel import Parallel
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.saving import check_resumable, description, saving_hook
 from megatron_step.training.stage import StepContext
@@ -48,7 +49,7 @@ class _Saver:
 
 
 def _run_hook(saver: _Saver, config: RunConfig, parallel: Parallel, last: int) -> TrainState:
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     describe = description(config, plan, VOCAB_SIZE, _FINGERPRINT, parallel)
     hook = saving_hook(saver, config, describe, [3 << 20], parallel)  # type: ignore[arg-type]
     state = TrainState(step=0, stage=plan.stages[0], chunks=[], optimizer=None)
@@ -96,14 +97,14 @@ def test_the_last_save_may_not_fail(alone: Parallel, fails: dict[str, tuple[int,
 
 
 def _manifest(config: RunConfig, parallel: Parallel, step: int = 5) -> Manifest:
-    plan = make_plan(config, VOCAB_SIZE)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
     state = TrainState(step=step, stage=plan.stage_at(step), chunks=[], optimizer=None)
     described = description(config, plan, VOCAB_SIZE, _FINGERPRINT, parallel)(state)
     return Manifest(step=step, files={}, **described)
 
 
 def _check(manifest: Manifest, config: RunConfig, vocab_size: int = VOCAB_SIZE) -> None:
-    check_resumable(manifest, config, make_plan(config, vocab_size), vocab_size, _FINGERPRINT)
+    check_resumable(manifest, config, make_plan(resolve(config, vocab_size)), vocab_size, _FINGERPRINT)
 
 
 @pytest.mark.parametrize(
