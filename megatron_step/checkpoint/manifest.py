@@ -46,7 +46,7 @@ class Manifest:
     files: dict[str, tuple[int, int]]
     """Bytes and CRC-32 of every other file of the checkpoint."""
     kept_settings: dict[str, Any] = field(default_factory=dict)
-    """What the Hugging Face model that the weights began as says beside its shape; `export.kept_settings` has it."""
+    """What the Hugging Face model that the weights began as says beside its shape: see huggingface/kept_settings.py."""
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a checkpoint's folder and wait until it is on disk."""
