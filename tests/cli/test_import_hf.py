@@ -14,7 +14,7 @@ def test_a_model_is_imported(command: Callable, tmp_path: Path, capsys: pytest.C
     word_tokenizer(tmp_path / "llama")
     assert command("import-hf", tmp_path / "llama", tmp_path / "out", "--seq-length", "64") == 0
     shown = capsys.readouterr().out
-    assert "weights in float32 kept in fp32" in shown
+    assert "weights in float32, kept in fp32" in shown
     for line in ("model:\n  num_layers: 1", "  seq_length: 64", f"  start_from: {tmp_path / 'out'}"):
         assert line in shown
 
