@@ -222,6 +222,6 @@ def test_a_validation_set_that_reads_a_corpus_twice_is_named(config: DataConfig,
     whole = (tokens - 1) // SEQ
     assert repeated_validation(config, SEQ, whole) == repeated_validation(config, SEQ, 0) == []
     (warning,) = repeated_validation(config, SEQ, whole + 1)
-    assert f"takes {whole + 1:,} samples of {folder / 'b'}, whose {tokens:,} tokens hold {whole:,} of" in warning
+    assert f"needs {whole + 1:,} samples of {folder / 'b'}, but its {tokens:,} tokens hold {whole:,} of" in warning
     split = replace(config, train=[(1.0, str(folder / "a"))], validation=None, split=(90, 10))
     assert len(repeated_validation(split, SEQ, whole * 3)) == 1

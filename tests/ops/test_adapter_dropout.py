@@ -112,5 +112,5 @@ def test_a_value_out_of_range_is_an_error(values, message):
 
 
 def test_columns_beyond_the_whole_are_an_error(path):
-    with pytest.raises(ValueError, match="columns 2 to 6 of 5"):
+    with pytest.raises(ValueError, match="columns 2 to 6, but num_columns is 5"):
         dropout_mask((3, 4), AdapterDropout(0.1, 0, 2, 5))

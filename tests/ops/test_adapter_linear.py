@@ -221,7 +221,7 @@ def test_mixed_types_an_unfrozen_weight_and_a_wrong_dropout_are_errors(path):
     x, weight, a, b = operands((3,), 4, 6, 2)
     with pytest.raises(ValueError, match="must agree in k, n, r > 0, type and device: .*bfloat16"):
         adapter_linear(x, weight, a.bfloat16(), b, 1.0)
-    with pytest.raises(ValueError, match="columns 3 to 7 of 6"):
+    with pytest.raises(ValueError, match="columns 3 to 7, but num_columns is 6"):
         adapter_linear(x, weight, a, b, 1.0, AdapterDropout(0.1, 0, 3, 6))
     with pytest.raises(ValueError, match="must be frozen"):
         adapter_linear(x, weight.requires_grad_(), a, b, 1.0)
