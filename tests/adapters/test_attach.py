@@ -101,7 +101,7 @@ def test_first_values_are_the_same_in_every_layout(worlds: Worlds) -> None:
 
 
 def test_a_rank_that_cannot_be_split_is_refused(worlds: Worlds) -> None:
-    with pytest.raises(WorldError, match="an adapter of rank 3 cannot be split over 2 tensor-parallel ranks"):
+    with pytest.raises(WorldError, match="adapter rank 3 is not divisible by 2 tensor-parallel ranks"):
         worlds(2).run(attach_rank_3)
 
 

@@ -97,7 +97,7 @@ def test_gradients_are_added_to_main_grad_unrounded(alone: Parallel) -> None:
 
 
 def test_a_rank_that_cannot_be_split_is_refused(worlds: Worlds) -> None:
-    assert all("rank 3 cannot be split over 2" in message for message in worlds(2).run(odd_rank))
+    assert all("rank 3 is not divisible by 2" in message for message in worlds(2).run(odd_rank))
 
 
 # What the ranks run.
