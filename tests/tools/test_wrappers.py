@@ -17,4 +17,4 @@ def test_a_tool_is_a_command(path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {path.name}")
-    assert path.read_text().count("\n") < 10, "the command's work stands in megatron_step/cli"
+    assert path.read_text().count("\n") <= 10, "the command's work stands in megatron_step/cli"
