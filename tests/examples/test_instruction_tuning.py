@@ -107,6 +107,6 @@ def test_bad_input_is_one_line_before_any_work(
     missing = refused(runs["vanilla"], tmp_path / "nowhere", "--output", tmp_path / "out")
     assert "nowhere: make demo leaves" in missing
     assert not (tmp_path / "out").exists()
-    assert "exists already" in refused(runs["vanilla"], runs["step"], "--output", tmp_path)
+    assert "already exists" in refused(runs["vanilla"], runs["step"], "--output", tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert 'pip install -c constraints.txt -e ".[trl]"' in refused(runs["vanilla"], runs["step"], "--output", "unused")

@@ -58,5 +58,5 @@ def test_selective_recompute_gives_the_same_gradient(alone: Parallel) -> None:
 
 
 def test_other_masks_are_refused(alone: Parallel) -> None:
-    with pytest.raises(ValueError, match="SDPAttention is causal"):
+    with pytest.raises(ValueError, match="SDPAttention supports the causal mask only"):
         SDPAttention(None, 1, AttnMaskType.padding, "self")  # type: ignore[arg-type]
