@@ -11,6 +11,7 @@ from small_corpus import REPOSITORY
 _WITHOUT_CBC = """
 import os
 from megatron_step.config.load import load_config
+from megatron_step.plan.resolved import resolve
 from megatron_step.planner.paper import paper_plan
 from megatron_step.planner.plan import make_plan
 
@@ -21,11 +22,11 @@ def config(count, pipeline=1, virtual=1):
     return load_config(["--config", "examples/paper/368m.yaml", *options])
 
 folder = os.getcwd()
-print([stage.num_new_layers for stage in make_plan(config(3), 32000).stages])
-print([stage.layout for stage in make_plan(config(2, pipeline=2), 32000).stages])
+print([stage.num_new_layers for stage in make_plan(resolve(config(3), 32000)).stages])
+print([stage.layout for stage in make_plan(resolve(config(2, pipeline=2), 32000)).stages])
 for planned in (
-    lambda: make_plan(config(2, pipeline=2, virtual=3), 32000),
-    lambda: paper_plan(config(2), 32000, 2, with_embeddings=True),
+    lambda: make_plan(resolve(config(2, pipeline=2, virtual=3), 32000)),
+    lambda: paper_plan(resolve(config(2), 32000), 2, with_embeddings=True),
 ):
     try:
         planned()
