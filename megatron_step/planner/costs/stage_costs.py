@@ -73,9 +73,9 @@ class RankCost:
     growth_bytes: int
     """g."""
     flops: int
-    """Return the same for the output layer."""
+    """Operations of the output layer on this rank; 0 on other ranks."""
     reduced_bytes: int
-    """Return the same for embedding or head."""
+    """Bytes of gradients of the embedding or the output layer that data-parallel ranks exchange."""
 
 
 @dataclass(frozen=True)
