@@ -12,7 +12,7 @@ template <typename scalar_t>
 void drop(const scalar_t* x, scalar_t* y, uint32_t index, uint32_t count, Words key, uint32_t threshold, float scale) {
 #pragma omp simd
   for (uint32_t j = 0; j < count; ++j) {
-    y[j] = from_float<scalar_t>(to_float(x[j]) * (dropout_hash(index + j, key) >= threshold ? scale : 0.0f));
+    y[j] = from_float<scalar_t>(to_float(x[j]) * (index_hash(index + j, key) >= threshold ? scale : 0.0f));
   }
 }
 
@@ -20,7 +20,7 @@ template <typename scalar_t>
 void drop_row(const scalar_t* x, scalar_t* y, uint64_t index, uint64_t columns, const Dropout& dropout) {
   while (columns > 0) {
     const uint64_t count = std::min(columns, (uint64_t{1} << 32) - (index & 0xFFFFFFFFu));
-    drop(x, y, static_cast<uint32_t>(index), static_cast<uint32_t>(count), dropout_key(dropout.seed, index),
+    drop(x, y, static_cast<uint32_t>(index), static_cast<uint32_t>(count), index_key(dropout.seed, index),
          dropout.threshold, dropout.scale);
     x += count, y += count, index += count, columns -= count;
   }

@@ -15,15 +15,26 @@ from megatron_step.ops.adapter_linear import (
     adapter_shrink_gradient,
 )
 from megatron_step.ops.attention import attention
+from megatron_step.ops.compact_adamw import (
+    AdamWStep,
+    CompactStates,
+    Rectangle,
+    compact_adamw_,
+    compact_adamw_peaks,
+)
 from megatron_step.ops.dispatch import backend, extension_available
 from megatron_step.ops.linear import linear, linear_input_gradient, linear_output, linear_weight_gradient
 from megatron_step.ops.linear_cross_entropy import linear_cross_entropy
+from megatron_step.ops.main_weight import join_main, split_main_
 from megatron_step.ops.rms_norm import rms_norm
 from megatron_step.ops.rotary import rotary, split_qkv_rotary
 from megatron_step.ops.swiglu import swiglu
 
 __all__ = [
+    "AdamWStep",
     "AdapterDropout",
+    "CompactStates",
+    "Rectangle",
     "adapter_input_gradient",
     "adapter_linear",
     "adapter_output",
@@ -32,8 +43,11 @@ __all__ = [
     "adapter_shrink_gradient",
     "attention",
     "backend",
+    "compact_adamw_",
+    "compact_adamw_peaks",
     "dropout_mask",
     "extension_available",
+    "join_main",
     "linear",
     "linear_cross_entropy",
     "linear_input_gradient",
@@ -41,6 +55,7 @@ __all__ = [
     "linear_weight_gradient",
     "rms_norm",
     "rotary",
+    "split_main_",
     "split_qkv_rotary",
     "swiglu",
 ]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_step.ops.dispatch import use_kernel
-
-_WORD = 2**32 - 1
+from megatron_step.ops.index_hash import element_indices, random_bits
 
 
 @dataclass(frozen=True)
@@ -79,27 +78,9 @@ def dropout_mask(shape: Sequence[int], dropout: AdapterDropout, device: torch.de
 def dropout_mask_reference(
     shape: Sequence[int], dropout: AdapterDropout, device: torch.device | str = "cpu", first_row: int = 0
 ) -> Tensor:
-    """Return ``dropout_mask`` from ``first_row`` on, in plain torch. It hashes in int64: uint32 lacks operations."""
-    seed_low, seed_high = _seed_words(dropout.seed)
-    row = torch.arange(first_row, first_row + torch.Size(shape[:-1]).numel(), device=device)
-    column = torch.arange(dropout.first_column, dropout.first_column + shape[-1], device=device)
-    index = row.unsqueeze(1) * dropout.num_columns + column
-    # The rounds of triple32 (https://github.com/skeeto/hash-prospector). The upper words of seed and index are added
-    # after the first round, so that one seed's mask is not a permutation of another's.
-    h = (index & _WORD) ^ seed_low
-    h = ((h ^ (h >> 17)) * 0xED5AD4BB) & _WORD
-    h = ((h ^ (h >> 11)) + seed_high + (index >> 32) * 0x9E3779B9) & _WORD
-    h = (h * 0xAC4C1B51) & _WORD
-    h = ((h ^ (h >> 15)) * 0x31848BAB) & _WORD
-    h = h ^ (h >> 14)
-    kept = h >= min(round(dropout.probability * 2**32), _WORD)
+    """Return ``dropout_mask`` from ``first_row`` on, in plain torch."""
+    rows, columns = torch.Size(shape[:-1]).numel(), shape[-1]
+    first_index = first_row * dropout.num_columns + dropout.first_column
+    index = element_indices(rows, columns, first_index, dropout.num_columns, device)
+    kept = random_bits(dropout.seed, index) >= min(round(dropout.probability * 2**32), 2**32 - 1)
     return (kept.float() * (1 / (1 - dropout.probability))).view(*shape)
-
-
-def _seed_words(seed: int) -> tuple[int, int]:
-    """Lower and upper 32 bits of a seed mixed by SplitMix64 (Steele et al., 2014)."""
-    z = (seed + 0x9E3779B97F4A7C15) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    z ^= z >> 31
-    return z & _WORD, z >> 32

@@ -28,6 +28,8 @@ MAIN_WEIGHT = "param"
 """Name of the fp32 main weight among a weight's optimizer states."""
 MOMENTS = FIRST_MOMENT, SECOND_MOMENT = ("exp_avg", "exp_avg_sq")
 """Names of Adam's moments among them."""
+MOMENT_BLOCK = 64
+"""Columns of a row of the whole weight that share a moment's scale."""
 
 
 @dataclass(frozen=True)

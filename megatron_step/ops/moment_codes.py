@@ -1,0 +1,100 @@
+"""Adam's moments in 8 bits, with a bf16 scale for each block of 64 columns of a row.
+
+A code is the root of a value's share x of the block's scale, so that small values keep more of their precision:
+
+    first moment    m = scale * sign * (k / 127)^2    int8 code sign * k
+    second moment   v = scale * (k / 255)^4           uint8 code k; a v > 0 has a code of at least 1
+
+The scale is the block's largest magnitude, its peak, rounded up to bf16. Of the two neighbours of a value, random bits
+choose one, so that the decoded value is right on average. A second moment above 0 never becomes 0: an update would
+divide by epsilon alone.
+
+Blocks lie on the grid of the whole weight, so that every split of it into rectangles [rows, columns] has the same
+codes. A rectangle's first block may begin left of its first column, and its last block may end right of its last: the
+ranks that share such a block take the largest of their peaks.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_step.plan.states import MOMENT_BLOCK
+
+_FIRST_LEVELS, _SECOND_LEVELS = 127.0, 255.0
+_SMALLEST_NORMAL, _LARGEST_BF16, _INFINITY, _NAN = 0x00800000, 0x7F7F0000, 0x7F800000, 0x7FC00000  # bits of fp32
+
+
+def block_count(columns: int, first_column: int) -> int:
+    """Blocks in a row of `columns` columns that begins at column `first_column` of the whole weight."""
+    return -(-(first_column % MOMENT_BLOCK + columns) // MOMENT_BLOCK)
+
+
+def block_peaks(values: Tensor, first_column: int) -> Tensor:
+    """Return the largest magnitude in each block of fp32 values: [rows, columns] -> [rows, blocks]; NaN counts most."""
+    before = first_column % MOMENT_BLOCK
+    after = -(before + values.shape[1]) % MOMENT_BLOCK
+    return F.pad(values.abs(), (before, after)).unflatten(1, (-1, MOMENT_BLOCK)).amax(-1)
+
+
+def block_scales(peaks: Tensor) -> Tensor:
+    """Return the bf16 scales of fp32 peaks, rounded up; 0 for a peak below the smallest normal number.
+
+    A NaN or an infinity stays, so that it reaches every value of its block and is seen.
+    """
+    bits = peaks.view(torch.int32)
+    finite = ((bits + 0xFFFF) & -0x10000).clamp(max=_LARGEST_BF16)
+    scale_bits = torch.where(bits < _INFINITY, finite, torch.where(bits == _INFINITY, _INFINITY, _NAN))
+    scale_bits = torch.where(bits < _SMALLEST_NORMAL, 0, scale_bits).int()
+    return scale_bits.view(torch.float32).bfloat16()
+
+
+def encode_first(moment: Tensor, scales: Tensor, bits: Tensor, first_column: int) -> Tensor:
+    """Return the int8 codes of fp32 first moments.
+
+    Shapes: moment and bits [rows, columns], scales [rows, blocks]. `bits` are random, from 0 to 2^16 - 1.
+    """
+    y = moment.abs() * _inverse(_of_elements(scales, moment, first_column)) * _FIRST_LEVELS**2
+    k = y.sqrt().trunc()
+    square = k * k
+    k = k + (_share(bits) * (k + k + 1) < y - square)
+    k = torch.where(k < _FIRST_LEVELS, k, _FIRST_LEVELS)
+    return torch.where(moment < 0, -k, k).to(torch.int8)
+
+
+def encode_second(moment: Tensor, scales: Tensor, bits: Tensor, first_column: int) -> Tensor:
+    """Return the uint8 codes of fp32 second moments; arguments as for `encode_first`."""
+    y = moment * _inverse(_of_elements(scales, moment, first_column)) * _SECOND_LEVELS**4
+    k = y.sqrt().sqrt().trunc()
+    power, next_power = (k * k) * (k * k), ((k + 1) * (k + 1)) * ((k + 1) * (k + 1))
+    k = k + (_share(bits) * (next_power - power) < y - power)
+    k = torch.where(k < _SECOND_LEVELS, k, _SECOND_LEVELS)
+    return torch.where((moment > 0) & (k < 1), 1.0, k).to(torch.uint8)
+
+
+def decode_first(codes: Tensor, scales: Tensor, first_column: int) -> Tensor:
+    """Return the fp32 first moments: codes [rows, columns], scales [rows, blocks]."""
+    k = codes.float()
+    return k * k.abs() * _FIRST_LEVELS**-2 * _of_elements(scales, codes, first_column)
+
+
+def decode_second(codes: Tensor, scales: Tensor, first_column: int) -> Tensor:
+    """Return the fp32 second moments; arguments as for `decode_first`."""
+    k = codes.float()
+    return (k * k) * (k * k) * _SECOND_LEVELS**-4 * _of_elements(scales, codes, first_column)
+
+
+def _of_elements(scales: Tensor, elements: Tensor, first_column: int) -> Tensor:
+    """The scale of each element in fp32: [rows, blocks] -> [rows, columns]."""
+    before = first_column % MOMENT_BLOCK
+    whole = scales.float().repeat_interleave(MOMENT_BLOCK, 1)
+    return whole[:, before : before + elements.shape[1]]
+
+
+def _inverse(scales: Tensor) -> Tensor:
+    """1 / scale, and 0 where the scale is 0."""
+    return torch.where(scales == 0, 0.0, 1 / scales)
+
+
+def _share(bits: Tensor) -> Tensor:
+    """Random numbers within (0, 1) from 16 random bits."""
+    return (bits.float() + 0.5) * 2**-16
