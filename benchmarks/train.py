@@ -28,7 +28,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.host_memory import keep_freed_memory
 from megatron_step.engine.parallel import Parallel
-from megatron_step.plan.states import RECIPES
+from megatron_step.plan.states import weight_format
 from megatron_step.training.state import TrainState, initial_state
 
 _OURS = "megatron_step"
@@ -64,7 +64,7 @@ def _precision_rows(repeats: int, model: ModelConfig, micro_batch_size: int, pre
         arms: dict[str, Arm] = {name: partial(call, _STEP) for name, call in calls.items()}
         check_same_loss(arms)
         stack.enter_context(keep_freed_memory())  # for the products, which run in this process
-        products = product_arms(model, tokens, tensor_type(RECIPES[precision].weight))
+        products = product_arms(model, tokens, tensor_type(weight_format(precision)))
         seconds = interleave({**arms, **products}, repeats)
         parts = calls[_OURS](_PARTS)
     flops = product_flops(model, tokens)

@@ -23,7 +23,7 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.plan.states import RECIPES
+from megatron_step.plan.states import weight_format
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import train_step
 
@@ -114,7 +114,7 @@ def megatron_core_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
 def _stock_model(config: RunConfig) -> GPTModel:
     """Build megatron-core's GPTModel with its local spec and default settings, in the shape of `config`."""
     model = config.model
-    dtype = tensor_type(RECIPES[config.training.precision].weight)
+    dtype = tensor_type(weight_format(config.training.precision))
     return GPTModel(
         config=TransformerConfig(
             num_layers=model.num_layers,
@@ -155,7 +155,7 @@ def _stock_optimizer(chunk: DistributedDataParallel, config: RunConfig) -> Any:
             adam_eps=settings.epsilon,
             clip_grad=settings.clip_grad,
             bf16=precision == "bf16",
-            params_dtype=tensor_type(RECIPES[precision].weight),
+            params_dtype=tensor_type(weight_format(precision)),
         ),
         [chunk],
     )
@@ -166,7 +166,7 @@ def transformers_arm(weights: Weights, batch: Batch, config: RunConfig) -> Arm:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(
-        _llama_config(config), dtype=tensor_type(RECIPES[config.training.precision].weight)
+        _llama_config(config), dtype=tensor_type(weight_format(config.training.precision))
     )
     model.load_state_dict(llama_weights(weights, config.model))
     model.train()

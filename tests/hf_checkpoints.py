@@ -20,6 +20,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import load_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.plan.resolved import resolve
+from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
 from megatron_step.training.state import TrainState, build_stage_model, make_trainable
@@ -131,5 +132,5 @@ def _save_stages(config: RunConfig, folder: Path, merges: bool, parallel: Parall
 def _save(state: TrainState, config: RunConfig, folder: Path, step: int, parallel: Parallel) -> float:
     saver = CheckpointSaver(folder, replace(config.checkpoint, keep=0), parallel)
     facts = saved_facts(config, state.stage.index)
-    saver.save(state.chunks, state.optimizer, config.training.precision, step, facts)
+    saver.save(state.chunks, state.optimizer, training_recipe(config), step, facts)
     return evaluate_batch(state.chunks, made_up_batch(config, 7, parallel), config, parallel)

@@ -12,6 +12,7 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.plan.resolved import resolve
+from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.evaluation import validation_loss
 from megatron_step.training.state import TrainState, build_state
@@ -61,7 +62,8 @@ def write_checkpoint(config: RunConfig, folder: Path, stage_index: int = 0) -> N
         for step in range(3):
             train_step(state, made_up_batch(config, 1000 + step, parallel), 1e-3, config, parallel, False)
         saver = CheckpointSaver(folder, config.checkpoint, parallel)
-        saver.save(state.chunks, state.optimizer, "fp32", state.step, manifest_facts(config, stage_index))
+        facts = manifest_facts(config, stage_index)
+        saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, facts)
 
 
 def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | None = None) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | 
         found = find_checkpoint(folder, "auto", parallel)
         assert found is not None
         load_weights(found.path, state.chunks, parallel)
-        load_optimizer_states(found.path, state.chunks, state.optimizer, "fp32", parallel)
+        load_optimizer_states(found.path, state.chunks, state.optimizer, training_recipe(config), parallel)
         if fault is not None:
             fault(state)
         gradient = first_gradient(state, config, parallel)

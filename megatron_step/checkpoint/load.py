@@ -18,11 +18,11 @@ from megatron_step.checkpoint.sharding import (
     in_pieces,
     sharded_optimizer_states,
     sharded_weights,
-    state_names,
 )
-from megatron_step.checkpoint.slices import pieces
 from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.parallel import Parallel, first_problem
+from megatron_step.optim.slices import pieces
+from megatron_step.plan.states import Recipe
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ def load_optimizer_states(
     path: Path,
     chunks: Sequence[torch.nn.Module],
     optimizer: MegatronOptimizer,
-    precision: str,
+    recipe: Recipe,
     parallel: Parallel,
 ) -> None:
     """Load the optimizer states of the chunks' trained weights, in place; raises as `load_weights` does."""
     weights = sharded_weights(chunks, parallel)
-    load_tensors(path, sharded_optimizer_states(optimizer, weights, state_names(precision)))
+    load_tensors(path, sharded_optimizer_states(optimizer, weights, recipe))
 
 
 def load_tensors(path: Path, requests: Mapping[str, Sharded], shared: bool = False) -> dict[str, Tensor]:

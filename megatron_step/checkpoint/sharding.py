@@ -20,11 +20,11 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from megatron_step.checkpoint.slices import pieces, rectangles
 from megatron_step.engine.compat.optimizers import owned_slice, owned_states
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_state
-from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, RECIPES
+from megatron_step.optim.slices import pieces, rectangles
+from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, Recipe
 
 Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
 
@@ -40,20 +40,15 @@ def sharded_weights(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> di
     }
 
 
-def state_names(precision: str) -> tuple[str, ...]:
-    """Names of the optimizer states that a checkpoint holds for each trainable weight."""
-    return RECIPES[precision].optimizer_states
-
-
 def in_pieces(shards: Mapping[str, Sharded]) -> dict[str, ShardedTensor]:
     """The tensors as they are saved, a fused weight in its parts; their data are views of the live tensors."""
     return {f"{name}/{part.global_offset}": part for name, shard in shards.items() for part in pieces(shard)}
 
 
 def sharded_optimizer_states(
-    optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], names: Sequence[str]
+    optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], recipe: Recipe
 ) -> dict[str, ShardedTensor]:
-    """The named states that this rank holds of trainable weights, live, to be saved, or loaded in place.
+    """The states by `recipe` that this rank holds of trainable weights, live, to be saved, or loaded in place.
 
     With the distributed optimizer each data-parallel rank has its own slices, as rectangles of the weights' shapes.
     """
@@ -62,7 +57,7 @@ def sharded_optimizer_states(
         if part.is_stub_optimizer:
             continue
         for shard, param in _trainable(weights):
-            for name in names:
+            for name in recipe.optimizer_states(param.shape):
                 for piece in _state_pieces(part, shard, param, name):
                     states[f"{piece.key}/{piece.global_offset}"] = piece
     return states

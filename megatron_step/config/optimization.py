@@ -28,6 +28,14 @@ class OptimizerConfig:
     """Learning rate of the adapters, as a multiple of the schedule's."""
     embeddings_scale: float = 1.0
     """Learning rate of the embedding and the output layer, as a multiple of the schedule's."""
+    states: Literal["full", "exact", "compact", "smallest"] = "full"
+    """Recipe of the states beside bf16 weights (docs/states.md). full: fp32 main weights and moments. exact: the same
+    numbers in 2 bytes less. compact: 8-bit moments. smallest: 8-bit moments, and weights that are rounded
+    stochastically instead of main weights."""
+    gradients: Literal["fp32", "bf16"] | None = None
+    """Number format of the gradient buffers; null for fp32 with full and exact, bf16 with compact and smallest."""
+    correction_bits: Literal[16, 8] = 16
+    """Bits that compact keeps beside a bf16 weight: 16 for the whole fp32 main weight, 8 for 24 of its 32 bits."""
 
     def __post_init__(self) -> None:
         check_finite("optimizer", self)
@@ -42,6 +50,10 @@ class OptimizerConfig:
         for name in ("new_layers_scale", "adapters_scale", "embeddings_scale", "epsilon"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optimizer.{name} must be positive, not {getattr(self, name)}")
+        if self.correction_bits == 8 and self.states != "compact":
+            raise ValueError(
+                f"optimizer.correction_bits 8 is for optimizer.states compact, not {self.states}: set it to 16"
+            )
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,14 @@ def _check_stages(config: RunConfig) -> None:
         raise ValueError(
             f"planner.recipe {config.planner.recipe} counts weights in 16 bits: set training.precision to bf16"
         )
+    if config.training.precision == "fp32":
+        for key, default in (("states", "full"), ("gradients", None)):
+            value = getattr(config.optimizer, key)
+            if value not in (default, "fp32"):
+                raise ValueError(
+                    f"optimizer.{key} {value} needs weights in 16 bits: set training.precision to bf16, or leave "
+                    f"optimizer.{key} out"
+                )
     if config.stages.count > 1 and config.old_layer_policy == "adapters":
         check_adapter_rank(config)
 

@@ -16,12 +16,12 @@ from megatron_step.checkpoint.sharding import (
     Sharded,
     sharded_optimizer_states,
     sharded_weights,
-    state_names,
 )
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
 from megatron_step.plan.names import in_layer, layer_of
 from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import Recipe
 
 
 def grow_moments(
@@ -29,7 +29,7 @@ def grow_moments(
     chunks: Sequence[torch.nn.Module],
     optimizer: MegatronOptimizer,
     stage: Stage,
-    precision: str,
+    recipe: Recipe,
     parallel: Parallel,
 ) -> None:
     """Load the states of the weights that `stage` goes on training, in place, whatever layout wrote them.
@@ -42,7 +42,7 @@ def grow_moments(
             for name, shard in weights.items()
             if _goes_on(shard, stage)
         }
-        states = sharded_optimizer_states(optimizer, carried, state_names(precision))
+        states = sharded_optimizer_states(optimizer, carried, recipe)
         # Data-parallel ranks without the distributed optimizer ask for the same parts.
         load_tensors(path, states, shared=True)
 

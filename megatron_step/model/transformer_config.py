@@ -9,7 +9,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.engine.formats import tensor_type
-from megatron_step.plan.states import RECIPES
+from megatron_step.plan.states import weight_format
 
 _ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu}
 
@@ -21,7 +21,7 @@ def transformer_config(
 
     `layout` gives the number of layers in every chunk of the pipeline, in layer order.
     """
-    dtype = tensor_type(RECIPES[precision].weight)
+    dtype = tensor_type(weight_format(precision))
     return TransformerConfig(
         # Shape
         num_layers=model.num_layers,

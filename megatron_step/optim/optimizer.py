@@ -19,14 +19,14 @@ from megatron_step.engine.compat.optimizers import adam_class
 from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.adam import FusedAdam
-from megatron_step.plan.states import FP32, RECIPES
+from megatron_step.plan.states import FP32, Recipe
 
 _ROW = 512
 """Squares that are added in fp32."""
 
 
 def wrap_data_parallel(
-    chunks: list[MegatronModule], precision: str, parallel: Parallel
+    chunks: list[MegatronModule], recipe: Recipe, parallel: Parallel
 ) -> list[DistributedDataParallel]:
     """Give the trainable weights of every model chunk gradient buffers that are averaged over data-parallel ranks.
 
@@ -34,7 +34,7 @@ def wrap_data_parallel(
     """
     overlap = parallel.config.overlap_grad_reduce and parallel.dp_size > 1
     config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=RECIPES[precision].gradient == FP32,
+        grad_reduce_in_fp32=recipe.gradient == FP32,
         overlap_grad_reduce=overlap,
         use_distributed_optimizer=parallel.config.distributed_optimizer,
     )
@@ -67,7 +67,7 @@ class _SingleReplica(DistributedDataParallel):
 
 
 def build_optimizer(
-    config: OptimizerConfig, chunks: list[DistributedDataParallel], precision: str
+    config: OptimizerConfig, chunks: list[DistributedDataParallel], recipe: Recipe
 ) -> MegatronOptimizer:
     """Build AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
 
@@ -75,7 +75,7 @@ def build_optimizer(
     gradients) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
     the first step.
     """
-    ddp_config, recipe = chunks[0].ddp_config, RECIPES[precision]
+    ddp_config = chunks[0].ddp_config
     with adam_class(FusedAdam):
         optimizer = megatron_optimizer.get_megatron_optimizer(
             MegatronOptimizerConfig(

@@ -10,7 +10,7 @@ from megatron_step.plan.blocks.core_attention import CoreAttention
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.model import ModelBlocks, model_blocks
 from megatron_step.plan.layout import num_microbatches
-from megatron_step.plan.states import RECIPES, Recipe, recipe_of
+from megatron_step.plan.states import Recipe, recipe_of, weight_format
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def resolve(config: RunConfig, vocab_size: int, dp_size: int = 1) -> ResolvedCon
     blocks = model_blocks(config.model, vocab_size)
     batch = Microbatch(
         tokens=training.micro_batch_size * config.model.seq_length,
-        element_bytes=RECIPES[training.precision].weight.element_bytes,
+        element_bytes=weight_format(training.precision).element_bytes,
         tensor=parallel.tensor_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
     )

@@ -2,16 +2,23 @@
 
                       weight   gradient   main weight   moments       frozen linear
     fp32              4        4          -             4 + 4         4
-    bf16              2        4          4             4 + 4         2                Megatron-LM
+    full              2        4          4             4 + 4         2                Megatron-LM
+    exact             2        2 or 4     2             4 + 4         2
+    compact           2        2 or 4     2 or 1        1 + 1, block  2                FlashAdamW, arXiv 2602.23349
+    smallest          2        2 or 4     -             1 + 1, block  2
     paper             2        2          4             4 + 4         2                STEP (Yano et al., 2025)
-    adam8bit          2        4          4             1 + 1, block  2                Dettmers et al., 2022
+    adam8bit          2        4          4             1 + 1, 256    2                Dettmers et al., 2022
     int8_base         2        4          4             4 + 4         1, row           LLM.int8, Dettmers et al., 2022
     adam8bit_int8_base                                  both
 
-Training has the first two; the others are for plans alone (`planner.recipe`).
+Training has the first five (`training.precision`, `optimizer.states`); the others are for plans alone
+(`planner.recipe`).
 
-block: a moment has an fp32 scale for each block of 256 elements, as bitsandbytes has it (2048 in the paper "8-bit
-Optimizers via Block-wise Quantization"), and stays in fp32 in tensors of fewer than 4096 elements.
+main weight: 2 or 1 bytes are what the bf16 weight lacks: 16 bits restore the fp32 main weight, 8 bits 24 bits of it.
+block: a moment of a matrix has a bf16 scale for each block of 64 columns of a row. Blocks lie on the grid of the whole
+weight, so that they do not depend on the layout. Vectors (norms, biases) keep fp32 moments.
+256: an fp32 scale for each 256 elements, as bitsandbytes has it (2048 in the paper "8-bit Optimizers via Block-wise
+Quantization"), and fp32 in tensors of fewer than 4096 elements.
 row: a frozen linear's matrix has an fp32 scale for each row, and its product needs it in bf16 for as long as it lasts
 ("LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale"); embeddings, output layer, norms and biases stay.
 """
@@ -24,10 +31,12 @@ from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import layer_of
 from megatron_step.plan.old_layers import Treatment
 
-MAIN_WEIGHT = "param"
-"""Name of the fp32 main weight among a weight's optimizer states."""
+MAIN_WEIGHT, REMAINDER, CORRECTION = "param", "remainder", "correction"
+"""Names of the fp32 main weight among a weight's optimizer states, and of the 16 or 8 bits that the weight lacks."""
 MOMENTS = FIRST_MOMENT, SECOND_MOMENT = ("exp_avg", "exp_avg_sq")
 """Names of Adam's moments among them."""
+SCALE_SUFFIX = "_scale"
+"""Ends the name of a moment's scales."""
 MOMENT_BLOCK = 64
 """Columns of a row of the whole weight that share a moment's scale."""
 
@@ -53,24 +62,47 @@ class Parameter:
 class Format:
     """How the numbers of one state are kept."""
 
+    name: str
+    """What engine/formats.py knows it by."""
     element_bytes: int
     """Bytes of an element."""
     scale_block: int | None = None
-    """Elements of a weight that share an fp32 scale; None for no scales."""
+    """Elements of a weight that share a scale; None for no scales."""
+    scale_bytes: int = 4
+    """Bytes of a scale."""
+    by_row: bool = False
+    """Whether blocks begin again in each row of a matrix; else they go through the flattened weight."""
     smallest: int = 0
     """Weights of fewer elements keep the state in fp32."""
 
     def bytes(self, numel: int) -> int:
-        """Bytes of the state of a weight of `numel` elements."""
-        if numel < self.smallest:
-            return FP32.bytes(numel)
-        scales = -(-numel // self.scale_block) if self.scale_block else 0
-        return self.element_bytes * numel + FP32.element_bytes * scales
+        """Bytes of the state of a weight of `numel` elements in one row."""
+        return self.slice_bytes(0, numel, max(numel, 1))
+
+    def slice_bytes(self, start: int, stop: int, columns: int) -> int:
+        """Bytes of the state of the elements [start, stop) of a flattened weight with `columns` elements in a row."""
+        if stop - start < self.smallest:
+            return FP32.element_bytes * (stop - start)
+        return self.element_bytes * (stop - start) + self.scale_bytes * self._num_scales(start, stop, columns)
+
+    def _num_scales(self, start: int, stop: int, columns: int) -> int:
+        """Blocks that hold some of the elements."""
+        if not self.scale_block or start >= stop:
+            return 0
+        if not self.by_row:
+            return -(-(stop - start) // self.scale_block)
+        in_row = -(-columns // self.scale_block)
+        first, last = (index // columns * in_row + index % columns // self.scale_block for index in (start, stop - 1))
+        return last - first + 1
 
 
-FP32, BF16, INT8 = Format(4), Format(2), Format(1)
-SAVED_STATE = FP32
-"""Format of optimizer states in checkpoints, whatever the recipe of the run."""
+FP32, BF16, INT8 = Format("fp32", 4), Format("bf16", 2), Format("int8", 1)
+REMAINDER_BITS, CORRECTION_BITS = Format(REMAINDER, 2), Format(CORRECTION, 1)
+SIGNED_BLOCKS = Format("signed blocks", 1, scale_block=MOMENT_BLOCK, scale_bytes=2, by_row=True)
+UNSIGNED_BLOCKS = replace(SIGNED_BLOCKS, name="unsigned blocks")
+
+MAIN_WEIGHT_NAMES = {FP32: MAIN_WEIGHT, REMAINDER_BITS: REMAINDER, CORRECTION_BITS: CORRECTION}
+"""Name of the optimizer state that completes a bf16 weight, by its format."""
 
 
 @dataclass(frozen=True)
@@ -82,28 +114,33 @@ class Recipe:
     gradient: Format
     """Its gradient, if it is trained."""
     main: Format | None
-    """Its copy for the optimizer, if it is trained; None where the weight itself is as wide."""
-    moments: Format = FP32
-    """Each of Adam's two moments, if it is trained."""
+    """What the optimizer keeps to have the weight in fp32, if it is trained; None where it has the weight alone."""
+    first_moment: Format = FP32
+    """Adam's first moment of a matrix, if it is trained."""
+    second_moment: Format = FP32
+    """Its second moment."""
     frozen_matrix: Format | None = None
     """The matrix of a frozen linear, with a scale for each row; None for the format of weights."""
 
-    def state_format(self, name: str) -> Format:
-        """Return the format of the optimizer state that checkpoints call `name`."""
-        if name == MAIN_WEIGHT:
-            assert self.main is not None  # it is among `optimizer_states` only then
-            return self.main
-        return self.moments
-
     @property
-    def optimizer_states(self) -> tuple[str, ...]:
-        """Names of the optimizer states of a trained weight, as checkpoints have them."""
-        return MOMENTS if self.main is None else (*MOMENTS, MAIN_WEIGHT)
+    def is_compact(self) -> bool:
+        """Whether the optimizer works on bf16 weights, without fp32 main weights beside them."""
+        return self.weight == BF16 and self.main != FP32
 
-    def optimizer_bytes(self, numel: int) -> int:
-        """Main weight and moments of `numel` elements of one trained weight."""
-        main = self.main.bytes(numel) if self.main else 0
-        return main + len(MOMENTS) * self.moments.bytes(numel)
+    def optimizer_states(self, shape: Sequence[int]) -> dict[str, Format]:
+        """Return the optimizer states of a trained weight of lengths `shape`, by their names in checkpoints.
+
+        A state with scales has them in a second tensor, whose name has SCALE_SUFFIX at its end.
+        """
+        states = dict(zip(MOMENTS, (self.first_moment, self.second_moment)))
+        if len(shape) < 2:
+            states = {name: FP32 if format.by_row else format for name, format in states.items()}
+        return states if self.main is None else {**states, MAIN_WEIGHT_NAMES[self.main]: self.main}
+
+    def optimizer_bytes(self, shape: Sequence[int], start: int = 0, stop: int | None = None) -> int:
+        """Bytes of the optimizer states of the elements [start, stop) of a trained weight of lengths `shape`."""
+        stop = prod(shape) if stop is None else stop
+        return sum(state.slice_bytes(start, stop, shape[-1]) for state in self.optimizer_states(shape).values())
 
     def trained_bytes(self, numel: int) -> int:
         """Weight and gradient of `numel` elements of trained weights."""
@@ -118,17 +155,24 @@ class Recipe:
     def state_bytes(self, parameters: Sequence[Parameter]) -> int:
         """Model states of `parameters` on one data-parallel rank, without padding."""
         return sum(
-            self.trained_bytes(parameter.numel) + self.optimizer_bytes(parameter.numel)
+            self.trained_bytes(parameter.numel) + self.optimizer_bytes(parameter.shape)
             if parameter.treatment.trained
             else self.frozen_bytes(parameter)
             for parameter in parameters
         )
 
-    def saved_bytes(self, numel: int, trained: int, owners: int) -> int:
-        """Bytes that one rank saves: `numel` elements of weights, and its share of the optimizer states of `trained`
+    def saved_bytes(self, parameters: Sequence[Parameter], owners: int) -> int:
+        """Bytes that one rank saves of `parameters`: the weights, and its share of the optimizer states of the trained
         ones, which `owners` data-parallel ranks divide."""
-        states = SAVED_STATE.bytes(len(self.optimizer_states) * trained)
-        return self.weight.bytes(numel) + -(-states // owners)
+        states = sum(self.optimizer_bytes(one.shape) for one in parameters if one.treatment.trained)
+        return sum(self.weight.bytes(one.numel) for one in parameters) + -(-states // owners)
+
+    def largest_tensor_bytes(self, parameter: Parameter) -> int:
+        """Bytes of the largest tensor that a checkpoint has of a weight: the weight, or one of its states."""
+        formats = [self.weight]
+        if parameter.treatment.trained:
+            formats += self.optimizer_states(parameter.shape).values()
+        return max(format.element_bytes for format in formats) * parameter.numel
 
 
 def copied_in_growth(layer: int, largest: int) -> int:
@@ -141,20 +185,43 @@ def copied_in_growth(layer: int, largest: int) -> int:
     return max(BF16.bytes(layer) + FP32.bytes(layer), 2 * FP32.bytes(largest))
 
 
-_BF16 = Recipe(weight=BF16, gradient=FP32, main=FP32)
-_ADAM8BIT = replace(_BF16, moments=replace(INT8, scale_block=256, smallest=4096))
+_FULL = Recipe(weight=BF16, gradient=FP32, main=FP32)
+_BLOCK_256 = replace(INT8, scale_block=256, smallest=4096)
+_ADAM8BIT = replace(_FULL, first_moment=_BLOCK_256, second_moment=_BLOCK_256)
+_COMPACT = Recipe(
+    weight=BF16, gradient=BF16, main=REMAINDER_BITS, first_moment=SIGNED_BLOCKS, second_moment=UNSIGNED_BLOCKS
+)
 
 RECIPES = {
     "fp32": Recipe(weight=FP32, gradient=FP32, main=None),
-    "bf16": _BF16,
-    "paper": replace(_BF16, gradient=BF16),
+    "full": _FULL,
+    "exact": replace(_FULL, main=REMAINDER_BITS),
+    "compact": _COMPACT,
+    "smallest": replace(_COMPACT, main=None),
+    "paper": replace(_FULL, gradient=BF16),
     "adam8bit": _ADAM8BIT,
-    "int8_base": replace(_BF16, frozen_matrix=INT8),
+    "int8_base": replace(_FULL, frozen_matrix=INT8),
     "adam8bit_int8_base": replace(_ADAM8BIT, frozen_matrix=INT8),
 }
-"""What `training.precision` and `planner.recipe` stand for. Training keeps and reduces gradients in fp32."""
+"""The recipes by name: `fp32` is that of training.precision fp32, the others are of bf16 weights."""
+
+
+def weight_format(precision: str) -> Format:
+    """Return the format of the weights at `training.precision`."""
+    return FP32 if precision == "fp32" else BF16
 
 
 def recipe_of(config: RunConfig) -> Recipe:
-    """The recipe that is counted by: `planner.recipe`, or the one of training."""
-    return RECIPES[config.planner.recipe or config.training.precision]
+    """Return the recipe that is counted by: `planner.recipe`, or the one of training."""
+    return RECIPES[config.planner.recipe] if config.planner.recipe else training_recipe(config)
+
+
+def training_recipe(config: RunConfig) -> Recipe:
+    """Return the recipe that a run trains with."""
+    optimizer = config.optimizer
+    if config.training.precision == "fp32":
+        return RECIPES["fp32"]
+    recipe = RECIPES[optimizer.states]
+    if optimizer.gradients is not None:
+        recipe = replace(recipe, gradient={"fp32": FP32, "bf16": BF16}[optimizer.gradients])
+    return replace(recipe, main=CORRECTION_BITS) if optimizer.correction_bits == 8 else recipe

@@ -16,6 +16,7 @@ from megatron_step.growth.moments import grow_moments
 from megatron_step.growth.weights import grow_weights, growth_source, saved_stage
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.stages import Stage, StagePlan
+from megatron_step.plan.states import training_recipe
 from megatron_step.training.memory import measure_peak
 from megatron_step.training.state import TrainState, build_stage_model, build_state, make_trainable
 
@@ -64,7 +65,7 @@ def _load(
     chunks = build_stage_model(config, stage, found.manifest.step, vocab_size, parallel)
     load_weights(found.path, chunks, parallel)
     state = make_trainable(chunks, config, plan, stage, found.manifest.step, parallel)
-    load_optimizer_states(found.path, state.chunks, state.optimizer, config.training.precision, parallel)
+    load_optimizer_states(found.path, state.chunks, state.optimizer, training_recipe(config), parallel)
     return replace(state, kept_settings=found.manifest.kept_settings)
 
 
@@ -87,7 +88,7 @@ def _grow(
         grow_weights(chunks, source, stage, config.growth, keeps, parallel)
         state = make_trainable(chunks, config, plan, stage, step, parallel)
         if own:
-            grow_moments(found.path, state.chunks, state.optimizer, stage, config.training.precision, parallel)
+            grow_moments(found.path, state.chunks, state.optimizer, stage, training_recipe(config), parallel)
         return state
 
     state, peak_bytes = measure_peak(grow)

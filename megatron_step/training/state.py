@@ -19,6 +19,7 @@ from megatron_step.optim.optimizer import build_optimizer, set_update_counts, wr
 from megatron_step.plan.old_layers import adapter_targets, turn_at
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, StagePlan
+from megatron_step.plan.states import training_recipe
 from megatron_step.plan.trainable import treatment
 from megatron_step.planner.plan import make_plan
 
@@ -97,8 +98,9 @@ def make_trainable(
 
     Main weights are copies of the chunks' weights as they are now. `step` steps of the run are finished.
     """
-    wrapped = wrap_data_parallel(chunks, config.training.precision, parallel)
-    optimizer = build_optimizer(config.optimizer, wrapped, config.training.precision)
+    recipe = training_recipe(config)
+    wrapped = wrap_data_parallel(chunks, recipe, parallel)
+    optimizer = build_optimizer(config.optimizer, wrapped, recipe)
     # Adam's moments have seen the steps since the stage in which they began.
     set_update_counts(optimizer, {one.index: step - one.first_step for one in plan.stages})
     return TrainState(step=step, stage=stage, chunks=wrapped, optimizer=optimizer)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ _MIB = 2**20
 def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, parallel: Parallel) -> str:
     """The stage's layers and steps, and a table of what is trained and what is frozen. Every rank must call it."""
     stage, recipe = state.stage, recipe_of(config)
-    groups: dict[tuple[str, str], int] = defaultdict(int)
-    for elements, trained, role in _whole_model(state, parallel).values():
-        groups["trained" if trained else "frozen", _NAMES[role]] += elements
+    groups: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
+    for shape, trained, role in _whole_model(state, parallel).values():
+        groups["trained" if trained else "frozen", _NAMES[role]].append(shape)
     lines = [
         f"stage {stage.number} of {len(plan.stages)}: {stage.num_layers} layers, {stage.num_new_layers} of them "
         f"new, pipeline layout {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
@@ -34,10 +35,10 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
         *([_growth(config.growth)] if stage.index > 0 and state.growth_peak_bytes is not None else []),
         f"  {'':8}{'':24}{'parameters':>16}{'weights':>14}{'gradients':>14}{'optimizer':>14}",
     ]
-    for (status, name), elements in sorted(groups.items(), reverse=True):
-        trained = status == "trained"
+    for (status, name), shapes in sorted(groups.items(), reverse=True):
+        trained, elements = status == "trained", sum(map(prod, shapes))
         weights, gradients = recipe.weight.bytes(elements), trained * recipe.gradient.bytes(elements)
-        sizes = (weights, gradients, trained * recipe.optimizer_bytes(elements))
+        sizes = (weights, gradients, trained * sum(map(recipe.optimizer_bytes, shapes)))
         lines.append(f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{size / _MIB:>10,.1f} MiB" for size in sizes))
     return "\n".join(lines)
 
@@ -49,10 +50,10 @@ def _growth(growth: GrowthConfig) -> str:
     return f"  grown by {operator.describe(growth)}, which {keeps} the model's function"
 
 
-def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[int, bool, str]]:
-    """Elements, whether it is trained, and role of every weight of the model, by its key, from all ranks."""
+def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[tuple[int, ...], bool, str]]:
+    """Shape, whether it is trained, and role of every weight of the model, by its key, from all ranks."""
     own = {
-        shard.key: (_elements(shard), shard.data.requires_grad, shard.data.role)
+        shard.key: (_whole_shape(shard), shard.data.requires_grad, shard.data.role)
         for shard in sharded_weights(state.chunks, parallel).values()
     }
     ranks: list[Any] = [None] * parallel.world_size
@@ -60,9 +61,9 @@ def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[int, 
     return {key: entry for rank in ranks for key, entry in rank.items()}
 
 
-def _elements(shard: Sharded) -> int:
+def _whole_shape(shard: Sharded) -> tuple[int, ...]:
     whole = shard if hasattr(shard, "global_shape") else shard.build()[0]
-    return int(torch.Size(whole.global_shape).numel())
+    return tuple(whole.global_shape)
 
 
 def memory_summary(ranks: Sequence[dict[str, Any]]) -> str:

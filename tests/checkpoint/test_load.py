@@ -14,6 +14,7 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.plan.resolved import resolve
+from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import TrainState, build_state, initial_state
 from megatron_step.training.step import train_step
@@ -170,7 +171,7 @@ def spoil_last_layer(state: TrainState, where: str) -> None:
 
 def save(saver: CheckpointSaver, state: TrainState, config: RunConfig, parallel: Parallel) -> None:
     facts = manifest_facts(config)
-    saver.save(state.chunks, state.optimizer, config.training.precision, state.step, facts)
+    saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, facts)
 
 
 def find(folder: Path, resume: str = "auto") -> tuple[Path, list[str]] | None:
@@ -187,7 +188,7 @@ def load(config: RunConfig, folder: Path, again: Path | None = None) -> list[int
         plan = make_plan(resolve(config, VOCAB_SIZE))
         state = build_state(config, plan, plan.stages[0], found.manifest.step, VOCAB_SIZE, parallel)
         load_weights(found.path, state.chunks, parallel)
-        load_optimizer_states(found.path, state.chunks, state.optimizer, config.training.precision, parallel)
+        load_optimizer_states(found.path, state.chunks, state.optimizer, training_recipe(config), parallel)
         if again is not None:
             save(CheckpointSaver(again, config.checkpoint, parallel), state, config, parallel)
         return [int(group["step"]) for group in state.optimizer.param_groups]

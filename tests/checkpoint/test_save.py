@@ -21,6 +21,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.plan.parameters import held_chunks
 from megatron_step.plan.resolved import resolve
+from megatron_step.plan.states import training_recipe
 from megatron_step.planner.costs.memory import HostMemory, host_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_host_peak
@@ -176,7 +177,7 @@ def two_steps(config: RunConfig, parallel: Parallel) -> TrainState:
 
 
 def save(saver: CheckpointSaver, state: TrainState, config: RunConfig, step: int) -> None:
-    saver.save(state.chunks, state.optimizer, config.training.precision, step, manifest_facts(config))
+    saver.save(state.chunks, state.optimizer, training_recipe(config), step, manifest_facts(config))
 
 
 def save_and_train_on(config: RunConfig, folder: Path) -> tuple[dict[str, torch.Tensor] | None, bool]:
@@ -249,13 +250,12 @@ def save_and_measure(cases: list[dict[str, Any]], folder: Path) -> list[tuple[bo
                 state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
                 train_step(state, made_up_batch(config, 0, parallel), 1e-4, config, parallel, False)
                 saver = CheckpointSaver(folder / f"{number}_{stage.index}", config.checkpoint, parallel)
-                precision = config.training.precision
-                what = (state.chunks, state.optimizer, precision, 1, manifest_facts(config))
+                what = (state.chunks, state.optimizer, training_recipe(config), 1, manifest_facts(config))
                 written, saving = measure_host_peak(lambda: saver.save(*what))  # noqa: B023
                 saver.finish()
                 ((_, path),) = list_checkpoints(folder / f"{number}_{stage.index}")
                 _, weights = measure_host_peak(lambda: load_weights(path, state.chunks, parallel))  # noqa: B023
-                into = (path, state.chunks, state.optimizer, precision, parallel)
+                into = (path, state.chunks, state.optimizer, training_recipe(config), parallel)
                 _, loading = measure_host_peak(lambda: load_optimizer_states(*into))  # noqa: B023
                 loading = max(loading, weights)
                 parameters = held_chunks(resolve(config, VOCAB_SIZE), stage)[0][0].parameters

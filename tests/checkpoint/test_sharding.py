@@ -9,10 +9,10 @@ from megatron_step.checkpoint.sharding import (
     own_states,
     sharded_optimizer_states,
     sharded_weights,
-    state_names,
 )
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.states import RECIPES, training_recipe
 from megatron_step.training.state import initial_state
 from megatron_step.training.step import train_step
 
@@ -31,7 +31,9 @@ def test_keys_and_shapes_are_the_same_in_every_layout(worlds: Worlds, precision:
     (expected,) = worlds(1).run(keys_and_shapes, config=small_config(model=TIED, training=training))
     weights = {key for key in expected if not key.startswith("optimizer.")}
     assert expected.keys() - weights == {
-        f"optimizer.state.{name}.{key}" for name in state_names(precision) for key in weights
+        f"optimizer.state.{name}.{key}"
+        for name in RECIPES[{"fp32": "fp32", "bf16": "full"}[precision]].optimizer_states((1,))
+        for key in weights
     }
     assert expected["decoder.layers.3.self_attention.linear_proj.weight"] == (64, 64)
     for size, layout in LAYOUTS:
@@ -64,7 +66,7 @@ def keys_and_shapes(config: RunConfig) -> dict[str, tuple[int, ...]]:
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
         weights = sharded_weights(state.chunks, parallel)
-        states = sharded_optimizer_states(state.optimizer, weights, state_names(config.training.precision))
+        states = sharded_optimizer_states(state.optimizer, weights, training_recipe(config))
         return flatten([*weights.values(), *states.values()])
 
 

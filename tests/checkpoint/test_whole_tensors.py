@@ -14,6 +14,7 @@ from megatron_step.checkpoint.streamed import write_streamed
 from megatron_step.checkpoint.whole_tensors import WholeTensors
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.plan.states import training_recipe
 from megatron_step.training.state import initial_state
 
 
@@ -51,4 +52,4 @@ def save(config: RunConfig, folder: Path) -> None:
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
         saver = CheckpointSaver(folder, config.checkpoint, parallel)
-        saver.save(state.chunks, state.optimizer, config.training.precision, 0, manifest_facts(config))
+        saver.save(state.chunks, state.optimizer, training_recipe(config), 0, manifest_facts(config))

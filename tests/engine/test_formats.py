@@ -13,16 +13,15 @@ def test_values_come_back_exactly_or_rounded() -> None:
     assert torch.equal(decode(encode(values, BF16)), values.bfloat16().float())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "full"])
 def test_a_trained_recipe_takes_the_bytes_of_its_tensors(precision: str) -> None:
     recipe = RECIPES[precision]
-    formats = [recipe.weight, recipe.gradient, recipe.moments, *([recipe.main] if recipe.main else [])]
-    for format in formats:
+    for format in (recipe.weight, recipe.gradient, *recipe.optimizer_states((24,)).values()):
         assert encode(torch.zeros(24), format).nbytes == format.bytes(24)
 
 
 def test_a_format_of_plans_is_refused() -> None:
     with pytest.raises(ValueError, match="exists in plans only: training keeps states in fp32 or bf16"):
-        tensor_type(RECIPES["adam8bit"].moments)
+        tensor_type(RECIPES["adam8bit"].first_moment)
     with pytest.raises(ValueError, match="exists in plans only"):
         encode(torch.zeros(4), INT8)

@@ -23,6 +23,7 @@ from megatron_step.plan.names import in_layer, layer_of
 from megatron_step.plan.parameters import held_chunks
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import training_recipe
 from megatron_step.planner.costs.memory import growth_bytes, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training import entry
@@ -225,7 +226,7 @@ def grow_and_save(
             state = first_state(config, plan, found, None, VOCAB_SIZE, parallel)
         saver = CheckpointSaver(target, config.checkpoint, parallel)
         facts = manifest_facts(config, state.stage.index)
-        saver.save(state.chunks, state.optimizer, config.training.precision, state.step, facts)
+        saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, facts)
         return {(part["role"], part["since"], part["step"]) for part in state.optimizer.param_groups if part["params"]}
 
 
@@ -259,7 +260,7 @@ def trained_and_saved(config: RunConfig, stage_index: int, parallel: Parallel) -
         train_step(state, made_up_batch(config, step, parallel), 2e-3, config, parallel, False)
     saver = CheckpointSaver(Path(config.output_dir) / "checkpoints", config.checkpoint, parallel)
     facts = manifest_facts(config, stage_index)
-    saver.save(state.chunks, state.optimizer, config.training.precision, state.step, facts)
+    saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, facts)
     return state
 
 

@@ -27,6 +27,7 @@ from megatron_step.growth.weights import load_merged
 from megatron_step.model.build import build_model
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage
+from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state
 from megatron_step.training.state import build_stage_model, build_state, make_trainable
@@ -326,9 +327,8 @@ def write_stage(config: RunConfig, folder: Path, stage_index: int) -> None:
         state = make_trainable(chunks, config, plan, stage, stage.first_step, parallel)
         for step in range(stage.first_step, stage.last_step):
             train_step(state, made_up_batch(config, step, parallel), 2e-3, config, parallel, False)
-        saver = CheckpointSaver(folder, config.checkpoint, parallel)
-        facts = manifest_facts(config, stage_index)
-        saver.save(state.chunks, state.optimizer, config.training.precision, state.step, facts)
+        what = (state.chunks, state.optimizer, training_recipe(config), state.step, manifest_facts(config, stage_index))
+        CheckpointSaver(folder, config.checkpoint, parallel).save(*what)
 
 
 def grow(configs: list[RunConfig], folder: Path, fault: str | None = None) -> list[Tensors | None]:

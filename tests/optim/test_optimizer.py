@@ -20,14 +20,15 @@ from megatron_step.optim.optimizer import (
     square_norm,
     wrap_data_parallel,
 )
+from megatron_step.plan.states import RECIPES, training_recipe
 from megatron_step.training.state import initial_state
 from megatron_step.training.step import train_step
 
 
 def _optimizer(config: RunConfig, parallel: Parallel) -> tuple:
     chunks = build_model(config.model, VOCAB_SIZE, parallel, config.training.precision, seed=1)
-    wrapped = wrap_data_parallel(chunks, config.training.precision, parallel)
-    return wrapped, build_optimizer(config.optimizer, wrapped, config.training.precision)
+    wrapped = wrap_data_parallel(chunks, training_recipe(config), parallel)
+    return wrapped, build_optimizer(config.optimizer, wrapped, training_recipe(config))
 
 
 def test_norms_and_biases_do_not_decay(alone: Parallel) -> None:
@@ -61,8 +62,8 @@ def test_a_frozen_weight_has_neither_gradient_nor_state(alone: Parallel) -> None
     (chunk,) = build_model(config.model, VOCAB_SIZE, alone, "fp32", seed=1)
     for param in chunk.decoder.layers[0].parameters():
         param.requires_grad_(False)
-    wrapped = wrap_data_parallel([chunk], "fp32", alone)
-    optimizer = build_optimizer(config.optimizer, wrapped, "fp32")
+    wrapped = wrap_data_parallel([chunk], RECIPES["fp32"], alone)
+    optimizer = build_optimizer(config.optimizer, wrapped, RECIPES["fp32"])
     trainable = sum(param.numel() for param in chunk.parameters() if param.requires_grad)
     assert sum(buffer.numel_unpadded for buffer in wrapped[0].buffers) == trainable
     (part,) = optimizer.chained_optimizers
@@ -128,8 +129,8 @@ def _with_roles(parallel: Parallel) -> tuple:
         known = (kind for prefix, kind in kinds.items() if name.startswith(prefix))
         param.role, param.since = next(known, ("base", 0))
     replicated = replace(parallel, config=replace(parallel.config, distributed_optimizer=False))
-    wrapped = wrap_data_parallel([chunk], "fp32", replicated)
-    return wrapped, build_optimizer(config.optimizer, wrapped, "fp32")
+    wrapped = wrap_data_parallel([chunk], RECIPES["fp32"], replicated)
+    return wrapped, build_optimizer(config.optimizer, wrapped, RECIPES["fp32"])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from megatron_step.data.preprocess import preprocess
 from megatron_step.data.train_tokenizer import train_tokenizer
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.plan.resolved import resolve
+from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.entry import first_state, next_stage
 from megatron_step.training.run import run
@@ -45,7 +46,7 @@ def _train_and_save(state: TrainState, folder: Path, config: RunConfig, steps: i
         train_step(state, made_up_batch(config, state.step, parallel), 1e-2, config, parallel, False)
     saver = CheckpointSaver(folder, config.checkpoint, parallel)
     facts = {**manifest_facts(config, state.stage.index), "data_fingerprint": {"tokenizer": TOKENIZER.fingerprint}}
-    saver.save(state.chunks, state.optimizer, config.training.precision, state.step, facts)
+    saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, facts)
 
 
 def _first(config: RunConfig, parallel: Parallel, found: FoundCheckpoint | None = None) -> TrainState:

@@ -23,7 +23,7 @@ from megatron_step.plan.names import is_adapter, is_embedding, layer_of
 from megatron_step.plan.parameters import HeldChunk, held_chunks
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
-from megatron_step.plan.states import FP32, Parameter, Recipe, copied_in_growth
+from megatron_step.plan.states import Parameter, Recipe, copied_in_growth
 from megatron_step.planner.costs.activations import activation_bytes
 
 WEIGHT_ALIGNMENT = 64
@@ -117,20 +117,13 @@ class HostMemory:
 def host_memory(resolved: ResolvedConfig, parameters: Sequence[Parameter]) -> HostMemory:
     """Return the host memory for checkpoints of a pipeline rank that holds `parameters`."""
     config, recipe = resolved.config, resolved.recipe
-    numel, trained = sum(p.numel for p in parameters), sum(p.numel for p in parameters if p.treatment.trained)
-    largest = max((max(_tensor_bytes(p, recipe)) for p in parameters), default=0)
+    largest = max(map(recipe.largest_tensor_bytes, parameters), default=0)
     owners = resolved.dp_size if config.parallel.distributed_optimizer else 1
-    written = recipe.saved_bytes(numel, trained, owners)
+    written = recipe.saved_bytes(parameters, owners)
     return HostMemory(
         save_bytes=written if config.checkpoint.asynchronous else largest,
         load_bytes=2 * largest * config.parallel.tensor_parallel_size,
     )
-
-
-def _tensor_bytes(parameter: Parameter, recipe: Recipe) -> tuple[int, ...]:
-    """Bytes of a weight, and of one of its optimizer states if it has any, as a checkpoint has them."""
-    weight = recipe.weight.bytes(parameter.numel)
-    return (weight, FP32.bytes(parameter.numel)) if parameter.treatment.trained else (weight,)
 
 
 @dataclass(frozen=True)
@@ -139,8 +132,8 @@ class _Bucket:
 
     start: int
     stop: int
-    weights: tuple[tuple[int, int], ...]
-    """Start and end of each weight in it."""
+    weights: tuple[tuple[int, Parameter], ...]
+    """Each weight in it, and where it starts."""
 
 
 def _buckets(resolved: ResolvedConfig, held: HeldChunk) -> list[_Bucket]:
@@ -151,7 +144,7 @@ def _buckets(resolved: ResolvedConfig, held: HeldChunk) -> list[_Bucket]:
     trained = [parameter for parameter in held.parameters if parameter.treatment.trained]
     buckets: list[_Bucket] = []
     start = end = 0
-    weights: list[tuple[int, int]] = []
+    weights: list[tuple[int, Parameter]] = []
 
     def close() -> None:
         nonlocal start, end, weights
@@ -165,7 +158,7 @@ def _buckets(resolved: ResolvedConfig, held: HeldChunk) -> list[_Bucket]:
         end = _round_up(end, align)
         if alone and weights:
             close()
-        weights.append((end, end + parameter.numel))
+        weights.append((end, parameter))
         end += parameter.numel
         if alone or (limit is not None and end - start >= limit):
             close()
@@ -189,13 +182,14 @@ def _add_owned(owned: list[int], bucket: _Bucket, recipe: Recipe, distributed: b
     """Add to `owned` the optimizer states that each data-parallel rank has for a bucket's weights."""
     if not distributed:
         for rank in range(len(owned)):
-            owned[rank] += sum(recipe.optimizer_bytes(stop - start) for start, stop in bucket.weights)
+            owned[rank] += sum(recipe.optimizer_bytes(weight.shape) for _, weight in bucket.weights)
         return
     part = (bucket.stop - bucket.start) // len(owned)
-    for start, stop in bucket.weights:
-        for rank in range((start - bucket.start) // part, (stop - 1 - bucket.start) // part + 1):
-            begin = bucket.start + rank * part
-            owned[rank] += recipe.optimizer_bytes(min(stop, begin + part) - max(start, begin))
+    for start, weight in bucket.weights:
+        first, last = start - bucket.start, start - bucket.start + weight.numel - 1
+        for rank in range(first // part, last // part + 1):
+            own = max(rank * part - first, 0), min((rank + 1) * part - first, weight.numel)
+            owned[rank] += recipe.optimizer_bytes(weight.shape, *own)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -228,9 +228,11 @@ def _state_bytes(parameters: Sequence[Parameter], resolved: ResolvedConfig) -> i
     recipe, distributed = resolved.recipe, resolved.config.parallel.distributed_optimizer
     align = WEIGHT_ALIGNMENT if distributed else 1
     frozen_bytes = sum(recipe.frozen_bytes(parameter) for parameter in parameters if not parameter.treatment.trained)
-    trained = [parameter.numel for parameter in parameters if parameter.treatment.trained]
-    padded = sum(-(-numel // align) * align for numel in trained)
-    states = Fraction(sum(map(recipe.optimizer_bytes, trained)), resolved.dp_size if distributed else 1)
+    trained = [parameter for parameter in parameters if parameter.treatment.trained]
+    padded = sum(-(-parameter.numel // align) * align for parameter in trained)
+    states = Fraction(
+        sum(recipe.optimizer_bytes(parameter.shape) for parameter in trained), resolved.dp_size if distributed else 1
+    )
     return ceil(frozen_bytes + recipe.trained_bytes(padded) + states)
 
 

@@ -8,7 +8,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.formats import decode
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.prune import prune_moments
-from megatron_step.plan.states import FIRST_MOMENT, MAIN_WEIGHT, RECIPES, SECOND_MOMENT
+from megatron_step.plan.states import FIRST_MOMENT, MAIN_WEIGHT, SECOND_MOMENT, training_recipe
 from megatron_step.training.state import TrainState
 
 
@@ -19,7 +19,7 @@ def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
     weights = {
         name: shard for name, shard in sharded_weights(state.chunks, parallel).items() if shard.data.role == "adapter"
     }
-    if RECIPES[config.training.precision].main:
+    if training_recipe(config).main:
         fresh = {name: decode(shard.data.detach()) for name, shard in weights.items()}
         set_optimizer_state(state.optimizer, weights, MAIN_WEIGHT, fresh)
     nothing = torch.empty(0, device=parallel.device)

@@ -14,6 +14,7 @@ from megatron_step.config.stages import old_layer_policy
 from megatron_step.data.fingerprint import check_fingerprint
 from megatron_step.engine.parallel import Parallel
 from megatron_step.plan.stages import StagePlan, plan_from_dict
+from megatron_step.plan.states import training_recipe
 from megatron_step.training.memory import measure_host_peak
 from megatron_step.training.messages import say, warn
 from megatron_step.training.stage import Hook, StepContext
@@ -46,9 +47,7 @@ def saving_hook(
         try:
             began = perf_counter()
             written, host_bytes = measure_host_peak(
-                lambda: saver.save(
-                    state.chunks, state.optimizer, config.training.precision, state.step, describe(state)
-                )
+                lambda: saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, describe(state))
             )
             seconds = perf_counter() - began
             if config.checkpoint.asynchronous:

@@ -7,7 +7,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor
 
-from megatron_step.checkpoint.slices import pieces, rectangles
+from megatron_step.optim.slices import pieces, rectangles
 
 
 def _cuts(numel: int, columns: int) -> list[tuple[int, int, int, int]]:
