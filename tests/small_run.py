@@ -149,11 +149,11 @@ def _shards(
     for shard in sharded_weights(state.chunks, parallel).values():
         if trained_only and not shard.data.requires_grad:
             continue
-        other = replace(shard, data=read(shard.data).view_as(shard.data))
-        if isinstance(other, ShardedTensorFactory):
-            yield from other.build()
+        data = read(shard.data).view_as(shard.data)
+        if isinstance(shard, ShardedTensorFactory):
+            yield from replace(shard, data=data).build()
         else:
-            yield other
+            yield replace(shard, data=data, dtype=data.dtype)
 
 
 def gather_gradients(state: TrainState, parallel: Parallel) -> None:

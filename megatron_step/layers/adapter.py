@@ -138,7 +138,7 @@ class _AdapterLinear(torch.autograd.Function):
         gathering = reducing = dx = None
         if ctx.gather_sequence:
             x, gathering = all_gather(x, group, asynchronous=True)
-        du, db = ops.adapter_output_gradients(dy, u, b, adapter.scaling, dtype=_gradient_type(b_weight))
+        du, db = ops.adapter_output_gradients(dy, u, b, adapter.scaling, dtype=_gradient_type(b_weight, dy))
         du = (reduce_scatter_last if adapter.split == "column" else all_gather_last)(du, group)
         if ctx.needs_input_grad[0]:
             dx = ops.adapter_input_gradient(dy, weight, du, a, ctx.dropout)
@@ -148,15 +148,15 @@ class _AdapterLinear(torch.autograd.Function):
                 dx, reducing = reduce_scatter(dx, group)
         if gathering is not None:
             gathering.wait()
-        da = ops.adapter_shrink_gradient(du, x, ctx.dropout, _gradient_type(a_weight))
+        da = ops.adapter_shrink_gradient(du, x, ctx.dropout, _gradient_type(a_weight, dy))
         if reducing is not None:
             reducing.wait()
         return dx, None, _accumulated(a_weight, da), _accumulated(b_weight, db), None, None, None, None
 
 
-def _gradient_type(weight: Tensor) -> torch.dtype:
-    """Return the type of the weight's main_grad, or of the weight if it has none."""
-    return getattr(weight, "main_grad", weight).dtype
+def _gradient_type(weight: Tensor, dy: Tensor) -> torch.dtype:
+    """Return the wider of two types: of dy, and of the weight's main_grad, or of the weight if it has none."""
+    return torch.promote_types(getattr(weight, "main_grad", weight).dtype, dy.dtype)
 
 
 def _accumulated(weight: Any, gradient: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from megatron_step.ops.compact_adamw import (
     compact_adamw_peaks,
 )
 from megatron_step.ops.dispatch import backend, extension_available
+from megatron_step.ops.embedding import embedding
 from megatron_step.ops.linear import linear, linear_input_gradient, linear_output, linear_weight_gradient
 from megatron_step.ops.linear_cross_entropy import linear_cross_entropy
 from megatron_step.ops.main_weight import join_main, split_main_
@@ -46,6 +47,7 @@ __all__ = [
     "compact_adamw_",
     "compact_adamw_peaks",
     "dropout_mask",
+    "embedding",
     "extension_available",
     "join_main",
     "linear",

@@ -13,6 +13,8 @@ y, with passes over them and new pages of memory. Here the product of rank r is 
 and the dropout mask is drawn again where it is needed, a block of rows at a time. On a GPU the kernels of
 ``adapter_kernels.py`` compute the adapter's products. ``adapter_linear`` is the whole operation, with checks and
 autograd; the functions of the table have neither.
+
+W, A and B may be bf16 for an fp32 x. Each is widened for its product alone, and all results are in fp32.
 """
 
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from torch import Tensor
 from megatron_step.ops import adapter_kernels
 from megatron_step.ops.adapter_dropout import AdapterDropout, drop, dropout_mask_reference
 from megatron_step.ops.dispatch import prefer_onednn, use_cuda_kernel, use_kernel
-from megatron_step.ops.linear import linear_input_gradient, linear_output
+from megatron_step.ops.linear import linear_input_gradient, linear_output, types_agree
 
 _BLOCK_ELEMENTS = 2**18
 _KERNEL_RANK = 32  # up to here du and dB are faster in one pass over dy than in two products
@@ -39,7 +41,7 @@ def adapter_linear(
 
     Args:
         x: [..., k]
-        weight: [n, k], frozen
+        weight: [n, k], frozen; it, a and b are in the type of ``x``, or in bf16 for an fp32 ``x``
         a: [r, k]
         b: [n, r]
         scaling: s, the adapter's alpha / rank
@@ -60,12 +62,13 @@ def adapter_linear_reference(
 ) -> Tensor:
     """Return ``adapter_linear`` computed in plain torch."""
     dropped = x if dropout is None else (x * dropout_mask_reference(x.shape, dropout, x.device)).to(x.dtype)
+    weight, a, b = (factor.to(x.dtype) for factor in (weight, a, b))
     return F.linear(x, weight) + scaling * F.linear(F.linear(dropped, a), b)
 
 
 def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
     """u = drop(x) Aᵀ: x [..., k], a [r, k] -> [..., r], in float32 (float64 for such an x), to be summed over ranks."""
-    rows = _rows(x)
+    rows, a = _rows(x), a.to(x.dtype)
     if use_cuda_kernel(rows):
         return adapter_kernels.shrink(rows, a, dropout).view(*x.shape[:-1], a.shape[0])
     u = [linear_output(_drop(rows, block, dropout), a) for block in _blocks(rows, dropout)]
@@ -77,8 +80,9 @@ def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: flo
 
     y equals x Wᵀ bit for bit if B is 0.
     """
+    b = b.to(x.dtype)
     if use_cuda_kernel(x):
-        y = adapter_kernels.output(_rows(x), weight, _rows(u), b, scaling)
+        y = adapter_kernels.output(_rows(x), weight.to(x.dtype), _rows(u), b, scaling)
     else:
         y = _rank_update_(linear_output(_rows(x), weight), _rows(u), b.t(), scaling)
     return y.view(*x.shape[:-1], weight.shape[0])
@@ -116,12 +120,12 @@ def adapter_output_gradients(
         scaling: s
         need_du: whether du is asked for
         need_db: whether dB is asked for
-        dtype: type of dB; None takes the type of b
+        dtype: type of dB; None takes the type of dy
 
     Returns:
         du [..., r] in float32 (float64 for a float64 dy), dB [n, r]
     """
-    dtype = b.dtype if dtype is None else dtype
+    dtype, b = dy.dtype if dtype is None else dtype, b.to(dy.dtype)
     narrow = _rows(u) if u is not None and need_db else None  # [tokens, r]
     if use_cuda_kernel(dy):
         du, db = adapter_kernels.output_gradients(_rows(dy), narrow, b, scaling)
@@ -137,8 +141,9 @@ def adapter_output_gradients(
 
 def adapter_input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
     """dx = dy W + mask * (du A): dy [..., n], weight [n, k], du [..., r], a [r, k] -> [..., k] in the type of dy."""
+    a = a.to(dy.dtype)
     if use_cuda_kernel(dy):
-        dx = adapter_kernels.input_gradient(_rows(dy), weight, _rows(du), a, dropout)
+        dx = adapter_kernels.input_gradient(_rows(dy), weight.to(dy.dtype), _rows(du), a, dropout)
     else:
         dx, du = linear_input_gradient(_rows(dy), weight), _rows(du)
         if dropout is None:
@@ -210,8 +215,8 @@ def _check(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, dropout: AdapterDrop
     operands = {"x [..., k]": x, "weight [n, k]": weight, "a [r, k]": a, "b [n, r]": b}
     fits = x.dim() > 0 and weight.dim() == a.dim() == b.dim() == 2 and a.shape[0] > 0
     fits = fits and weight.shape[1] == a.shape[1] == x.shape[-1] and b.shape == (weight.shape[0], a.shape[0])
-    kinds = {(operand.dtype, operand.device) for operand in operands.values()}
-    if not fits or len(kinds) > 1:
+    fits = fits and all(types_agree(x, factor) and factor.device == x.device for factor in (weight, a, b))
+    if not fits:
         got = ", ".join(f"{name} is {t.dtype} {[*t.shape]} on {t.device}" for name, t in operands.items())
         raise ValueError(f"adapter_linear: operands must agree in k, n, r > 0, type and device: {got}")
     if weight.requires_grad:
@@ -243,5 +248,5 @@ class _AdapterLinear(torch.autograd.Function):
         if du is not None and need_dx:
             dx = adapter_input_gradient(dy, weight, du, a, ctx.dropout)
         if du is not None and need_da:
-            da = adapter_shrink_gradient(du, x, ctx.dropout, a.dtype)
+            da = adapter_shrink_gradient(du, x, ctx.dropout, x.dtype)
         return dx, None, da, db, None, None

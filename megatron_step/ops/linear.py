@@ -3,8 +3,12 @@
 On the CPU ``torch.mm`` computes float32 with torch's BLAS. With AVX-512 oneDNN is faster (figures in csrc/README.md),
 so float32 uses oneDNN. Without AVX-512 long sums of oneDNN are not exact enough, so float32 uses the BLAS. On other
 devices torch computes.
+
+A bf16 weight may multiply an fp32 x: y and both gradients are in fp32. The weight is widened a block of rows at a time,
+and each block is freed after its product, so that no fp32 copy of the weight is kept.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,13 +18,16 @@ from torch import Tensor
 from megatron_step.engine.compat.operations import onednn_linear
 from megatron_step.ops.dispatch import use_kernel, use_onednn
 
+WIDENED_ELEMENTS = 2**20
+"""Most elements of a bf16 weight that a product has in fp32 at a time, 4 MiB; always at least a row of the weight."""
+
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """y = x Wᵀ.
 
     Args:
         x: [..., i]
-        weight: [o, i]
+        weight: [o, i], in the type of ``x``, or in bf16 for an fp32 ``x``
 
     Returns:
         [..., o]
@@ -28,7 +35,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     Raises:
         ValueError: shapes or types do not fit together.
     """
-    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1] or x.dtype != weight.dtype:
+    if weight.dim() != 2 or x.dim() == 0 or x.shape[-1] != weight.shape[1] or not types_agree(x, weight):
         raise ValueError(
             f"linear: x [..., i] and weight [o, i] must agree in i and type, got {x.dtype} {[*x.shape]} and "
             f"{weight.dtype} {[*weight.shape]}"
@@ -38,11 +45,26 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def linear_reference(x: Tensor, weight: Tensor) -> Tensor:
     """Return ``linear`` computed in plain torch."""
-    return F.linear(x, weight)
+    return F.linear(x, weight.to(x.dtype))
+
+
+def types_agree(x: Tensor, weight: Tensor) -> bool:
+    """Return whether x can be multiplied by the weight: both have one type, or the weight is bf16 and x is fp32."""
+    return x.dtype == weight.dtype or (x.dtype == torch.float32 and weight.dtype == torch.bfloat16)
 
 
 def linear_output(x: Tensor, weight: Tensor) -> Tensor:
     """y = x Wᵀ without autograd: x [..., i], weight [o, i] -> [..., o]."""
+    if _is_widened_by_blocks(x, weight):
+        tokens = x.reshape(-1, x.shape[-1])
+        y = x.new_empty((tokens.shape[0], weight.shape[0]))
+        for block, wide in _widened_blocks(weight, x.dtype):
+            if use_onednn(tokens, wide):
+                y[:, block] = onednn_linear(tokens, wide)
+            else:
+                torch.mm(tokens, wide.t(), out=y[:, block])
+        return y.view(*x.shape[:-1], weight.shape[0])
+    weight = weight.to(x.dtype)
     if x.numel() > 0 and use_onednn(x, weight):
         return onednn_linear(x, weight)
     return F.linear(x, weight)
@@ -50,6 +72,16 @@ def linear_output(x: Tensor, weight: Tensor) -> Tensor:
 
 def linear_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
     """dx = dy W: grad_output [..., o], weight [o, i] -> [..., i]."""
+    if _is_widened_by_blocks(grad_output, weight):
+        dy = grad_output.reshape(-1, grad_output.shape[-1])
+        dx = dy.new_zeros((dy.shape[0], weight.shape[1]))
+        for block, wide in _widened_blocks(weight, dy.dtype):
+            if use_onednn(dy, wide):
+                dx += onednn_linear(dy[:, block], wide.t())
+            else:
+                dx.addmm_(dy[:, block], wide)
+        return dx.view(*grad_output.shape[:-1], weight.shape[1])
+    weight = weight.to(grad_output.dtype)
     if grad_output.numel() > 0 and use_onednn(grad_output, weight):
         return onednn_linear(grad_output, weight.t())
     return grad_output.matmul(weight)
@@ -65,6 +97,19 @@ def linear_weight_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
         transposed = onednn_linear(x.t(), dy.t())
         return torch.ops.megatron_step.transpose(transposed) if use_kernel(transposed) else transposed.t().contiguous()
     return onednn_linear(dy.t(), x.t())
+
+
+def _is_widened_by_blocks(x: Tensor, weight: Tensor) -> bool:
+    """Return whether the weight is narrower than x, and too large to be widened at once."""
+    return weight.dtype != x.dtype and weight.numel() > WIDENED_ELEMENTS
+
+
+def _widened_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of rows of a weight [o, i], as slices and in the wider type."""
+    size = max(1, WIDENED_ELEMENTS // weight.shape[1])
+    for first in range(0, weight.shape[0], size):
+        block = slice(first, first + size)
+        yield block, weight[block].to(dtype)
 
 
 class _Linear(torch.autograd.Function):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megatron_step.engine.compat.operations import assert_async
 from megatron_step.ops.dispatch import use_kernel
-from megatron_step.ops.linear import linear_input_gradient, linear_output, linear_weight_gradient
+from megatron_step.ops.linear import linear_input_gradient, linear_output, linear_weight_gradient, types_agree
 
 _CHUNK_ELEMENTS = 2**24
 """Logits that the plain-torch path widens to float32 at a time."""
@@ -40,7 +40,8 @@ def linear_cross_entropy(
 
     Args:
         hidden: [..., h], equal on all ranks of ``group``
-        weight: [v_local, h], rows vocab_start to vocab_start + v_local of the output layer
+        weight: [v_local, h], rows vocab_start to vocab_start + v_local of the output layer, in the type of ``hidden``,
+            or in bf16 for an fp32 ``hidden``
         labels: [...] int64 over the whole vocabulary; a negative label is ignored: loss 0, no gradient
         vocab_size: size of the vocabulary; rows from there on are padding and do not count. None means no padding
         vocab_start: first vocabulary entry of this rank
@@ -75,14 +76,14 @@ def linear_cross_entropy_reference(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, vocab_size: int | None = None
 ) -> Tensor:
     """Return ``linear_cross_entropy`` on one rank, computed in plain torch."""
-    logits = F.linear(hidden, weight)[..., :vocab_size].reshape(labels.numel(), -1)
+    logits = F.linear(hidden, weight.to(hidden.dtype))[..., :vocab_size].reshape(labels.numel(), -1)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = labels.reshape(-1).clamp(min=-1)
     return F.cross_entropy(wide, targets, reduction="none", ignore_index=-1).view(labels.shape)
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> None:
-    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1] or hidden.dtype != weight.dtype:
+    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1] or not types_agree(hidden, weight):
         raise ValueError(
             "linear_cross_entropy: hidden [..., h] and weight [v, h] must agree in h and type, got "
             f"{hidden.dtype} {[*hidden.shape]} and {weight.dtype} {[*weight.shape]}"

@@ -14,7 +14,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
     Args:
         x: [..., h]
-        weight: [h], in the type of ``x`` or in float32
+        weight: [h], in the type of ``x`` or in float32; for a float32 ``x`` bfloat16 does as well
         epsilon: added to the mean square
 
     Raises:
@@ -41,12 +41,21 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        y, rstd = torch.ops.megatron_step.rms_norm_forward(x, weight, epsilon)
+        y, rstd = torch.ops.megatron_step.rms_norm_forward(x, _at_least(x, weight), epsilon)
         ctx.save_for_backward(x, weight, rstd)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         need_dx, need_dweight, _ = ctx.needs_input_grad
-        dx, dweight = torch.ops.megatron_step.rms_norm_backward(dy, *ctx.saved_tensors, need_dx, need_dweight)
+        x, weight, rstd = ctx.saved_tensors
+        # The kernel makes dweight in the type of the weight that it gets.
+        dx, dweight = torch.ops.megatron_step.rms_norm_backward(
+            dy, x, _at_least(x, weight), rstd, need_dx, need_dweight
+        )
         return dx if need_dx else None, dweight if need_dweight else None, None
+
+
+def _at_least(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the weight [h] in a type that is no narrower than that of x."""
+    return weight.to(torch.promote_types(x.dtype, weight.dtype))

@@ -76,6 +76,27 @@ def assert_as_exact_as_torch() -> Callable[[Operation, Operation, Sequence[Tenso
 
 
 @pytest.fixture
+def assert_bf16_weights_compute_in_fp32() -> Callable[[Callable[..., Tensor], Tensor, Sequence[Tensor]], None]:
+    """An fp32 x and bf16 weights give the fp32 output and gradients that the same weights in fp32 give."""
+
+    def check(operation: Callable[..., Tensor], x: Tensor, weights: Sequence[Tensor]) -> None:
+        results = []
+        for dtype in (torch.float32, torch.bfloat16):
+            leaves = [x.clone(), *(weight.bfloat16().to(dtype) for weight in weights)]
+            for leaf in leaves:
+                leaf.requires_grad_().grad_dtype = torch.float32
+            y = operation(*leaves)
+            y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
+            results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+        for index, (expected, found) in enumerate(zip(*results)):
+            assert found.dtype == torch.float32
+            error = (found - expected).norm() / expected.norm().clamp(min=1e-12)
+            assert error < 1e-6, f"tensor {index}: relative error {error:.1e}"
+
+    return check
+
+
+@pytest.fixture
 def assert_exact_and_unbiased() -> Callable[[Operation, Operation, Sequence[Tensor]], None]:
     """Check both paths like `assert_as_exact_as_torch`; the largest error and the bias are at most twice torch's.
 

@@ -45,6 +45,18 @@ def test_error_is_at_most_twice_that_of_torch(path, assert_as_exact_as_torch, ro
     assert_as_exact_as_torch(ours, reference, [x, a, b])
 
 
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("r", [8, 40])
+def test_bf16_weights_compute_in_fp32(path, assert_bf16_weights_compute_in_fp32, r, dropped):
+    x, weight, a, b = operands((6, 4), 40, 70, r)
+    dropout, frozen = dropout_for(x) if dropped else None, weight.bfloat16()
+
+    def ours(x, a, b):
+        return adapter_linear(x, frozen.to(a.dtype), a, b, 0.7, dropout)
+
+    assert_bf16_weights_compute_in_fp32(ours, x, [a, b])
+
+
 def test_gradients_are_the_same_on_any_number_of_threads(kernel, set_threads):
     _, _, _, b = operands((531,), 1, 1101, 16)
     dy, u = torch.randn(531, 1101), torch.randn(531, 16)
@@ -220,7 +232,7 @@ def test_wrong_shape_is_an_error(path, shapes):
 def test_mixed_types_an_unfrozen_weight_and_a_wrong_dropout_are_errors(path):
     x, weight, a, b = operands((3,), 4, 6, 2)
     with pytest.raises(ValueError, match="must agree in k, n, r > 0, type and device: .*bfloat16"):
-        adapter_linear(x, weight, a.bfloat16(), b, 1.0)
+        adapter_linear(x.bfloat16(), weight, a.bfloat16(), b, 1.0)
     with pytest.raises(ValueError, match="columns 3 to 7, but num_columns is 6"):
         adapter_linear(x, weight, a, b, 1.0, AdapterDropout(0.1, 0, 3, 6))
     with pytest.raises(ValueError, match="must be frozen"):

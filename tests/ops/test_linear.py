@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -25,6 +27,18 @@ def test_strided_operands(path, by_onednn, monkeypatch):
     torch.testing.assert_close(linear_weight_gradient(dy, x), torch.einsum("sbo,sbi->oi", dy, x))
 
 
+@pytest.mark.parametrize("by_onednn", [False, True])
+@pytest.mark.parametrize("elements", [2**20, 200, 1])
+def test_bf16_weights_compute_in_fp32(path, assert_bf16_weights_compute_in_fp32, elements, by_onednn, monkeypatch):
+    if by_onednn:
+        monkeypatch.setattr(dispatch, "_prefer_onednn", has_onednn_linear)  # on any CPU
+    monkeypatch.setattr(
+        sys.modules["megatron_step.ops.linear"], "WIDENED_ELEMENTS", elements
+    )  # one block, some, one for each row
+    torch.manual_seed(0)
+    assert_bf16_weights_compute_in_fp32(linear, torch.randn(3, 5, 40), [torch.randn(33, 40)])
+
+
 def test_no_rows(path):
     x, weight = torch.empty(0, 4, requires_grad=True), torch.ones(3, 4, requires_grad=True)
     linear(x, weight).sum().backward()
@@ -50,6 +64,7 @@ def test_input_is_kept_only_for_the_weight_gradient(path, frozen):
         (torch.ones(3, 4), torch.ones(5, 3)),
         (torch.ones(3, 4), torch.ones(4)),
         (torch.ones(3, 4).bfloat16(), torch.ones(5, 4)),
+        (torch.ones(3, 4), torch.ones(5, 4).half()),
     ],
 )
 def test_wrong_shape_or_type_is_an_error(path, x, weight):

@@ -36,6 +36,12 @@ def test_error_is_at_most_twice_that_of_torch(path, assert_as_exact_as_torch, to
     assert_as_exact_as_torch(operation, in_float32, [hidden.to(dtype), weight.to(dtype)])
 
 
+def test_bf16_weights_compute_in_fp32(path, assert_bf16_weights_compute_in_fp32):
+    hidden, weight, labels = case((5, 3), 16, 64, 50)
+    operation = functools.partial(linear_cross_entropy, labels=labels, vocab_size=50)
+    assert_bf16_weights_compute_in_fp32(operation, hidden, [weight])
+
+
 def test_ignored_labels_and_padding_have_no_gradient(path):
     hidden, weight, labels = (x.requires_grad_(x.is_floating_point()) for x in case((9,), 8, 24, 20))
     losses = linear_cross_entropy(hidden, weight, labels, vocab_size=20)
@@ -94,7 +100,7 @@ def test_threads(kernel, set_threads):
     ("hidden", "weight", "labels", "message"),
     [
         (torch.ones(3, 8), torch.ones(10, 7), torch.zeros(3, dtype=torch.int64), "must agree"),
-        (torch.ones(3, 8), torch.ones(10, 8).bfloat16(), torch.zeros(3, dtype=torch.int64), "must agree"),
+        (torch.ones(3, 8).bfloat16(), torch.ones(10, 8), torch.zeros(3, dtype=torch.int64), "must agree"),
         (torch.ones(3, 8), torch.ones(10, 8), torch.zeros(4, dtype=torch.int64), "labels must be"),
         (torch.ones(3, 8), torch.ones(10, 8), torch.zeros(3), "labels must be"),
         (torch.ones(3, 8), torch.ones(10, 8), torch.full((3,), 10), "not below vocab_size = 10"),

@@ -32,6 +32,11 @@ def test_float32_weight_of_bfloat16_rows(path, assert_as_exact_as_torch):
     assert_as_exact_as_torch(ours, reference, [torch.randn(9, 40).bfloat16(), torch.randn(40)])
 
 
+def test_bf16_weights_compute_in_fp32(path, assert_bf16_weights_compute_in_fp32):
+    torch.manual_seed(0)
+    assert_bf16_weights_compute_in_fp32(ours, torch.randn(9, 40), [torch.randn(40)])
+
+
 def test_strided_rows(path):
     torch.manual_seed(0)
     x, weight = strided(6, 3, 16).transpose(0, 1), torch.randn(16)
