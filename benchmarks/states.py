@@ -8,10 +8,10 @@ from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import AdapterConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
-from megatron_step.plan.parameters import held_chunks
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.states import RECIPES, Recipe
+from megatron_step.planner.costs.held import held_chunks
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.planner.paper import paper_plan
 from megatron_step.planner.plan import make_plan

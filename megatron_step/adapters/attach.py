@@ -13,8 +13,8 @@ from megatron_step.layers.te_adapter import make_adaptable
 from megatron_step.model.build import sharded_state
 from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
-from megatron_step.plan.blocks.model import layer_linears
 from megatron_step.plan.names import is_adapter
+from megatron_step.plan.resolved import layer_blocks
 
 
 def attach_adapters(
@@ -32,7 +32,7 @@ def attach_adapters(
 
     Raises ValueError if the rank cannot be split over the tensor-parallel ranks.
     """
-    linears = layer_linears(model)
+    linears = layer_blocks(model).linears()
     for number, layer in numbered_layers(chunk):
         wanted = targets(number)
         for site, (target, place) in enumerate(linears.items()):

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from megatron_step.config.model import ModelConfig
-from megatron_step.plan.blocks.model import layer_linears
 from megatron_step.plan.names import (
     ATTENTION_NORM,
     EMBEDDING,
@@ -38,6 +37,7 @@ from megatron_step.plan.names import (
     QUERY_NORM,
     layer_key,
 )
+from megatron_step.plan.resolved import layer_blocks
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def hf_mapping(model: ModelConfig, vocab_size: int) -> list[MappedWeight]:
 
 
 def _layer_weights(model: ModelConfig, layer: int) -> Iterator[MappedWeight]:
-    linears = {target: (linear.outputs, linear.inputs) for target, linear in layer_linears(model).items()}
+    linears = {target: (linear.outputs, linear.inputs) for target, linear in layer_blocks(model).linears().items()}
     hidden, heads = (model.hidden_size,), model.num_attention_heads // model.query_groups
 
     def entry(

@@ -1,16 +1,35 @@
 """A run's config together with what only the tokenizer and the world decide, and the sizes that follow from them.
 
-`resolve` makes the value once, when both are known; planner, training and report pass it on.
+`resolve` makes the value once, when both are known; planner, training and report pass it on. The blocks of the model
+(plan/blocks) are made here, from the config: they hold plain numbers.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
+from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.blocks.attention import Attention
 from megatron_step.plan.blocks.core_attention import CoreAttention
+from megatron_step.plan.blocks.embedding import Embedding
+from megatron_step.plan.blocks.head import Head
+from megatron_step.plan.blocks.layer import Layer
 from megatron_step.plan.blocks.microbatch import Microbatch
-from megatron_step.plan.blocks.model import ModelBlocks, model_blocks
+from megatron_step.plan.blocks.mlp import Mlp
 from megatron_step.plan.layout import num_microbatches
 from megatron_step.plan.states import Recipe, recipe_of, weight_format
+
+
+@dataclass(frozen=True)
+class ModelBlocks:
+    """The blocks of a whole model; all its layers are equal."""
+
+    embedding: Embedding
+    """The token embedding."""
+    layer: Layer
+    """One layer."""
+    head: Head
+    """The final norm, the output layer and the loss."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,7 @@ class ResolvedConfig:
 def resolve(config: RunConfig, vocab_size: int, dp_size: int = 1) -> ResolvedConfig:
     """Resolve `config` for a tokenizer of `vocab_size` tokens and `dp_size` data-parallel ranks."""
     training, parallel, planner = config.training, config.parallel, config.planner
-    blocks = model_blocks(config.model, vocab_size)
+    blocks = _model_blocks(config.model, vocab_size)
     batch = Microbatch(
         tokens=training.micro_batch_size * config.model.seq_length,
         element_bytes=weight_format(training.precision).element_bytes,
@@ -69,3 +88,25 @@ def resolve(config: RunConfig, vocab_size: int, dp_size: int = 1) -> ResolvedCon
         core=core.unfused(batch, recomputed) if keeps_scores else core.linear(batch),
         recipe=recipe_of(config),
     )
+
+
+def _model_blocks(model: ModelConfig, vocab_size: int) -> ModelBlocks:
+    rows, hidden = model.padded_vocab_size(vocab_size), model.hidden_size
+    head = Head(rows, hidden, model.tie_embeddings, vocab_size)
+    return ModelBlocks(Embedding(rows, hidden), layer_blocks(model), head)
+
+
+@cache
+def layer_blocks(model: ModelConfig) -> Layer:
+    """Return a layer of the model. The order of its linears numbers them."""
+    hidden = model.hidden_size
+    attention = Attention(
+        hidden=hidden,
+        heads=model.num_attention_heads,
+        groups=model.query_groups,
+        head_size=model.attention_head_size,
+        seq_length=model.seq_length,
+        qkv_bias=model.qkv_bias,
+        qk_norm=model.qk_norm,
+    )
+    return Layer(attention, Mlp(hidden, model.ffn_hidden_size, model.gated_mlp))

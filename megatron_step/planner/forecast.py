@@ -9,13 +9,13 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
 from megatron_step.config.yaml_json import read_json
-from megatron_step.plan.parameters import HeldChunk, held_chunks
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
+from megatron_step.planner.costs.held import HeldChunk, held_chunks
 from megatron_step.planner.costs.machines import Machine, pipeline_machines
 from megatron_step.planner.costs.memory import HostMemory, RankMemory, growth_bytes, host_memory, rank_memory
-from megatron_step.planner.costs.stage_costs import StageCosts, layer_seconds, rank_seconds, stage_costs
-from megatron_step.planner.plan import make_plan
+from megatron_step.planner.costs.stage_costs import RunCosts, StageCosts, layer_seconds, rank_seconds, run_costs
+from megatron_step.planner.plan import check_growth, plan_by_costs
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,16 @@ def forecast(resolved: ResolvedConfig, cluster: Cluster | None = None, chosen: S
 
     Raises ValueError as `make_plan` does.
     """
-    plan = make_plan(resolved, chosen, cluster=cluster)
-    ordinary = resolved.with_config(vanilla_config(resolved.config, plan))
-    vanilla = make_plan(ordinary, cluster=cluster)
+    check_growth(resolved.config)
     machines = pipeline_machines(cluster, resolved.config.parallel, resolved.dp_size)
+    costs = run_costs(resolved)
+    plan = plan_by_costs(resolved, costs, machines, chosen)
+    ordinary = resolved.with_config(vanilla_config(resolved.config, plan))
+    vanilla = plan_by_costs(ordinary, costs, machines)  # whose layers cost what those of a first stage do
     return Forecast(
         plan,
-        tuple(_stage_forecast(resolved, stage, machines) for stage in plan.stages),
-        _stage_forecast(ordinary, vanilla.stages[0], machines),
+        tuple(_stage_forecast(resolved, stage, costs, machines) for stage in plan.stages),
+        _stage_forecast(ordinary, vanilla.stages[0], costs, machines),
     )
 
 
@@ -199,13 +201,15 @@ def check_fits(found: Forecast) -> None:
             )
 
 
-def _stage_forecast(resolved: ResolvedConfig, stage: Stage, machines: Sequence[Machine]) -> StageForecast:
-    costs = stage_costs(resolved, first=stage.index == 0)
+def _stage_forecast(
+    resolved: ResolvedConfig, stage: Stage, costs: RunCosts, machines: Sequence[Machine]
+) -> StageForecast:
+    stage_costs = costs.of_stage(stage.index)
     ranks, seconds = [], []
-    for pp_rank, (machine, chunks) in enumerate(zip(machines, held_chunks(resolved, stage))):
+    for machine, chunks, cost in zip(machines, held_chunks(resolved, stage), stage_costs.ranks):
         rank = _rank_forecast(resolved, stage, chunks, machine)
         ranks.append(rank)
-        seconds.append(rank_seconds(costs, costs.ranks[pp_rank], machine) + _layers_seconds(costs, rank, machine))
+        seconds.append(rank_seconds(stage_costs, cost, machine) + _layers_seconds(stage_costs, rank, machine))
     return StageForecast(stage, tuple(ranks), max(seconds))
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from megatron_step.config.parallel import ParallelConfig
-from megatron_step.plan.parameters import layer_parameters, outer_parameters
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.states import RECIPES
+from megatron_step.planner.costs.held import held_ends, held_layer
 from megatron_step.planner.costs.stage_costs import stage_of
 from megatron_step.planner.search.depths import best_depths
 from megatron_step.planner.search.program import solve_program
@@ -49,8 +50,10 @@ def paper_plan(resolved: ResolvedConfig, count: int, *, with_embeddings: bool) -
     resolved = resolved.with_config(replace(resolved.config, parallel=ParallelConfig()))  # one device
     first, later = stage_of((0,), index=0), stage_of((0, 1), index=1)
     recipe = RECIPES["paper"]
-    old, new = (recipe.state_bytes(layer_parameters(resolved, later, layer)) for layer in (0, 1))
-    rest = [recipe.state_bytes(outer_parameters(resolved, stage)) if with_embeddings else 0 for stage in (first, later)]
+    (whole,) = rank_chunks(resolved.config.parallel, 0)
+    old, new = (recipe.state_bytes(held_layer(resolved, later, layer).parameters) for layer in (0, 1))
+    outer = [recipe.state_bytes(held_ends(resolved, stage, whole).parameters) for stage in (first, later)]
+    rest = outer if with_embeddings else [0, 0]
     before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
     costs = []
     for stage in range(count):

@@ -11,7 +11,8 @@ from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import GrownLayer, first_layers, grow, operator_of
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps
-from megatron_step.planner.costs.machines import pipeline_machines
+from megatron_step.planner.costs.machines import Machine, pipeline_machines
+from megatron_step.planner.costs.stage_costs import RunCosts, run_costs
 from megatron_step.planner.search.choose import choose
 
 
@@ -22,12 +23,28 @@ def make_plan(
 
     `chosen` are the layers that each stage adds, where an earlier plan has chosen them.
 
-    Raises ValueError if there is no such growth operator or it cannot add the layers asked for, if a layout does not
-    hold a stage, or if the plan does not fit the machines.
+    Raises ValueError as `check_growth`, `pipeline_machines` and `plan_by_costs` do.
     """
-    config = resolved.config
+    check_growth(resolved.config)
+    machines = pipeline_machines(cluster, resolved.config.parallel, resolved.dp_size)
+    return plan_by_costs(resolved, run_costs(resolved), machines, chosen)
+
+
+def check_growth(config: RunConfig) -> None:
+    """Raise ValueError if there is no such growth operator or policy for old layers, or if other keys contradict it."""
     operator_of(config.growth)
     policy_of(config).check(config)
+
+
+def plan_by_costs(
+    resolved: ResolvedConfig, costs: RunCosts, machines: Sequence[Machine], chosen: Sequence[int] | None = None
+) -> StagePlan:
+    """Return the stages of a run with these `costs` on these `machines`; `chosen` as in `make_plan`.
+
+    Raises ValueError if the growth operator cannot add the layers asked for, if a layout does not hold a stage, or if
+    the plan does not fit the machines.
+    """
+    config = resolved.config
     budgets = _step_budgets(config)
     spans = first_steps(budgets, config.stages.grow_at)
     depths = _given_depths(config, chosen)
@@ -35,8 +52,7 @@ def make_plan(
     layouts = _given_layouts(config, depths, steps)
     solution = None
     if depths is None or layouts is None:
-        machines = pipeline_machines(cluster, config.parallel, resolved.dp_size)
-        choice = choose(resolved, machines, steps, depths)
+        choice = choose(resolved, costs, machines, steps, depths)
         depths, layouts, solution = choice.depths, choice.layouts, choice.solution
     stages: list[Stage] = []
     for index, (first_step, last_step) in enumerate(spans):

@@ -19,9 +19,9 @@ from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.data import DataConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.plan.parameters import held_chunks
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import training_recipe
+from megatron_step.planner.costs.held import held_chunks
 from megatron_step.planner.costs.memory import HostMemory, host_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_host_peak

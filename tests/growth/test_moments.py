@@ -20,10 +20,10 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.growth import moments
 from megatron_step.plan.names import in_layer, layer_of
-from megatron_step.plan.parameters import held_chunks
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.states import training_recipe
+from megatron_step.planner.costs.held import held_chunks
 from megatron_step.planner.costs.memory import growth_bytes, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training import entry

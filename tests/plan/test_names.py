@@ -5,8 +5,8 @@ from small_run import TIED, VOCAB_SIZE, small_config
 
 from megatron_step.plan import names
 from megatron_step.plan.names import factor_keys, in_layer, layer_key, layer_of
-from megatron_step.plan.parameters import held_chunks
 from megatron_step.plan.resolved import resolve
+from megatron_step.planner.costs.held import held_chunks
 from megatron_step.planner.plan import make_plan
 
 

@@ -1,7 +1,7 @@
 """A resolved config has the sizes that follow from vocabulary and world."""
 
 import pytest
-from small_run import VOCAB_SIZE, small_config
+from small_run import TIED, VOCAB_SIZE, small_config
 
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import RECIPES
@@ -16,6 +16,17 @@ def test_sizes_follow_from_vocabulary_and_ranks() -> None:
     assert (resolved.blocks.embedding.rows, resolved.blocks.head.vocab_size) == (256, VOCAB_SIZE)
     assert (resolved.batch.tokens, resolved.batch.element_bytes, resolved.batch.tensor) == (2 * 32, 2, 2)
     assert resolved.recipe is RECIPES["adam8bit"]
+
+
+def test_every_block_has_the_sizes_of_the_config() -> None:
+    blocks = resolve(small_config(model={**TIED, "mlp": "gelu"}), VOCAB_SIZE).blocks
+    attention, mlp = blocks.layer.attention, blocks.layer.mlp
+    assert (attention.heads, attention.groups, attention.head_size, attention.seq_length) == (4, 2, 16, 32)
+    assert (attention.qkv_bias, attention.qk_norm) == (True, True)
+    assert (mlp.ffn, mlp.gated) == (96, False)
+    assert (blocks.embedding.rows, blocks.head.rows, blocks.head.vocab_size) == (256, 256, VOCAB_SIZE)
+    assert blocks.head.tied
+    assert {block.hidden for block in (attention, mlp, blocks.embedding, blocks.head)} == {64}
 
 
 def test_the_core_attention_is_the_one_that_the_planner_counts() -> None:

@@ -1,15 +1,15 @@
 """The self-attention of a layer with its norm: qkv, rotation, softmax(q k^T) v, projection."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_step.config.stages import Target
 from megatron_step.plan.blocks.core_attention import Core, CoreAttention
-from megatron_step.plan.blocks.linear import Handling, Linear
+from megatron_step.plan.blocks.linear import Linear, LinearCosts
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.norm import Norm
-from megatron_step.plan.blocks.tape import Tape
+from megatron_step.plan.blocks.tape import BlockCosts, Tape
 from megatron_step.plan.names import ATTENTION_NORM, KEY_NORM, PROJ, QKV, QUERY_NORM
 
 
@@ -56,37 +56,26 @@ class Attention:
         """Its linears."""
         return {"qkv": self.qkv, "proj": self.proj}
 
-    def weights(self, tensor: int, ranks: Mapping[Target, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes in the order of the modules; `ranks` are those of the linears' adapters."""
-        yield from self.norm.weights()
-        yield from self.proj.weights(tensor, ranks["proj"])
-        yield from self.qkv.weights(tensor, ranks["qkv"])
-        if self.qk_norm:
-            yield from Norm(QUERY_NORM, self.head_size).weights()
-            yield from Norm(KEY_NORM, self.head_size).weights()
-
-    def kept(
-        self, batch: Microbatch, handling: Mapping[Target, Handling], core: CoreAttention, recomputes_core: bool
-    ) -> int:
-        """Bytes from its forward to its backward pass."""
-        held = self._held(batch, handling, core, recomputes_core)
-        core_kept = 0 if recomputes_core else core.kept
-        return self.norm.kept(batch) + held.qkv + held.inputs + held.context + core_kept + held.proj
-
-    def backward(
+    def costs(
         self,
-        tape: Tape,
         batch: Microbatch,
-        handling: Mapping[Target, Handling],
+        linears: Mapping[Target, LinearCosts],
         core: CoreAttention,
         recomputes_core: bool,
-    ) -> None:
-        """From its output's gradient in the residual stream to the gradient of its normalised input."""
-        held, queries = self._held(batch, handling, core, recomputes_core), self.core.queries(batch)
-        qkv = queries + 2 * self.core.keys(batch)
+    ) -> BlockCosts:
+        """Return what it takes with its `linears`.
+
+        Its backward pass is from its output's gradient in the residual stream to that of its normalised input.
+        """
+        norm, qkv, proj = self.norm.costs(batch), linears["qkv"], linears["proj"]
+        queries, inputs = self.core.queries(batch), self._core_inputs(batch)
+        # The core's output is the input of the projection.
+        context = queries if proj.input_bytes or (core.keeps_output and not recomputes_core) else 0
         core_kept = 0 if recomputes_core else core.kept
-        self.proj.backward(tape, batch, handling["proj"])
-        tape.free(held.proj)
+        kept = norm.kept + qkv.kept + inputs + context + core_kept + proj.adapter_bytes
+        tape, gradients = Tape(), queries + 2 * self.core.keys(batch)  # of queries, keys and values
+        tape.follow(proj.backward)
+        tape.free(proj.adapter_bytes)
         if recomputes_core:
             tape.take(core.forward)
             tape.free(core.forward)
@@ -94,22 +83,14 @@ class Attention:
             tape.take(core_kept)
         tape.take(core.backward)
         tape.free(core.backward)
-        tape.take(qkv)
-        tape.free(core_kept, held.inputs, held.context, queries)
-        tape.take(held.inputs)  # back through rotation, and norms of queries and keys
-        tape.free(qkv)
-        self.qkv.backward(tape, batch, handling["qkv"])
-
-    def _held(
-        self, batch: Microbatch, handling: Mapping[Target, Handling], core: CoreAttention, recomputes_core: bool
-    ) -> "_Held":
-        keeps_context = handling["proj"].keeps_input or (core.keeps_output and not recomputes_core)
-        return _Held(
-            qkv=self.qkv.input_bytes(batch, handling["qkv"]) + self.qkv.adapter_kept(batch, handling["qkv"]),
-            inputs=self._core_inputs(batch),
-            context=self.core.queries(batch) if keeps_context else 0,
-            proj=self.proj.adapter_kept(batch, handling["proj"]),
-        )
+        tape.take(gradients)
+        tape.free(core_kept, inputs, context, queries)
+        tape.take(inputs)  # back through rotation, and norms of queries and keys
+        tape.free(gradients)
+        tape.follow(qkv.backward)
+        head_norms = (*Norm(QUERY_NORM, self.head_size).weights, *Norm(KEY_NORM, self.head_size).weights)
+        weights = (*norm.weights, *proj.weights, *qkv.weights, *(head_norms if self.qk_norm else ()))
+        return BlockCosts(weights, kept, tape)
 
     def _core_inputs(self, batch: Microbatch) -> int:
         """Queries, keys and values that are kept; with norms of queries and keys those before them, too."""
@@ -120,17 +101,3 @@ class Attention:
         copied = queries if is_grouped else 0  # the groups' queries are not in one piece
         scales = 4 * batch.tokens * (self.heads + self.groups) // batch.tensor
         return queries + 2 * keys + copied + scales + queries + keys
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Bytes kept, beside the norm's and the core's."""
-
-    qkv: int
-    """Input and adapter of qkv."""
-    inputs: int
-    """Inputs of the core."""
-    context: int
-    """Output of the core, the input of the projection."""
-    proj: int
-    """Adapter of the projection."""

@@ -1,14 +1,24 @@
 """The final norm, the output layer, split by rows over ranks, and the loss (ops/linear_cross_entropy.py)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_step.plan.blocks.linear import weight_gradient
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.norm import Norm
-from megatron_step.plan.blocks.tape import Use
+from megatron_step.plan.blocks.tape import Use, Weights
 from megatron_step.plan.names import EMBEDDING, FINAL_NORM, OUTPUT_LAYER
+
+
+@dataclass(frozen=True)
+class HeadCosts:
+    """What a head takes on a rank, with one micro-batch."""
+
+    weights: Weights
+    """The final norm, and the output layer unless the chunk's embedding is its weight."""
+    use: Use
+    """Bytes of the micro-batch."""
+    flops: int
+    """Operations of the output layer in a training step, for a token."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +44,21 @@ class Head:
         """The final norm."""
         return Norm(FINAL_NORM, self.hidden)
 
-    def weights(self, tensor: int, holds_embedding: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Keys and shapes on one of `tensor` ranks, of a chunk that holds the embedding as well or does not."""
-        yield from self.norm.weights()
+    def costs(self, batch: Microbatch, *, trained: bool, holds_embedding: bool) -> HeadCosts:
+        """Return what it takes.
+
+        `trained` says whether the output layer's weight is, and `holds_embedding` whether its chunk has the embedding.
+        """
+        rows, hidden, norm = self.rows // batch.tensor, batch.whole(self.hidden), self.norm.costs(batch)
+        weights = norm.weights
         if not (self.tied and holds_embedding):
-            yield self.output_key, (self.rows // tensor, self.hidden)
-
-    def use(self, batch: Microbatch, trained: bool) -> Use:
-        """Bytes of a micro-batch; `trained` says whether the output layer's weight is."""
-        rows, hidden = self.rows // batch.tensor, batch.whole(self.hidden)
+            weights = (*weights, (self.output_key, (rows, self.hidden)))
         # For a token: its largest logit, its total and its label's logit in fp64, its label, whether it counts.
-        kept = self.norm.kept(batch) + hidden + batch.whole(rows) + batch.tokens * (3 * 8 + 8 + 1)
-        weight = weight_gradient(rows, self.hidden, batch.element_bytes) if trained else 0
+        kept = norm.kept + hidden + batch.whole(rows) + batch.tokens * (3 * 8 + 8 + 1)
+        gradient = batch.weight_gradient(rows, self.hidden) if trained else 0
         losses = 3 * 4 * batch.tokens  # losses, their gradients, these times counted
-        return Use(kept, kept + losses + hidden + weight)
-
-    def flops(self, trained: bool) -> int:
-        """Return the operations of the output layer in a training step, for a token."""
-        return (6 if trained else 4) * self.hidden * self.vocab_size
+        return HeadCosts(
+            weights=weights,
+            use=Use(kept, kept + losses + hidden + gradient),
+            flops=(6 if trained else 4) * self.hidden * self.vocab_size,
+        )

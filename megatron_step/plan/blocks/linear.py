@@ -7,11 +7,10 @@ Over t tensor-parallel ranks (Megatron-LM, Shoeybi et al., 2019), with r the ran
     columns         [n, k / t]              [r, k / t]          [n, r / t]          proj, fc2
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_step.plan.blocks.microbatch import Microbatch
-from megatron_step.plan.blocks.tape import Tape
+from megatron_step.plan.blocks.tape import Tape, Weights
 from megatron_step.plan.names import ADAPTER_A, ADAPTER_B
 
 
@@ -35,6 +34,29 @@ class Handling:
 
 
 @dataclass(frozen=True)
+class LinearCosts:
+    """What a linear takes on a rank, with one micro-batch."""
+
+    weights: Weights
+    """Its weights."""
+    input_bytes: int
+    """Bytes of its input, where it is kept: of the residual stream, or of the rank's columns."""
+    adapter_bytes: int
+    """Bytes that its adapter keeps beside the input: u in fp32, over t where the columns are split."""
+    backward: Tape
+    """From its output's gradient, which the caller frees, to its input's."""
+    flops: int
+    """Operations of a training step for a token."""
+    forward_flops: int
+    """Operations of its forward pass for a token, without the adapter."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes from its forward to its backward pass."""
+        return self.input_bytes + self.adapter_bytes
+
+
+@dataclass(frozen=True)
 class Linear:
     """A linear, whole."""
 
@@ -49,41 +71,35 @@ class Linear:
     has_bias: bool = False
     """Whether it has a bias, split as the rows are."""
 
-    def weights(self, tensor: int, adapter_rank: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes on one of `tensor` ranks."""
+    def costs(self, batch: Microbatch, handling: Handling) -> LinearCosts:
+        """Return what it takes.
+
+        Operations: 2 of an element forward, 2 for the input's gradient, 2 for the weight's, which a frozen one lacks.
+        """
+        rank, elements = handling.adapter_rank, self.inputs * self.outputs
+        input_bytes = batch.stream(self.inputs) if self.column_parallel else batch.split(self.inputs)
+        return LinearCosts(
+            weights=self._weights(batch.tensor, rank),
+            input_bytes=input_bytes if handling.keeps_input else 0,
+            adapter_bytes=4 * batch.tokens * rank // (1 if self.column_parallel else batch.tensor),
+            backward=self._backward(batch, handling),
+            flops=(6 if handling.trained else 4) * elements + 6 * rank * (self.inputs + self.outputs),
+            forward_flops=2 * elements,
+        )
+
+    def _weights(self, tensor: int, adapter_rank: int) -> Weights:
         rows, columns = self._part(tensor)
-        yield f"{self.key}.weight", (rows, columns)
+        weights: list[tuple[str, tuple[int, ...]]] = [(f"{self.key}.weight", (rows, columns))]
         if self.has_bias:
-            yield f"{self.key}.bias", (rows,)
+            weights.append((f"{self.key}.bias", (rows,)))
         if adapter_rank:
             split = adapter_rank // tensor
             a_rank, b_rank = (split, adapter_rank) if self.column_parallel else (adapter_rank, split)
-            yield f"{self.key}.{ADAPTER_A}", (a_rank, columns)
-            yield f"{self.key}.{ADAPTER_B}", (rows, b_rank)
+            weights += [(f"{self.key}.{ADAPTER_A}", (a_rank, columns)), (f"{self.key}.{ADAPTER_B}", (rows, b_rank))]
+        return tuple(weights)
 
-    def flops(self, handling: Handling) -> int:
-        """Operations of a training step for a token: 2 of an element forward, 2 for the input's gradient, 2 for the
-        weight's, which a frozen one does not have."""
-        per_weight = 6 if handling.trained else 4
-        return per_weight * self.inputs * self.outputs + 6 * handling.adapter_rank * (self.inputs + self.outputs)
-
-    def forward_flops(self) -> int:
-        """Operations of its forward pass for a token, without an adapter."""
-        return 2 * self.inputs * self.outputs
-
-    def input_bytes(self, batch: Microbatch, handling: Handling) -> int:
-        """Bytes of the input that is kept, where it is: of the residual stream, or of the rank's columns."""
-        if not handling.keeps_input:
-            return 0
-        return batch.stream(self.inputs) if self.column_parallel else batch.split(self.inputs)
-
-    def adapter_kept(self, batch: Microbatch, handling: Handling) -> int:
-        """Bytes that its adapter keeps beside the input: u in fp32, over t where the rows are split."""
-        return 4 * batch.tokens * handling.adapter_rank // (1 if self.column_parallel else batch.tensor)
-
-    def backward(self, tape: Tape, batch: Microbatch, handling: Handling) -> None:
-        """From its output's gradient, which the caller frees, to its input's."""
-        temporary = self._temporary(batch, handling)
+    def _backward(self, batch: Microbatch, handling: Handling) -> Tape:
+        tape, temporary = Tape(), self._temporary(batch, handling)
         if self.column_parallel and batch.sequence_parallel:  # x is gathered again, dx scattered
             gathered = batch.whole(self.inputs) if handling.keeps_input else 0
             dx = batch.whole(self.inputs)
@@ -95,21 +111,19 @@ class Linear:
             dx = batch.whole(self.inputs) if self.column_parallel else batch.split(self.inputs)
             tape.take(gathered, dx, temporary)
         tape.free(gathered, temporary)
+        return tape
 
     def _temporary(self, batch: Microbatch, handling: Handling) -> int:
         """Bytes that its backward pass needs beside the gradients of its input and output."""
         (rows, columns), rank, element = self._part(batch.tensor), handling.adapter_rank, batch.element_bytes
-        needed = 0
+        # The gradients of u in fp32, as its products want it and transposed; of A in fp32 and as it is, and of B.
+        needed = batch.tokens * rank * (4 + 2 * element) + rank * ((4 + element) * columns + element * rows)
         if handling.trained:
-            needed = weight_gradient(rows, columns, element)
+            needed += batch.weight_gradient(rows, columns)
         elif handling.dequantized:
-            needed = rows * columns * element  # the matrix, for the product
-        if rank:
-            # The gradients of u in fp32, as its products want it and transposed; of A in fp32 and as it is, and of B.
-            needed += batch.tokens * rank * (4 + 2 * element)
-            needed += rank * ((4 + element) * columns + element * rows)
-            if handling.drops:
-                needed += 2 * batch.whole(columns)  # the input with zeros, the adapter's part of dx
+            needed += batch.matrix(rows, columns)  # the matrix, for the product
+        if rank and handling.drops:
+            needed += 2 * batch.whole(columns)  # the input with zeros, the adapter's part of dx
         return needed
 
     def _part(self, tensor: int) -> tuple[int, int]:
@@ -117,11 +131,3 @@ class Linear:
         if self.column_parallel:
             return self.outputs // tensor, self.inputs
         return self.outputs, self.inputs // tensor
-
-
-def weight_gradient(rows: int, columns: int, element: int) -> int:
-    """Bytes of a weight's gradient as it is made: oneDNN's fp32 product is turned round (ops/linear.py).
-
-    The BLAS, which takes the product on CPUs without AVX-512, needs no copy; a plan covers both kinds of CPU.
-    """
-    return rows * columns * element * (2 if element == 4 and rows > columns else 1)

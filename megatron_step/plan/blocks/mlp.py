@@ -1,14 +1,14 @@
 """The MLP of a layer with its norm: down(silu(gate x) * up x), or plain, down(gelu(up x))."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_step.config.stages import Target
-from megatron_step.plan.blocks.linear import Handling, Linear
+from megatron_step.plan.blocks.linear import Linear, LinearCosts
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.norm import Norm
-from megatron_step.plan.blocks.tape import Tape
+from megatron_step.plan.blocks.tape import BlockCosts, Tape
 from megatron_step.plan.names import FC1, FC2, MLP_NORM
 
 
@@ -42,34 +42,20 @@ class Mlp:
         """Its linears."""
         return {"fc1": self.fc1, "fc2": self.fc2}
 
-    def weights(self, tensor: int, ranks: Mapping[Target, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes in the order of the modules; `ranks` are those of the linears' adapters."""
-        yield from self.norm.weights()
-        yield from self.fc1.weights(tensor, ranks["fc1"])
-        yield from self.fc2.weights(tensor, ranks["fc2"])
+    def costs(self, batch: Microbatch, linears: Mapping[Target, LinearCosts]) -> BlockCosts:
+        """Return what it takes with its `linears`. It keeps what norm and linears keep, and gate and up.
 
-    def kept(self, batch: Microbatch, handling: Mapping[Target, Handling]) -> int:
-        """Bytes from its forward to its backward pass: the norm's, gate and up, and what the linears keep."""
-        fc1, fc2 = self._kept_of_linears(batch, handling)
-        return self.norm.kept(batch) + fc1 + self._gate_up(batch) + fc2
-
-    def backward(self, tape: Tape, batch: Microbatch, handling: Mapping[Target, Handling]) -> None:
-        """From its output's gradient in the residual stream to its input's."""
-        fc1, fc2 = self._kept_of_linears(batch, handling)
-        gate_up = self._gate_up(batch)
-        self.fc2.backward(tape, batch, handling["fc2"])
-        tape.free(fc2)
+        Its backward pass is from its output's gradient in the residual stream to its input's.
+        """
+        norm, fc1, fc2 = self.norm.costs(batch), linears["fc1"], linears["fc2"]
+        gate_up = batch.split(self.ffn) * (2 if self.gated else 1)
+        tape = Tape()
+        tape.follow(fc2.backward)
+        tape.free(fc2.kept)
         tape.take(gate_up)  # the activation's
         tape.free(gate_up, batch.split(self.ffn))
-        self.fc1.backward(tape, batch, handling["fc1"])
-        tape.free(fc1, gate_up)
-        self.norm.backward(tape, batch)
-
-    def _gate_up(self, batch: Microbatch) -> int:
-        return batch.split(self.ffn) * (2 if self.gated else 1)
-
-    def _kept_of_linears(self, batch: Microbatch, handling: Mapping[Target, Handling]) -> tuple[int, int]:
-        return (
-            self.fc1.input_bytes(batch, handling["fc1"]) + self.fc1.adapter_kept(batch, handling["fc1"]),
-            self.fc2.input_bytes(batch, handling["fc2"]) + self.fc2.adapter_kept(batch, handling["fc2"]),
-        )
+        tape.follow(fc1.backward)
+        tape.free(fc1.kept, gate_up)
+        tape.follow(norm.backward)
+        weights = (*norm.weights, *fc1.weights, *fc2.weights)
+        return BlockCosts(weights, norm.kept + fc1.kept + gate_up + fc2.kept, tape)

@@ -1,10 +1,9 @@
 """An RMSNorm: one weight, whole on every rank."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_step.plan.blocks.microbatch import Microbatch
-from megatron_step.plan.blocks.tape import Tape
+from megatron_step.plan.blocks.tape import BlockCosts, Tape, Weights
 
 
 @dataclass(frozen=True)
@@ -16,18 +15,20 @@ class Norm:
     size: int
     """Elements of its weight."""
 
-    def weights(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+    @property
+    def weights(self) -> Weights:
         """Name and shape of its weight."""
-        yield self.key, (self.size,)
+        return ((self.key, (self.size,)),)
 
-    def kept(self, batch: Microbatch) -> int:
-        """Bytes kept for the backward pass of a norm of the residual stream: its input, and a scale of each token."""
-        return batch.stream(self.size) + batch.norm_scale
+    def costs(self, batch: Microbatch) -> BlockCosts:
+        """Return what a norm of the residual stream takes. It keeps its input, and a scale of each token.
 
-    def backward(self, tape: Tape, batch: Microbatch) -> None:
-        """From its output's gradient, in the residual stream, to the sum of its input's with the stream's own."""
+        Its backward pass ends with the sum of its input's gradient and the stream's own.
+        """
         stream = batch.stream(self.size)
+        kept, tape = stream + batch.norm_scale, Tape()
         tape.take(stream)
-        tape.free(self.kept(batch), stream)
+        tape.free(kept, stream)
         tape.take(stream)  # the sum
         tape.free(2 * stream)
+        return BlockCosts(self.weights, kept, tape)

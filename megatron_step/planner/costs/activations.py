@@ -18,24 +18,21 @@ those of layers/ and ops/ on the kernels of csrc/; the plain-torch fallbacks kee
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from megatron_step.plan.blocks.tape import Use
-from megatron_step.plan.names import EMBEDDING
-from megatron_step.plan.parameters import HeldChunk, layer_handling
+from megatron_step.plan.names import is_embedding
 from megatron_step.plan.resolved import ResolvedConfig
-from megatron_step.plan.stages import Stage
-from megatron_step.plan.trainable import treatment
+from megatron_step.planner.costs.held import HeldChunk
 from megatron_step.planner.costs.pipeline_schedule import held_messages, passes
 
 
-def activation_bytes(resolved: ResolvedConfig, stage: Stage, chunks: Sequence[HeldChunk]) -> int:
+def activation_bytes(resolved: ResolvedConfig, chunks: Sequence[HeldChunk]) -> int:
     """Return the most that a step of full global batches needs at once beside the model states.
 
     `chunks` are those of one pipeline rank.
     """
     parallel, microbatches, pp_rank = resolved.config.parallel, resolved.num_microbatches, chunks[0].chunk.pp_rank
-    uses = [_chunk_use(resolved, stage, chunk) for chunk in chunks]
+    uses = [_chunk_use(resolved, held) for held in chunks]
     peak = live = between_passes(resolved, pp_rank)
     for vp_stage, is_forward in passes(parallel, microbatches, pp_rank):
         if is_forward:
@@ -60,57 +57,17 @@ def between_passes(resolved: ResolvedConfig, pp_rank: int) -> int:
 _SCALARS_BYTES = 4096
 
 
-def layer_use(resolved: ResolvedConfig, stage: Stage, layer: int) -> Use:
-    """Return the bytes of a micro-batch in a layer, by which matrices are trained and which have adapters."""
-    batch, block, recompute = resolved.batch, resolved.blocks.layer, resolved.config.parallel.recompute
-    use = block.use(batch, layer_handling(resolved, stage, layer), resolved.core, recompute == "selective")
-    if recompute == "full":
-        stream = block.stream(batch)
-        return Use(stream, use.backward + stream)  # the layer and its output are computed again
-    return use
-
-
-@dataclass(frozen=True)
-class ChunkEnds:
-    """Bytes of one micro-batch in what a model chunk has beside its layers."""
-
-    below: int
-    """Bytes kept from the forward to the backward pass: the output sent on, and what the embedding keeps."""
-    under_top: int
-    """Bytes added once the backward pass of the topmost block is over."""
-    embedding_backward: int
-    """The most in the embedding's backward pass, with all that is kept then."""
-    head: Use | None
-    """The final norm, the output layer and the loss, where the chunk holds them."""
-
-
-def chunk_ends(resolved: ResolvedConfig, stage: Stage, *, first: bool, last: bool) -> ChunkEnds:
-    """Return the ends of a chunk that is or is not the `first` of the model, and the `last`."""
-    batch, embedding, head = resolved.batch, resolved.blocks.embedding, resolved.blocks.head
-    embedding_trained = treatment(EMBEDDING, stage, resolved.config).trained
-    # Another rank's chunk has this chunk's output until its gradient comes back, which stays to the end as well.
-    sent = 0 if last else resolved.blocks.layer.stream(batch)
-    # The output layer's gradient of a tied weight waits for the embedding's gradient; then their sum is there, too.
-    waits = first and last and head.tied and embedding_trained
-    waiting = embedding.gradient(batch) if waits else 0
-    return ChunkEnds(
-        below=sent + (embedding.kept(batch) if first else 0),
-        under_top=waiting + sent,
-        embedding_backward=2 * sent + 2 * waiting + embedding.backward(batch) if first and embedding_trained else 0,
-        head=head.use(batch, treatment(head.output_key, stage, resolved.config).trained) if last else None,
-    )
-
-
-def _chunk_use(resolved: ResolvedConfig, stage: Stage, held: HeldChunk) -> Use:
-    ends = chunk_ends(resolved, stage, first=held.chunk.is_first, last=held.chunk.is_last)
+def _chunk_use(resolved: ResolvedConfig, held: HeldChunk) -> Use:
+    ends = held.outer.ends
     blocks: list[Use] = []
-    flows = not held.chunk.is_first or treatment(EMBEDDING, stage, resolved.config).trained
+    embedding = (parameter for parameter in held.outer.parameters if is_embedding(parameter.key))
+    flows = not held.chunk.is_first or any(parameter.treatment.trained for parameter in embedding)
     flows = flows or resolved.config.parallel.recompute == "full"
-    for layer, parameters in held.layers.items():
+    for layer in held.layers.values():
         # Below the first trained weight nothing has a gradient, and nothing is kept.
-        flows = flows or any(parameter.treatment.trained for parameter in parameters)
+        flows = flows or any(parameter.treatment.trained for parameter in layer.parameters)
         if flows:
-            blocks.append(layer_use(resolved, stage, layer))
+            blocks.append(layer.cost.use)
     blocks += [ends.head] if ends.head else []
     peak = kept = ends.below
     for index, block in enumerate(blocks):

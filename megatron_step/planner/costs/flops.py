@@ -6,24 +6,13 @@ adapters (6 r (k + n)), of attention over the causal half of the scores, and of 
 2021, appendix; their formula counts both halves). It leaves out recomputed products, which are no progress.
 """
 
-from megatron_step.plan.parameters import layer_handling
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
-from megatron_step.plan.trainable import treatment
+from megatron_step.planner.costs.held import held_chunks
 
 
 def stage_flops_per_token(resolved: ResolvedConfig, stage: Stage) -> int:
     """Return the floating-point operations of a training step of `stage` for one token of a full sequence."""
-    layers = sum(layer_flops_per_token(resolved, stage, layer) for layer in range(stage.num_layers))
-    return layers + output_flops_per_token(resolved, stage)
-
-
-def layer_flops_per_token(resolved: ResolvedConfig, stage: Stage, layer: int) -> int:
-    """Return the operations of the layer with the number `layer`, from 0."""
-    return resolved.blocks.layer.flops(layer_handling(resolved, stage, layer))
-
-
-def output_flops_per_token(resolved: ResolvedConfig, stage: Stage) -> int:
-    """Return the operations of the output layer."""
-    head = resolved.blocks.head
-    return head.flops(treatment(head.output_key, stage, resolved.config).trained)
+    chunks = [held for chunks in held_chunks(resolved, stage) for held in chunks]
+    layers = sum(layer.flops_per_token for held in chunks for layer in held.layers.values())
+    return layers + sum(held.outer.flops_per_token for held in chunks)

@@ -20,14 +20,11 @@ from dataclasses import dataclass
 from math import lcm
 
 from megatron_step.plan.names import is_adapter, is_embedding, layer_of
-from megatron_step.plan.parameters import HeldChunk, held_chunks
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.states import Parameter, Recipe, copied_in_growth
 from megatron_step.planner.costs.activations import activation_bytes
-
-WEIGHT_ALIGNMENT = 64
-"""Elements at a multiple of which each trained weight begins, with the distributed optimizer."""
+from megatron_step.planner.costs.held import WEIGHT_ALIGNMENT, HeldChunk, held_chunks
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def rank_memory(resolved: ResolvedConfig, stage: Stage, chunks: Sequence[HeldChu
         adapter_weight_bytes=recipe.weight.bytes(adapters),
         gradient_bytes=recipe.gradient.bytes(padded),
         optimizer_bytes=max(owned),
-        activation_bytes=activation_bytes(resolved, stage, chunks),
+        activation_bytes=activation_bytes(resolved, chunks),
     )
 
 

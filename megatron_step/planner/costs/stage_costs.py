@@ -27,35 +27,17 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_step.plan.blocks.tape import Use
-from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import GrownLayer
-from megatron_step.plan.parameters import layer_parameters, outer_parameters
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.states import Parameter
-from megatron_step.planner.costs.activations import ChunkEnds, between_passes, chunk_ends, layer_use
-from megatron_step.planner.costs.flops import layer_flops_per_token, output_flops_per_token
+from megatron_step.planner.costs.activations import between_passes
+from megatron_step.planner.costs.held import ChunkEnds, HeldEnds, LayerCost, held_parts
 from megatron_step.planner.costs.machines import Machine
-from megatron_step.planner.costs.memory import WEIGHT_ALIGNMENT, growth_bytes
+from megatron_step.planner.costs.memory import growth_bytes
 
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """Bytes of a layer on any rank."""
-
-    state_bytes: int
-    """Its model states."""
-    use: Use
-    """One micro-batch in it."""
-    flops: int
-    """Floating-point operations of a micro-batch on one tensor-parallel rank, with those that are recomputed."""
-    exchanged_bytes: int
-    """What a tensor-parallel rank sends of a micro-batch."""
-    reduced_bytes: int
-    """What a data-parallel rank sends in a step."""
 
 
 @dataclass(frozen=True)
@@ -92,31 +74,37 @@ class StageCosts:
     """m + (P - 1) / V: micro-batches that a step takes the time of."""
 
 
+@dataclass(frozen=True)
+class RunCosts:
+    """Bytes of everything in a run, before it is known which stage adds which layers."""
+
+    first: StageCosts
+    """The first stage."""
+    later: StageCosts
+    """Any later stage."""
+
+    def of_stage(self, index: int) -> StageCosts:
+        """Costs of the stage with the number `index`, from 0."""
+        return self.later if index else self.first
+
+
+def run_costs(resolved: ResolvedConfig) -> RunCosts:
+    """Return the costs of the stages of a run."""
+    return RunCosts(stage_costs(resolved, first=True), stage_costs(resolved, first=False))
+
+
 def stage_costs(resolved: ResolvedConfig, *, first: bool) -> StageCosts:
     """Return the costs of the `first` stage, or of any later one."""
-    period = policy_of(resolved.config).period
+    parallel, period = resolved.config.parallel, policy_of(resolved.config).period
     stage = stage_of((0,), index=0) if first else stage_of((0,) * period + (1,), index=1)
-    pipeline, virtual = resolved.config.parallel.pipeline_parallel_size, resolved.config.parallel.virtual_pipeline_size
+    layers, ranks = held_parts(resolved, stage)
+    weights = [parameter for layer in layers for parameter in layer.parameters]
+    pipeline, virtual = parallel.pipeline_parallel_size, parallel.virtual_pipeline_size
     return StageCosts(
-        new=_layer_cost(resolved, stage, stage.num_layers - 1),
-        old=_mean([_layer_cost(resolved, stage, layer) for layer in range(1 if first else period)]),
-        ranks=tuple(_rank_cost(resolved, stage, pp_rank) for pp_rank in range(pipeline)),
+        new=layers[-1].cost,
+        old=_mean([layer.cost for layer in layers[: 1 if first else period]]),
+        ranks=tuple(_rank_cost(resolved, stage, number, chunks, weights) for number, chunks in enumerate(ranks)),
         slots=resolved.num_microbatches + (pipeline - 1) / virtual,
-    )
-
-
-def _layer_cost(resolved: ResolvedConfig, stage: Stage, layer: int) -> LayerCost:
-    batch, block, recomputes = resolved.batch, resolved.blocks.layer, resolved.config.parallel.recompute == "full"
-    flops = layer_flops_per_token(resolved, stage, layer) + (block.forward_flops() if recomputes else 0)
-    # Two sums over ranks forward and two backward, each of which sends 2 (t - 1) / t of its tensor.
-    exchanges = (6 if recomputes else 4) * 2 * (batch.tensor - 1)
-    parameters = layer_parameters(resolved, stage, layer)
-    return LayerCost(
-        state_bytes=_state_bytes(parameters, resolved),
-        use=layer_use(resolved, stage, layer),
-        flops=flops * batch.tokens // batch.tensor,
-        exchanged_bytes=exchanges * block.whole_stream(batch) // batch.tensor,
-        reduced_bytes=_reduced_bytes(parameters, resolved),
     )
 
 
@@ -135,20 +123,20 @@ def _mean(layers: Sequence[LayerCost]) -> LayerCost:
     )
 
 
-def _rank_cost(resolved: ResolvedConfig, stage: Stage, pp_rank: int) -> RankCost:
-    batch, parallel = resolved.batch, resolved.config.parallel
-    chunks = rank_chunks(parallel, pp_rank)
-    first, last = chunks[0].is_first, chunks[-1].is_last
-    outer = outer_parameters(resolved, stage, first=first, last=last)
-    layers = [weight for layer in range(stage.num_layers) for weight in layer_parameters(resolved, stage, layer)]
+def _rank_cost(
+    resolved: ResolvedConfig, stage: Stage, pp_rank: int, chunks: Sequence[HeldEnds], layers: Sequence[Parameter]
+) -> RankCost:
+    """Return the costs of a rank with `chunks`; `layers` are the weights of a layer of each kind."""
+    batch, pipeline = resolved.batch, resolved.config.parallel.pipeline_parallel_size
+    outer = [parameter for held in chunks for parameter in held.parameters]
     return RankCost(
-        state_bytes=_state_bytes(outer, resolved),
+        state_bytes=sum(held.state_bytes for held in chunks),
         message_bytes=between_passes(resolved, pp_rank),
-        in_flight=min(resolved.num_microbatches, parallel.pipeline_parallel_size - pp_rank),
-        ends=tuple(chunk_ends(resolved, stage, first=chunk.is_first, last=chunk.is_last) for chunk in chunks),
+        in_flight=min(resolved.num_microbatches, pipeline - pp_rank),
+        ends=tuple(held.ends for held in chunks),
         growth_bytes=growth_bytes([*outer, *layers], stage),
-        flops=output_flops_per_token(resolved, stage) * batch.tokens // batch.tensor if last else 0,
-        reduced_bytes=_reduced_bytes(outer, resolved),
+        flops=sum(held.flops_per_token for held in chunks) * batch.tokens // batch.tensor,
+        reduced_bytes=sum(held.reduced_bytes for held in chunks),
     )
 
 
@@ -221,30 +209,6 @@ def differences(sums: Array) -> Array:
     ends = np.arange(len(sums))
     of_ranges: Array = np.where(ends[:, None] < ends[None, :], sums[None, :] - sums[:, None], np.inf)
     return of_ranges
-
-
-def _state_bytes(parameters: Sequence[Parameter], resolved: ResolvedConfig) -> int:
-    """Return the model states of one data-parallel rank, with the padding of single weights, rounded up."""
-    recipe, distributed = resolved.recipe, resolved.config.parallel.distributed_optimizer
-    align = WEIGHT_ALIGNMENT if distributed else 1
-    frozen_bytes = sum(recipe.frozen_bytes(parameter) for parameter in parameters if not parameter.treatment.trained)
-    trained = [parameter for parameter in parameters if parameter.treatment.trained]
-    padded = sum(-(-parameter.numel // align) * align for parameter in trained)
-    states = Fraction(
-        sum(recipe.optimizer_bytes(parameter.shape) for parameter in trained), resolved.dp_size if distributed else 1
-    )
-    return ceil(frozen_bytes + recipe.trained_bytes(padded) + states)
-
-
-def _reduced_bytes(parameters: Sequence[Parameter], resolved: ResolvedConfig) -> int:
-    """Return what a data-parallel rank sends in a step.
-
-    A ring sends (d - 1) / d of the gradients to sum them, and as much again to hand out sums or updated weights.
-    """
-    recipe, dp_size = resolved.recipe, resolved.dp_size
-    handed_out = recipe.weight if resolved.config.parallel.distributed_optimizer else recipe.gradient
-    trained = sum(parameter.numel for parameter in parameters if parameter.treatment.trained)
-    return (recipe.gradient.bytes(trained) + handed_out.bytes(trained)) * (dp_size - 1) // dp_size
 
 
 def stage_of(born: tuple[int, ...], index: int) -> Stage:

@@ -24,6 +24,7 @@ from megatron_step.plan.operators import operator_of
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Solution
 from megatron_step.planner.costs.machines import Machine
+from megatron_step.planner.costs.stage_costs import RunCosts
 from megatron_step.planner.search.chunk_costs import Split
 from megatron_step.planner.search.depths import EXACT, Depths, best_depths, cheapest_depths, growths
 from megatron_step.planner.search.stage_layouts import StageLayouts
@@ -44,7 +45,11 @@ class Choice:
 
 
 def choose(
-    resolved: ResolvedConfig, machines: Sequence[Machine], steps: Sequence[int], depths: Sequence[int] | None
+    resolved: ResolvedConfig,
+    costs: RunCosts,
+    machines: Sequence[Machine],
+    steps: Sequence[int],
+    depths: Sequence[int] | None,
 ) -> Choice:
     """The depth and layout of each stage, of `steps` optimizer steps each; `depths` where they are known.
 
@@ -54,7 +59,7 @@ def choose(
     planner, count = config.planner, config.stages.count
     # Three quarters of the time for looking around among stages, the rest for the layouts of those that are chosen; the
     # solver looks at its clock but now and then.
-    layouts = StageLayouts(resolved, machines, seconds=planner.time_limit / (4 * count))
+    layouts = StageLayouts(resolved, costs, machines, seconds=planner.time_limit / (4 * count))
     deadline = monotonic() + planner.time_limit * 3 / 4
     if depths is None:
         _check_saves(config, layouts)

@@ -19,12 +19,12 @@ from megatron_step.planner.costs.machines import Machine
 from megatron_step.planner.costs.pipeline_schedule import most_in_flight
 from megatron_step.planner.costs.stage_costs import (
     RankCost,
+    RunCosts,
     StageCosts,
     layer_seconds,
     range_bytes,
     range_seconds,
     rank_seconds,
-    stage_costs,
     sums,
 )
 from megatron_step.planner.search.chunk_costs import ChunkCosts, Split
@@ -41,12 +41,12 @@ class StageLayouts:
     seconds of an optimizer step.
     """
 
-    def __init__(self, resolved: ResolvedConfig, machines: Sequence[Machine], seconds: float) -> None:
+    def __init__(self, resolved: ResolvedConfig, costs: RunCosts, machines: Sequence[Machine], seconds: float) -> None:
         self._config = resolved.config
         self._machines = machines
         self._seconds = seconds  # that the integer program of a layout may take
         self._capacities = np.array([machine.capacity_bytes or 1 for machine in machines], dtype=np.float64)
-        self._first, self._later = (stage_costs(resolved, first=first) for first in (True, False))
+        self._first, self._later = costs.first, costs.later
         self._in_flight = most_in_flight(resolved.config.parallel, resolved.num_microbatches)
         self.least_share = cache(self._least_share)
         self.fastest = cache(self._fastest)

@@ -2,24 +2,42 @@
 
 from small_run import PLAIN, TIED, small_config
 
+from megatron_step.plan.blocks.layer import Layer, LayerCosts
 from megatron_step.plan.blocks.linear import Handling
 from megatron_step.plan.blocks.microbatch import Microbatch
-from megatron_step.plan.blocks.model import layer_blocks
+from megatron_step.plan.resolved import layer_blocks
 
-BATCH = Microbatch(tokens=10, element_bytes=4, tensor=1, sequence_parallel=False)
+BATCH = Microbatch(tokens=10, element_bytes=4, tensor=2, sequence_parallel=False)
+TRAINED = Handling(trained=True)
+
+
+def trained_costs(layer: Layer, recomputed: bool = False) -> LayerCosts:
+    handling = dict.fromkeys(layer.linears(), TRAINED)
+    return layer.costs(BATCH, handling, layer.attention.core.linear(BATCH), "full" if recomputed else "none")
 
 
 def test_it_keeps_what_its_blocks_keep() -> None:
     for model in (PLAIN, TIED):
         layer = layer_blocks(small_config(model=model).model)
-        handling = dict.fromkeys(layer.linears(), Handling(trained=True))
-        core = layer.attention.core.linear(BATCH)
-        use = layer.use(BATCH, handling, core, recomputes_core=False)
-        assert use.kept == layer.attention.kept(BATCH, handling, core, False) + layer.mlp.kept(BATCH, handling)
-        assert use.backward > use.kept
+        linears = {target: linear.costs(BATCH, TRAINED) for target, linear in layer.linears().items()}
+        attention = layer.attention.costs(BATCH, linears, layer.attention.core.linear(BATCH), False)
+        mlp, costs = layer.mlp.costs(BATCH, linears), trained_costs(layer)
+        assert costs.use.kept == attention.kept + mlp.kept
+        assert costs.use.backward > costs.use.kept
+        assert costs.weights == (*attention.weights, *mlp.weights)
 
 
-def test_a_training_step_takes_three_times_a_forward_pass() -> None:
+def test_a_recomputed_layer_keeps_its_input_and_takes_a_second_forward_pass() -> None:
     layer = layer_blocks(small_config().model)
-    trained = dict.fromkeys(layer.linears(), Handling(trained=True))
-    assert layer.flops(trained) == 3 * layer.forward_flops()
+    kept, recomputed = trained_costs(layer), trained_costs(layer, recomputed=True)
+    stream = 4 * 10 * 64
+    assert recomputed.use.kept == stream
+    assert recomputed.use.backward == kept.use.backward + stream
+    assert kept.flops == recomputed.flops == 3 * recomputed.recomputed_flops
+    assert kept.recomputed_flops == 0
+    assert (kept.exchanged_bytes, recomputed.exchanged_bytes) == (4 * stream, 6 * stream)
+
+
+def test_linears_are_numbered_in_one_order() -> None:
+    """The order seeds the dropout of their adapters."""
+    assert list(layer_blocks(small_config().model).linears()) == ["qkv", "proj", "fc1", "fc2"]

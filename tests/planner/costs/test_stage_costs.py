@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small_run import VOCAB_SIZE, small_config
 
-from megatron_step.plan.parameters import held_chunks
 from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.flops import stage_flops_per_token
+from megatron_step.planner.costs.held import held_chunks
 from megatron_step.planner.costs.machines import Machine
 from megatron_step.planner.costs.memory import growth_bytes, stage_memory
 from megatron_step.planner.costs.stage_costs import range_bytes, range_seconds, stage_costs

@@ -8,10 +8,11 @@ from worlds import Worlds
 
 from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.engine.parallel import parallel_layout
-from megatron_step.plan.parameters import held_chunks, outer_parameters
+from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import Parameter
 from megatron_step.plan.trainable import Treatment
+from megatron_step.planner.costs.held import held_chunks, held_ends
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import build_state
 
@@ -80,10 +81,11 @@ def test_a_model_in_one_piece_has_one_embedding_and_head() -> None:
     for model, expected in ((PLAIN, 3), (TIED, 2)):
         config = small_config(model=model)
         stage = make_plan(resolve(config, VOCAB_SIZE)).stages[0]
-        outer = outer_parameters(resolve(config, VOCAB_SIZE), stage)
+        (whole,) = rank_chunks(config.parallel, 0)
+        outer = held_ends(resolve(config, VOCAB_SIZE), stage, whole).parameters
         assert len(outer) == expected
         layers_too = held_chunks(resolve(config, VOCAB_SIZE), stage)[0][0].parameters
-        assert [parameter for parameter in layers_too if "layers" not in parameter.key] == outer
+        assert [parameter for parameter in layers_too if "layers" not in parameter.key] == list(outer)
 
 
 def test_elements_are_the_product_of_the_lengths() -> None:
