@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.config.cluster import PlannerConfig
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
@@ -21,6 +20,7 @@ from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, RunConfig, TrainingConfig
 from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfig, OldLayersConfig, StagesConfig
 from megatron_step.engine.parallel import Parallel, first_problem
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.resolved import resolve
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.state import TrainState
@@ -170,7 +170,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, whole, by its key."""
     saved = FileSystemReader(path).read_metadata().state_dict_metadata
     tensors = {
-        key: torch.full(entry.size, torch.nan, dtype=entry.properties.dtype)
+        key: torch.full(entry.size, torch.nan).to(entry.properties.dtype)
         for key, entry in saved.items()
         if isinstance(entry, TensorStorageMetadata)
     }

@@ -13,14 +13,10 @@ from torch import Tensor
 
 from megatron_step.checkpoint.directory import list_checkpoints
 from megatron_step.checkpoint.manifest import DamagedCheckpointError, Manifest, damage, read_manifest
-from megatron_step.checkpoint.sharding import (
-    Sharded,
-    in_pieces,
-    sharded_optimizer_states,
-    sharded_weights,
-)
+from megatron_step.checkpoint.sharding import in_pieces, sharded_optimizer_states
 from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.parallel import Parallel, first_problem
+from megatron_step.model.build import Sharded, sharded_weights
 from megatron_step.optim.slices import pieces
 from megatron_step.plan.states import Recipe
 
@@ -114,7 +110,8 @@ def load_optimizer_states(
 ) -> None:
     """Load the optimizer states of the chunks' trained weights, in place; raises as `load_weights` does."""
     weights = sharded_weights(chunks, parallel)
-    load_tensors(path, sharded_optimizer_states(optimizer, weights, recipe))
+    shares = recipe.first_moment.scale_block is not None  # ranks ask for the scales of blocks that they share
+    load_tensors(path, sharded_optimizer_states(optimizer, weights, recipe), shared=shares)
 
 
 def load_tensors(path: Path, requests: Mapping[str, Sharded], shared: bool = False) -> dict[str, Tensor]:

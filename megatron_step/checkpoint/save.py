@@ -16,12 +16,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_step.checkpoint import directory
 from megatron_step.checkpoint.manifest import Manifest, content_files, file_table
-from megatron_step.checkpoint.sharding import in_pieces, sharded_optimizer_states, sharded_weights
+from megatron_step.checkpoint.sharding import in_pieces, sharded_optimizer_states
 from megatron_step.checkpoint.writer import TensorWriter
 from megatron_step.config.run import CheckpointConfig
 from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.compat.checkpoints import writer_class
 from megatron_step.engine.parallel import Parallel, first_problem
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.states import Recipe
 
 _SPARE_BYTES = 16 << 20  # room for the small files of a checkpoint
@@ -61,7 +62,7 @@ class CheckpointSaver:
         """
         self.finish()
         weights = sharded_weights(chunks, self._parallel)
-        tensors = {**in_pieces(weights), **sharded_optimizer_states(optimizer, weights, recipe)}
+        tensors = {**in_pieces(weights), **sharded_optimizer_states(optimizer, weights, recipe, saving=True)}
         partial = self._make_partial(step, tensors.values())
         manifest = {"step": step, **description}
         with writer_class(TensorWriter):

@@ -1,43 +1,28 @@
 """Weights and optimizer states as megatron-core's sharded tensors, under one key for each tensor of each layer.
 
     decoder.layers.<global number>.<name>                       a weight
-    optimizer.state.exp_avg.<weight's key>                      Adam's first moment, fp32
-    optimizer.state.exp_avg_sq.<weight's key>                   Adam's second moment, fp32
+    optimizer.state.exp_avg.<weight's key>                      Adam's first moment, fp32 or 8-bit codes
+    optimizer.state.exp_avg_sq.<weight's key>                   Adam's second moment, fp32 or 8-bit codes
+    optimizer.state.exp_avg_scale.<weight's key>                scales of codes [rows, blocks], bf16; exp_avg_sq_scale
     optimizer.state.param.<weight's key>                        fp32 main weight, where the weight itself is bf16
+    optimizer.state.remainder.<weight's key>                    or the 16 bits that the bf16 weight lacks (int16)
+    optimizer.state.correction.<weight's key>                   or 8 of them (int8)
 
 Keys and shapes do not depend on the layout, nor on whether the optimizer is distributed: any layout loads any other's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
-from megatron.core.distributed import DistributedDataParallel
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from torch import Tensor
 
-from megatron_step.engine.compat.optimizers import owned_slice, owned_states
-from megatron_step.engine.parallel import Parallel
-from megatron_step.model.build import sharded_state
+from megatron_step.checkpoint.scales import scale_tensors
+from megatron_step.model.build import Sharded
+from megatron_step.optim.owned import owned
 from megatron_step.optim.slices import pieces, rectangles
-from megatron_step.plan.states import MAIN_WEIGHT, MOMENTS, Recipe
-
-Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
-
-
-def sharded_weights(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> dict[str, Sharded]:
-    """Every weight of this rank's chunks, wrapped for data parallelism or not; the tensors are the live parameters."""
-    modules = [chunk.module if isinstance(chunk, DistributedDataParallel) else chunk for chunk in chunks]
-    return {
-        f"{index}.{name}": shard
-        for index, module in enumerate(modules)
-        for name, shard in sharded_state(module, parallel).items()
-        if isinstance(shard, Sharded)
-    }
+from megatron_step.plan.states import CORRECTION, MAIN_WEIGHT, REMAINDER, SCALE_SUFFIX, SECOND_MOMENT, Recipe
 
 
 def in_pieces(shards: Mapping[str, Sharded]) -> dict[str, ShardedTensor]:
@@ -46,75 +31,44 @@ def in_pieces(shards: Mapping[str, Sharded]) -> dict[str, ShardedTensor]:
 
 
 def sharded_optimizer_states(
-    optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], recipe: Recipe
+    optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], recipe: Recipe, *, saving: bool = False
 ) -> dict[str, ShardedTensor]:
     """The states by `recipe` that this rank holds of trainable weights, live, to be saved, or loaded in place.
 
-    With the distributed optimizer each data-parallel rank has its own slices, as rectangles of the weights' shapes.
+    With the distributed optimizer each data-parallel rank has its own slices, as rectangles of the weights' shapes. A
+    block of 8-bit moments that ranks share is loaded by all of them, and with `saving` saved by the one that has its
+    first element.
     """
     states: dict[str, ShardedTensor] = {}
-    for part in optimizer.chained_optimizers:
-        if part.is_stub_optimizer:
+    for shard in weights.values():
+        own = owned(optimizer, shard.data) if shard.data.requires_grad else None
+        if own is None:
             continue
-        for shard, param in _trainable(weights):
-            for name in recipe.optimizer_states(param.shape):
-                for piece in _state_pieces(part, shard, param, name):
-                    states[f"{piece.key}/{piece.global_offset}"] = piece
+        for name, format in recipe.optimizer_states(shard.data.shape).items():
+            of_state = list(rectangles(shard, own.elements, own.states[name], own.is_replicated))
+            states |= _by_key(f"optimizer.state.{name}.", of_state)
+            if format.scale_block:
+                scales = scale_tensors(of_state, own.states[name + SCALE_SUFFIX], saving)
+                states |= _by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
     return states
 
 
-def _state_pieces(part: MegatronOptimizer, shard: Sharded, param: Tensor, name: str) -> Iterator[ShardedTensor]:
-    """What this rank holds of one state of a weight."""
-    prefix = f"optimizer.state.{name}"
-    if not isinstance(part, DistributedOptimizer):
-        ((_, state),) = _states(part, param, [name])
-        yield from pieces(make_sharded_optimizer_tensor(shard, state, prefix))
-    elif param in part.model_param_group_index_map:
-        for piece in rectangles(shard, owned_slice(part, param), owned_states(part, param)[name]):
-            yield replace(piece, key=f"{prefix}.{piece.key}")
+def _by_key(prefix: str, tensors: Iterable[ShardedTensor]) -> dict[str, ShardedTensor]:
+    """The tensors under their keys with a prefix, by key and place."""
+    named = (replace(tensor, key=prefix + tensor.key) for tensor in tensors)
+    return {f"{tensor.key}/{tensor.global_offset}": tensor for tensor in named}
 
 
-def set_optimizer_state(
-    optimizer: MegatronOptimizer, weights: dict[str, Sharded], name: str, states: dict[str, Tensor]
-) -> None:
-    """Copy states of whole weights, by the keys of `weights`, to where the optimizer keeps them on this rank."""
-    for part in optimizer.chained_optimizers:
-        if part.is_stub_optimizer:
+def reset_main_weights(optimizer: MegatronOptimizer, weights: Mapping[str, Sharded]) -> None:
+    """Set the main weights of `weights` to what the weights are now."""
+    for shard in weights.values():
+        own = owned(optimizer, shard.data)
+        if own is None:
             continue
-        for key, tensor in states.items():
-            param = weights[key].data
-            if isinstance(part, DistributedOptimizer):
-                _set_slice(part, param, name, tensor)
-            else:
-                ((_, own),) = _states(part, param, [name])
-                own.copy_(tensor)
-
-
-def _set_slice(part: DistributedOptimizer, param: Tensor, name: str, tensor: Tensor) -> None:
-    """Copy the slice of a state that this data-parallel rank owns, if it owns one."""
-    if param not in part.model_param_group_index_map:
-        return
-    owned_states(part, param)[name].copy_(tensor.flatten()[owned_slice(part, param)])
-
-
-def own_states(optimizer: MegatronOptimizer, param: Tensor) -> dict[str, Tensor]:
-    """Return this rank's part of a trained weight's optimizer states, live, by name; empty if it holds none."""
-    for part in optimizer.chained_optimizers:
-        if part.is_stub_optimizer:
-            continue
-        if not isinstance(part, DistributedOptimizer):
-            return dict(_states(part, param, MOMENTS))
-        if param in part.model_param_group_index_map:
-            return owned_states(part, param)
-    return {}
-
-
-def _trainable(weights: Mapping[str, Sharded]) -> Iterator[tuple[Sharded, Tensor]]:
-    return ((shard, shard.data) for shard in weights.values() if shard.data.requires_grad)
-
-
-def _states(part: MegatronOptimizer, param: Tensor, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """The named states of one parameter of an optimizer that is not distributed."""
-    main = getattr(param, "main_param", param)
-    for name in names:
-        yield name, main if name == MAIN_WEIGHT else part.optimizer.state[main][name]
+        if MAIN_WEIGHT in own.states:
+            own.states[MAIN_WEIGHT].copy_(shard.data.detach().flatten()[own.elements])
+        for name in (REMAINDER, CORRECTION):
+            if name in own.states:
+                own.states[name].zero_()
+        if own.states[SECOND_MOMENT].dtype == torch.float32:
+            own.states[SECOND_MOMENT].abs_()  # the sign is a part of the main weight

@@ -12,13 +12,10 @@ import torch
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_step.checkpoint.load import load_tensors
-from megatron_step.checkpoint.sharding import (
-    Sharded,
-    sharded_optimizer_states,
-    sharded_weights,
-)
+from megatron_step.checkpoint.sharding import sharded_optimizer_states
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
+from megatron_step.model.build import Sharded, sharded_weights
 from megatron_step.plan.names import in_layer, layer_of
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.states import Recipe

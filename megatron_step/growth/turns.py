@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from megatron_step.checkpoint.sharding import Sharded
 from megatron_step.engine.parallel import Parallel
+from megatron_step.model.build import Sharded
 from megatron_step.plan.names import layer_of
 from megatron_step.plan.stages import Stage
 

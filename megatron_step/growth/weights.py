@@ -21,11 +21,12 @@ from torch import Tensor
 from megatron_step.adapters.merge import add_product
 from megatron_step.checkpoint.load import FoundCheckpoint, load_tensors
 from megatron_step.checkpoint.manifest import Manifest
-from megatron_step.checkpoint.sharding import Sharded, in_pieces, sharded_weights
+from megatron_step.checkpoint.sharding import in_pieces
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.formats import decode
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
+from megatron_step.model.build import Sharded, sharded_weights
 from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.names import factor_keys, in_layer, is_adapter, writes_residual
 from megatron_step.plan.operators import INITS, first_layers

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from megatron_step.checkpoint.load import FoundCheckpoint
-from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.config.model import ModelConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.whole_model import whole_model
@@ -24,6 +23,7 @@ from megatron_step.huggingface.architectures import model_config
 from megatron_step.huggingface.reference import reference_logits
 from megatron_step.huggingface.saved_weights import SavedWeights
 from megatron_step.huggingface.transformers_model import load_in_transformers
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.names import factor_keys
 
 _SEQUENCES, _LONGEST = 2, 128

@@ -1,9 +1,13 @@
-"""Build the model chunks of this rank."""
+"""Build the model chunks of this rank, and name their weights."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
+import torch
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer.module import Float16Module
 
 from megatron_step.config.model import ModelConfig
@@ -14,6 +18,9 @@ from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
 from megatron_step.model.transformer_config import transformer_config
 from megatron_step.plan.stages import even_layout
+
+Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
+"""A weight as checkpoints know it: whole, or fused of several that are saved apart."""
 
 
 def build_model(
@@ -55,3 +62,14 @@ def build_model(
 def sharded_state(chunk: GPTModel | Float16Module, parallel: Parallel) -> dict[str, object]:
     """Return a chunk's weights as megatron-core's sharded tensors; keys number the layers over the whole model."""
     return chunk.sharded_state_dict(metadata={"non_homogeneous_layers": True, "dp_cp_group": parallel.groups.dp_cp})
+
+
+def sharded_weights(chunks: Sequence[torch.nn.Module], parallel: Parallel) -> dict[str, Sharded]:
+    """Every weight of this rank's chunks, wrapped for data parallelism or not; the tensors are the live parameters."""
+    modules = [chunk.module if isinstance(chunk, DistributedDataParallel) else chunk for chunk in chunks]
+    return {
+        f"{index}.{name}": shard
+        for index, module in enumerate(modules)
+        for name, shard in sharded_state(module, parallel).items()
+        if isinstance(shard, Sharded)
+    }

@@ -1,7 +1,7 @@
 """megatron-core's data parallelism and optimizer over the trainable weights of a model."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,14 +15,20 @@ from megatron.core.transformer.module import MegatronModule
 
 from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.engine.compat.operations import foreach_mul_
-from megatron_step.engine.compat.optimizers import adam_class
+from megatron_step.engine.compat.optimizers import adam_class, compact_class, separate_gradients
 from megatron_step.engine.formats import tensor_type
 from megatron_step.engine.parallel import Parallel
+from megatron_step.model.build import sharded_weights
 from megatron_step.optim.adam import FusedAdam
-from megatron_step.plan.states import FP32, Recipe
+from megatron_step.optim.compact import CompactAdamW
+from megatron_step.optim.owned import owned
+from megatron_step.optim.pieces import Piece, owned_pieces
+from megatron_step.optim.shared_blocks import SharedBlocks
+from megatron_step.plan.states import BF16, FP32, Recipe
 
 _ROW = 512
 """Squares that are added in fp32."""
+_ROWS_AT_ONCE = 2048
 
 
 def wrap_data_parallel(
@@ -67,38 +73,71 @@ class _SingleReplica(DistributedDataParallel):
 
 
 def build_optimizer(
-    config: OptimizerConfig, chunks: list[DistributedDataParallel], recipe: Recipe
+    config: OptimizerConfig, chunks: list[DistributedDataParallel], recipe: Recipe, parallel: Parallel, seed: int
 ) -> MegatronOptimizer:
     """Build AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
+
+    `seed`, the same on all ranks, is that of stochastic rounding where the recipe has it.
 
     Weights with another `role` (their learning rate may differ) or `since` (Adam has seen another number of their
     gradients) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
     the first step.
     """
-    ddp_config = chunks[0].ddp_config
-    with adam_class(FusedAdam):
+    distributed = chunks[0].ddp_config.use_distributed_optimizer
+    settings = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.learning_rate,
+        min_lr=0.0,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.epsilon,
+        # The norm is always computed, for the log; an infinite limit never scales.
+        clip_grad=config.clip_grad if config.clip_grad > 0 else float("inf"),
+        # megatron-core makes main weights for bf16 without the distributed optimizer.
+        bf16=recipe.weight == BF16 and (distributed or not recipe.is_compact),
+        params_dtype=tensor_type(recipe.weight),
+        use_distributed_optimizer=distributed,
+    )
+    if recipe.is_compact:
+        settings = separate_gradients(settings)
+    with compact_class(CompactAdamW) if recipe.is_compact else adam_class(FusedAdam):
         optimizer = megatron_optimizer.get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=config.learning_rate,
-                min_lr=0.0,
-                weight_decay=config.weight_decay,
-                adam_beta1=config.beta1,
-                adam_beta2=config.beta2,
-                adam_eps=config.epsilon,
-                # The norm is always computed, for the log; an infinite limit never scales.
-                clip_grad=config.clip_grad if config.clip_grad > 0 else float("inf"),
-                bf16=recipe.main is not None,
-                params_dtype=tensor_type(recipe.weight),
-                use_distributed_optimizer=ddp_config.use_distributed_optimizer,
-            ),
-            chunks,
-            config_overrides=_group_overrides(chunks),
+            settings, chunks, config_overrides=_group_overrides(chunks)
         )
-    for part in optimizer.chained_optimizers:
-        if not part.is_stub_optimizer:
-            part.init_state_fn(part.optimizer, part.config)
+    if recipe.is_compact:
+        _allocate_compact_states(optimizer, chunks, recipe, parallel, seed)
+        return optimizer
+    for part in _parts(optimizer):
+        part.init_state_fn(part.optimizer, part.config)
     return optimizer
+
+
+def _allocate_compact_states(
+    optimizer: MegatronOptimizer,
+    chunks: list[DistributedDataParallel],
+    recipe: Recipe,
+    parallel: Parallel,
+    seed: int,
+) -> None:
+    pieces: list[Piece] = []
+    for shard in sharded_weights(chunks, parallel).values():
+        own = owned(optimizer, shard.data) if shard.data.requires_grad else None
+        if own is None:
+            continue
+        of_weight = list(owned_pieces(shard, own.elements))
+        assert isinstance(own.inner, CompactAdamW)
+        own.inner.own(own.updated, of_weight, recipe, shard.data.shape)
+        pieces += of_weight
+    has_scales = recipe.first_moment.scale_block is not None
+    shared = SharedBlocks(pieces if has_scales else [], parallel)
+    for part in _parts(optimizer):
+        part.optimizer.share(shared, seed)
+
+
+def _parts(optimizer: MegatronOptimizer) -> Iterator[MegatronOptimizer]:
+    """Yield the optimizers that have weights on this rank."""
+    return (part for part in optimizer.chained_optimizers if not part.is_stub_optimizer)
 
 
 def _group_overrides(chunks: list[DistributedDataParallel]) -> dict[ParamKey, dict[str, Any]]:
@@ -165,8 +204,19 @@ def square_norm(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of the squares of all elements, in fp64; as fast as torch's norm and exact to 1e-6 at any size."""
     flat = tensor.detach().reshape(-1)
     whole = flat.numel() // _ROW * _ROW
-    norms = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1).double()
-    return norms.square().sum() + torch.linalg.vector_norm(flat[whole:]).double().square()
+    # A few rows at a time in fp32: bf16 gradients are not copied whole.
+    rows = flat[:whole].view(-1, _ROW).split(_ROWS_AT_ONCE)
+    norms = torch.cat([torch.linalg.vector_norm(part.float(), dim=1) for part in rows] or [flat[:0].float()]).double()
+    return norms.square().sum() + torch.linalg.vector_norm(flat[whole:].float()).double().square()
+
+
+def clip(optimizer: MegatronOptimizer, norm: float) -> None:
+    """Scale all gradients, whose global norm is `norm`, so that it is at most the optimizer's limit."""
+    for part in _parts(optimizer):
+        if isinstance(part.optimizer, CompactAdamW):
+            part.optimizer.gradient_scale = min(1.0, part.config.clip_grad / (norm + 1.0e-6))
+        else:
+            clip_gradients(part.get_parameters(), part.config.clip_grad, norm)
 
 
 def clip_gradients(params: Iterable[torch.Tensor], max_norm: float, norm: float) -> None:

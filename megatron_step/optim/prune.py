@@ -12,12 +12,13 @@ _BITS = 31  # of a non-negative fp32 number; as an integer it is ordered as the 
 
 @torch.no_grad()
 def prune_moments(
-    moments: Sequence[tuple[Tensor, Tensor]], share: float, groups: Sequence[torch.distributed.ProcessGroup]
+    moments: Sequence[tuple[Tensor, Sequence[Tensor]]], share: float, groups: Sequence[torch.distributed.ProcessGroup]
 ) -> float:
     """Zero both of Adam's moments where the first is among the `share` smallest of its tensor, in place.
 
-    `moments` are this rank's parts of first and second moments, in the same order on all ranks of `groups`, over which
-    each tensor is split; a part may be empty. The thresholds are those of the whole tensors, so that every layout
+    `moments` are this rank's parts of the first moments in fp32, each with the stored tensors of first and second
+    moments, whose zero is 0. They are in the same order on all ranks of `groups`, over which each tensor is split; a
+    part may be empty. The thresholds are those of the whole tensors, so that every layout
     zeroes the same elements (magnitude pruning of ReLoRA, Lialin et al., 2023; the second moment goes with the first,
     for a large first over a small second would make a leap).
 
@@ -26,11 +27,11 @@ def prune_moments(
     sizes = _total([first.numel() for first, _ in moments], groups)
     if share > 0 and sizes.sum() > 0:
         thresholds = _thresholds([_bits(first) for first, _ in moments], (sizes * share).floor(), groups)
-        for (first, second), threshold in zip(moments, thresholds.tolist()):
+        for (first, stored), threshold in zip(moments, thresholds.tolist()):
             smallest = _bits(first) <= threshold
-            first.masked_fill_(smallest, 0.0)
-            second.masked_fill_(smallest, 0.0)
-    zeros = _total([first.numel() - int(first.count_nonzero()) for first, _ in moments], groups)
+            for tensor in stored:
+                tensor.masked_fill_(smallest, 0)
+    zeros = _total([stored[0].numel() - int(stored[0].count_nonzero()) for _, stored in moments], groups)
     return float(zeros.sum() / sizes.sum().clamp(min=1))
 
 

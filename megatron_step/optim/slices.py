@@ -21,10 +21,12 @@ def pieces(shard: ShardedTensor | ShardedTensorFactory) -> list[ShardedTensor]:
     return shard.build() if isinstance(shard, ShardedTensorFactory) else [shard]
 
 
-def rectangles(shard: ShardedTensor | ShardedTensorFactory, owned: slice, flat: Tensor) -> Iterator[ShardedTensor]:
+def rectangles(
+    shard: ShardedTensor | ShardedTensorFactory, owned: slice, flat: Tensor, is_replicated: bool = False
+) -> Iterator[ShardedTensor]:
     """A state of the elements `owned` of a flattened weight, as sharded tensors whose data are views of `flat`.
 
-    They keep the weight's keys. No other data-parallel rank has these elements, so that each rank saves its own.
+    They keep the weight's keys. Each data-parallel rank saves its own, unless all have the same (`is_replicated`).
     """
     for piece in pieces(shard):
         # Pieces are blocks of whole rows, one after another in the weight's memory.
@@ -41,8 +43,9 @@ def rectangles(shard: ShardedTensor | ShardedTensorFactory, owned: slice, flat: 
                 dtype=flat.dtype,
                 local_shape=shape,
                 global_offset=tuple(map(sum, zip(piece.global_offset, offset))),
-                axis_fragmentations=None,  # no regular grid
-                replica_id=(*piece.replica_id[:-1], 0),  # the last number is the data-parallel rank
+                axis_fragmentations=piece.axis_fragmentations if is_replicated else None,  # None: no regular grid
+                # The last number is the data-parallel rank.
+                replica_id=piece.replica_id if is_replicated else (*piece.replica_id[:-1], 0),
             )
 
 

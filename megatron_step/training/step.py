@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.microbatch_seed import set_microbatch_seed
 from megatron_step.engine.parallel import Parallel
-from megatron_step.optim.optimizer import clip_gradients, gradient_norm, set_learning_rate
+from megatron_step.optim.optimizer import clip, gradient_norm, set_learning_rate
 from megatron_step.training.state import TrainState
 
 Microbatch = dict[str, Tensor] | None
@@ -73,9 +73,7 @@ def _update(state: TrainState, optimizer: MegatronOptimizer, parallel: Parallel)
         raise NonFiniteError(
             f"the gradient norm of step {state.step + 1} is {grad_norm}: the weights of step {state.step} are kept"
         )
-    for part in optimizer.chained_optimizers:
-        if not part.is_stub_optimizer:
-            clip_gradients(part.get_parameters(), part.config.clip_grad, grad_norm)
+    clip(optimizer, grad_norm)
     optimizer.step_with_ready_grads()
     return grad_norm
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from megatron_step import ops
-from megatron_step.checkpoint.sharding import Sharded, sharded_weights
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.device import current_device
 from megatron_step.engine.parallel import Parallel
+from megatron_step.model.build import Sharded, sharded_weights
 from megatron_step.plan.operators import operator_of
 from megatron_step.plan.stages import StagePlan
 from megatron_step.plan.states import recipe_of

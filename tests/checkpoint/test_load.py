@@ -92,11 +92,13 @@ def test_what_resume_names(worlds: Worlds, folder: Path) -> None:
         world.run(find, folder=folder, resume=str(named))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_weights_and_optimizer_states_come_back_in_every_layout(worlds: Worlds, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("states", ["fp32", "full", "exact", "compact", "smallest"])
+def test_weights_and_optimizer_states_come_back_in_every_layout(worlds: Worlds, tmp_path: Path, states: str) -> None:
     """Loaded in another layout and saved from there, every tensor is what it was."""
-    training = {"precision": precision}
-    first = small_config(model=TIED, parallel={"tensor_parallel_size": 2}, training=training)
+    settings: dict[str, Any] = {"training": {"precision": "fp32"}}
+    if states != "fp32":
+        settings = {"training": {"precision": "bf16"}, "optimizer": {"states": states}}
+    first = small_config(model=TIED, parallel={"tensor_parallel_size": 2}, **settings)
     worlds(4).run(train_and_save, config=first, folder=tmp_path / "first", steps=2)
     expected = read_checkpoint(tmp_path / "first" / "step_00000002")
     for number, (size, layout) in enumerate(
@@ -107,7 +109,7 @@ def test_weights_and_optimizer_states_come_back_in_every_layout(worlds: Worlds, 
             (8, {"pipeline_parallel_size": 2, "tensor_parallel_size": 2, "sequence_parallel": True}),
         ]
     ):
-        config = small_config(model=TIED, parallel=layout, training=training)
+        config = small_config(model=TIED, parallel=layout, **settings)
         again = tmp_path / str(number)
         counts = worlds(size).run(load, config=config, folder=tmp_path / "first", again=again)
         tensors = read_checkpoint(again / "step_00000002")

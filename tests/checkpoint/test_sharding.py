@@ -5,13 +5,11 @@ import torch
 from small_run import TIED, VOCAB_SIZE, made_up_batch, small_config
 from worlds import Worlds
 
-from megatron_step.checkpoint.sharding import (
-    own_states,
-    sharded_optimizer_states,
-    sharded_weights,
-)
+from megatron_step.checkpoint.sharding import sharded_optimizer_states
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.model.build import sharded_weights
+from megatron_step.optim.owned import owned
 from megatron_step.plan.states import RECIPES, training_recipe
 from megatron_step.training.state import initial_state
 from megatron_step.training.step import train_step
@@ -81,6 +79,6 @@ def moments(config: RunConfig) -> dict[str, torch.Tensor]:
         state = initial_state(config, VOCAB_SIZE, parallel)
         train_step(state, made_up_batch(config, 0, parallel), 1e-3, config, parallel, False)
         return {
-            key: own_states(state.optimizer, shard.data).get("exp_avg_sq", torch.empty(0)).flatten().clone()
+            key: own.states["exp_avg_sq"].clone() if (own := owned(state.optimizer, shard.data)) else torch.empty(0)
             for key, shard in sharded_weights(state.chunks, parallel).items()
         }

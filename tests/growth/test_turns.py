@@ -7,10 +7,10 @@ from serial_oracle import state_of
 from small_run import small_config
 from worlds import Worlds
 
-from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
 from megatron_step.growth.turns import turns
+from megatron_step.model.build import sharded_weights
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,13 @@ from worlds import Worlds
 from megatron_step.engine.parallel import start_world
 from megatron_step.optim.prune import prune_moments
 
+Pair = tuple[Tensor, Tensor]
+
+
+def prune(moments: list[Pair], share: float, groups: list) -> float:
+    """Prune moments that are stored in fp32."""
+    return prune_moments([(first, [first, second]) for first, second in moments], share, groups)
+
 
 def _moments() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(2)
@@ -20,7 +27,7 @@ def _moments() -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
 def test_each_tensor_loses_the_share_that_is_smallest(share: float) -> None:
     before, moments = _moments(), _moments()
-    zeros = prune_moments(moments, share, [])
+    zeros = prune(moments, share, [])
     for (first, second), (old_first, old_second) in zip(moments, before):
         count = int(share * first.numel())
         smallest = old_first.abs().flatten().argsort()[:count]
@@ -35,24 +42,24 @@ def test_each_tensor_loses_the_share_that_is_smallest(share: float) -> None:
 
 def test_of_equal_elements_none_or_all_go() -> None:
     first = torch.tensor([1.0, 1.0, 1.0, 2.0])
-    prune_moments([(first, torch.ones(4))], 0.5, [])
+    prune([(first, torch.ones(4))], 0.5, [])
     assert first.tolist() == [0.0, 0.0, 0.0, 2.0]
 
 
 def test_neighbouring_numbers_are_told_apart() -> None:
     first = 1.0 + torch.arange(8) * torch.finfo(torch.float32).eps
-    prune_moments([(first, torch.ones(8))], 0.625, [])
+    prune([(first, torch.ones(8))], 0.625, [])
     assert (first == 0).tolist() == [True] * 5 + [False] * 3
 
 
 def test_nothing_to_prune() -> None:
-    assert prune_moments([], 0.9, []) == 0.0
-    assert prune_moments([(torch.empty(0), torch.empty(0))], 0.9, []) == 0.0
+    assert prune([], 0.9, []) == 0.0
+    assert prune([(torch.empty(0), torch.empty(0))], 0.9, []) == 0.0
 
 
 def test_ranks_zero_what_one_process_zeroes(worlds: Worlds) -> None:
     expected = _moments()
-    share = prune_moments(expected, 0.8, [])
+    share = prune(expected, 0.8, [])
     ranks = worlds(2).run(prune_halves)
     assert [zeros for zeros, _ in ranks] == pytest.approx([share, share])
     for index, pair in enumerate(expected):
@@ -69,4 +76,4 @@ def prune_halves() -> tuple[float, list[tuple[Tensor, Tensor]]]:
         cut = 0 if index == 2 else first.numel() // 3
         own = slice(0, cut) if rank == 0 else slice(cut, None)
         parts.append((first.flatten()[own].clone(), second.flatten()[own].clone()))
-    return prune_moments(parts, 0.8, [torch.distributed.group.WORLD]), parts
+    return prune(parts, 0.8, [torch.distributed.group.WORLD]), parts

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.engine.parallel import Parallel
+from megatron_step.model.build import sharded_weights
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 

@@ -1,14 +1,18 @@
 """Restarts adapters: merges them, draws fresh ones and prunes their optimizer states (ReLoRA, Lialin et al., 2023)."""
 
 import torch
+from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
 
 from megatron_step.adapters.restart import restart_adapters
-from megatron_step.checkpoint.sharding import own_states, set_optimizer_state, sharded_weights
+from megatron_step.checkpoint.sharding import reset_main_weights
 from megatron_step.config.run import RunConfig
-from megatron_step.engine.formats import decode
 from megatron_step.engine.parallel import Parallel
+from megatron_step.model.build import sharded_weights
+from megatron_step.optim.compact import CompactAdamW
+from megatron_step.optim.owned import owned
 from megatron_step.optim.prune import prune_moments
-from megatron_step.plan.states import FIRST_MOMENT, MAIN_WEIGHT, SECOND_MOMENT, training_recipe
+from megatron_step.plan.states import MOMENTS
 from megatron_step.training.state import TrainState
 
 
@@ -19,11 +23,20 @@ def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
     weights = {
         name: shard for name, shard in sharded_weights(state.chunks, parallel).items() if shard.data.role == "adapter"
     }
-    if training_recipe(config).main:
-        fresh = {name: decode(shard.data.detach()) for name, shard in weights.items()}
-        set_optimizer_state(state.optimizer, weights, MAIN_WEIGHT, fresh)
-    nothing = torch.empty(0, device=parallel.device)
-    states = [own_states(state.optimizer, shard.data) for shard in weights.values()]
-    moments = [(own.get(FIRST_MOMENT, nothing), own.get(SECOND_MOMENT, nothing)) for own in states]
+    assert state.optimizer is not None
+    reset_main_weights(state.optimizer, weights)
+    moments = [_moments(state.optimizer, shard.data, parallel.device) for shard in weights.values()]
     groups = [parallel.groups.tp, *([parallel.groups.dp_cp] if config.parallel.distributed_optimizer else [])]
     return prune_moments(moments, config.adapter.restart_prune, groups)
+
+
+def _moments(optimizer: MegatronOptimizer, param: Tensor, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """This rank's part of a weight's first moments in fp32, and of both moments as they are stored."""
+    own = owned(optimizer, param)
+    if own is None:
+        nothing = torch.empty(0, device=device)
+        return nothing, [nothing, nothing]
+    stored = [own.states[name] for name in MOMENTS]
+    if isinstance(own.inner, CompactAdamW):
+        return own.inner.first_moments(own.updated), stored
+    return stored[0], stored

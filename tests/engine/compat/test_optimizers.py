@@ -9,8 +9,9 @@ from small_run import VOCAB_SIZE, small_config
 from worlds import Worlds
 
 from megatron_step.config.run import RunConfig
-from megatron_step.engine.compat.optimizers import adam_class, owned_slice, owned_states
+from megatron_step.engine.compat.optimizers import adam_class, owned_slice
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.optim.owned import owned
 from megatron_step.training.state import initial_state
 
 
@@ -35,12 +36,14 @@ def slices_of_this_rank(config: RunConfig) -> dict[str, tuple[int, int, int]]:
         for name, param in state.chunks[0].named_parameters():
             if param not in part.model_param_group_index_map:
                 continue
-            owned, states = owned_slice(part, param), owned_states(part, param)
+            own = owned(state.optimizer, param)
+            elements, states = own.elements, own.states
+            assert elements == owned_slice(part, param)
             assert set(states) == {"param", "exp_avg", "exp_avg_sq"}
-            assert all(tensor.shape == (owned.stop - owned.start,) for tensor in states.values())
+            assert all(tensor.shape == (elements.stop - elements.start,) for tensor in states.values())
             assert {states["exp_avg"].data_ptr(), states["exp_avg_sq"].data_ptr()} <= held
-            torch.testing.assert_close(states["param"].bfloat16(), param.detach().flatten()[owned])
-            slices[name] = (owned.start, owned.stop, param.numel())
+            torch.testing.assert_close(states["param"].bfloat16(), param.detach().flatten()[elements])
+            slices[name] = (elements.start, elements.stop, param.numel())
     return slices
 
 

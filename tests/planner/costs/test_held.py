@@ -6,8 +6,8 @@ import pytest
 from small_run import PLAIN, TIED, VOCAB_SIZE, small_config
 from worlds import Worlds
 
-from megatron_step.checkpoint.sharding import sharded_weights
 from megatron_step.engine.parallel import parallel_layout
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import Parameter

@@ -9,9 +9,10 @@ from small_run import made_up_batch, small_config, whole_tensors
 from torch import Tensor
 from worlds import Worlds
 
-from megatron_step.checkpoint.sharding import own_states, sharded_weights
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.model.build import sharded_weights
+from megatron_step.optim.owned import owned
 from megatron_step.training.hooks.restart import restart
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import train_step
@@ -33,7 +34,7 @@ def test_moments_are_pruned_and_training_goes_on_from_the_fresh_values(alone: Pa
     assert 0.89 < share < 0.93
     for shard in sharded_weights(state.chunks, alone).values():
         if shard.data.role == "adapter":
-            states = own_states(state.optimizer, shard.data)
+            states = owned(state.optimizer, shard.data).states
             kept = states["exp_avg"] != 0
             assert 0 < kept.sum() <= 0.1 * kept.numel() + 1
             assert torch.equal(states["exp_avg_sq"] != 0, kept)
@@ -96,7 +97,7 @@ def kept_moments(config: RunConfig) -> dict[str, Tensor]:
             train_step(state, made_up_batch(config, step, parallel), 1e-3, config, parallel, False)
         restart(state, config, parallel)
         return {
-            key: own_states(state.optimizer, shard.data).get("exp_avg", torch.empty(0)).flatten() != 0
+            key: own.states["exp_avg"] != 0 if (own := owned(state.optimizer, shard.data)) else torch.empty(0) != 0
             for key, shard in sharded_weights(state.chunks, parallel).items()
             if shard.data.role == "adapter"
         }

@@ -1,0 +1,175 @@
+"""AdamW on bf16 weights with compact states: which tensors it keeps of a weight, and its step."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from megatron_step.engine.compat.operations import fused_adamw_
+from megatron_step.engine.compat.optimizers import separate_gradient
+from megatron_step.engine.formats import tensor_type
+from megatron_step.ops.compact_adamw import AdamWStep, CompactStates, compact_adamw_, compact_adamw_peaks
+from megatron_step.ops.main_weight import join_main, split_main_
+from megatron_step.ops.moment_codes import decode_first
+from megatron_step.optim.pieces import Piece
+from megatron_step.optim.shared_blocks import SharedBlocks
+from megatron_step.plan.states import (
+    CORRECTION,
+    FIRST_MOMENT,
+    FP32,
+    REMAINDER,
+    SCALE_SUFFIX,
+    SECOND_MOMENT,
+    Recipe,
+)
+
+_CHUNK = 1 << 16
+"""Elements whose main weights `exact` has in memory at once."""
+
+
+class CompactAdamW(torch.optim.Optimizer):
+    """AdamW by a recipe of compact states. Gradients are in `decoupled_grad`, bf16 or fp32.
+
+    `own` gives it each weight with its states, before the first step.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        adam_w_mode: bool = True,
+    ) -> None:
+        if not adam_w_mode:
+            raise ValueError("CompactAdamW decouples weight decay from the gradient; adam_w_mode must be true")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
+        self.gradient_scale = 1.0
+        """Factor of all gradients in the next step, at most 1."""
+        self._pieces: dict[Tensor, list[Piece]] = {}
+        self._shared: SharedBlocks | None = None
+        self._seed = 0
+
+    def own(self, param: Tensor, pieces: Sequence[Piece], recipe: Recipe, shape: Sequence[int]) -> None:
+        """Allocate zero states of an owned slice of a weight of lengths `shape`; `pieces` make up the slice."""
+        self._pieces[param] = list(pieces)
+        for name, format in recipe.optimizer_states(shape).items():
+            self.state[param][name] = torch.zeros(param.numel(), dtype=tensor_type(format), device=param.device)
+            if format.scale_block:
+                scales = sum(piece.rows * piece.blocks for piece in pieces)
+                self.state[param][name + SCALE_SUFFIX] = torch.zeros(scales, dtype=torch.bfloat16, device=param.device)
+
+    def first_moments(self, param: Tensor) -> Tensor:
+        """Return the fp32 first moments of an owned slice, flat."""
+        states = self.state[param]
+        if FIRST_MOMENT + SCALE_SUFFIX not in states:
+            return states[FIRST_MOMENT]
+        decoded = torch.empty(param.numel(), device=param.device)
+        for piece in self._pieces[param]:
+            scales = piece.scales_of(states[FIRST_MOMENT + SCALE_SUFFIX])
+            codes = piece.of(states[FIRST_MOMENT])
+            piece.of(decoded).copy_(decode_first(codes, scales, piece.place.first_column))
+        return decoded
+
+    def pieces_of(self, param: Tensor) -> list[Piece]:
+        """Return the rectangles of whole weights that an owned slice consists of."""
+        return self._pieces[param]
+
+    def share(self, shared: SharedBlocks, seed: int) -> None:
+        """Set the blocks of moments that ranks share, and the seed of stochastic rounding, the same on all ranks."""
+        self._shared, self._seed = shared, seed
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch allows a closure, megatron-core has none
+        """Update every weight."""
+        for group in self.param_groups:
+            group["step"] += 1  # also of a group that is empty on this rank: the count is the same on all
+        peaks = self._largest_peaks()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if self._is_exact(param):
+                    self._step_exact(param, group)
+                    continue
+                for piece in self._pieces[param]:
+                    seed = self._seed * 1_000_003 + crc32(piece.key.encode())
+                    states, gradient = self._states_of(param, piece), self._gradient_of(param, piece)
+                    compact_adamw_(states, gradient, piece.place, _hyper(group), seed, peaks.get(piece))
+
+    def _is_exact(self, param: Tensor) -> bool:
+        """Whether the states are those of fp32 training, in fewer bytes."""
+        states = self.state[param]
+        return REMAINDER in states and states[FIRST_MOMENT].dtype == tensor_type(FP32)
+
+    def _step_exact(self, param: Tensor, group: dict[str, Any]) -> None:
+        """Update a weight with torch's AdamW, so that every bit is that of training with fp32 main weights."""
+        states, count = self.state[param], torch.tensor(float(group["step"]), device=param.device)
+        every = (param, separate_gradient(param), states[REMAINDER], states[FIRST_MOMENT], states[SECOND_MOMENT])
+        for weight, gradient, remainder, first, second in zip(*(tensor.split(_CHUNK) for tensor in map(_flat, every))):
+            main = join_main(weight, remainder, second)
+            gradient = gradient.float()
+            if self.gradient_scale < 1:
+                gradient = gradient * self.gradient_scale
+            fused_adamw_(
+                [main],
+                [gradient],
+                [first],
+                [second],
+                [],
+                [count],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+            split_main_(main, weight, remainder, second)
+
+    def _largest_peaks(self) -> dict[Piece, Tensor]:
+        """Return the largest peaks of the blocks that ranks share, by piece."""
+        if not self._shared:
+            return {}
+        peaks = {
+            piece: compact_adamw_peaks(
+                self._states_of(param, piece), self._gradient_of(param, piece), piece.place, _hyper(group)
+            )
+            for group, param, piece in self._with_shared_blocks()
+        }
+        return self._shared.largest(peaks)
+
+    def _with_shared_blocks(self) -> Iterator[tuple[dict[str, Any], Tensor, Piece]]:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if FIRST_MOMENT + SCALE_SUFFIX in self.state[param]:
+                    yield from ((group, param, piece) for piece in self._pieces[param] if piece.shared_blocks())
+
+    def _states_of(self, param: Tensor, piece: Piece) -> CompactStates:
+        states = self.state[param]
+        remainder = states.get(REMAINDER, states.get(CORRECTION))
+        scales = [states.get(name + SCALE_SUFFIX) for name in (FIRST_MOMENT, SECOND_MOMENT)]
+        first_scale, second_scale = (None if scale is None else piece.scales_of(scale) for scale in scales)
+        return CompactStates(
+            weight=piece.of(_flat(param)),
+            remainder=None if remainder is None else piece.of(remainder),
+            first=piece.of(states[FIRST_MOMENT]),
+            second=piece.of(states[SECOND_MOMENT]),
+            first_scale=first_scale,
+            second_scale=second_scale,
+        )
+
+    def _gradient_of(self, param: Tensor, piece: Piece) -> Tensor:
+        gradient = piece.of(_flat(separate_gradient(param)))
+        return gradient if self.gradient_scale >= 1 else gradient.float() * self.gradient_scale
+
+
+def _hyper(group: dict[str, Any]) -> AdamWStep:
+    beta1, beta2 = group["betas"]
+    return AdamWStep(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["step"])
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.detach().view(-1)
