@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from small_run import VOCAB_SIZE, gather_gradients, made_up_batch, manifest_facts, whole_tensors
 
-from megatron_step.checkpoint.load import find_checkpoint, load_optimizer_states, load_weights
+from megatron_step.checkpoint.load import find_checkpoint, load_weights
 from megatron_step.checkpoint.save import CheckpointSaver
+from megatron_step.checkpoint.states import load_states
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
@@ -74,7 +76,8 @@ def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | 
         found = find_checkpoint(folder, "auto", parallel)
         assert found is not None
         load_weights(found.path, state.chunks, parallel)
-        load_optimizer_states(found.path, state.chunks, state.optimizer, training_recipe(config), parallel)
+        recipe, weights = training_recipe(config), sharded_weights(state.chunks, parallel)
+        load_states(found.path, state.optimizer, weights, recipe, recipe, parallel)
         if fault is not None:
             fault(state)
         gradient = first_gradient(state, config, parallel)

@@ -8,17 +8,15 @@ from pathlib import Path
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_step.checkpoint.directory import list_checkpoints
 from megatron_step.checkpoint.manifest import DamagedCheckpointError, Manifest, damage, read_manifest
-from megatron_step.checkpoint.sharding import in_pieces, sharded_optimizer_states
+from megatron_step.checkpoint.sharding import in_pieces
 from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.parallel import Parallel, first_problem
 from megatron_step.model.build import Sharded, sharded_weights
 from megatron_step.optim.slices import pieces
-from megatron_step.plan.states import Recipe
 
 
 @dataclass(frozen=True)
@@ -99,19 +97,6 @@ def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parall
     Raises ValueError if the checkpoint lacks a tensor, has another shape of it, or holds values that are not finite.
     """
     load_tensors(path, in_pieces(sharded_weights(chunks, parallel)))
-
-
-def load_optimizer_states(
-    path: Path,
-    chunks: Sequence[torch.nn.Module],
-    optimizer: MegatronOptimizer,
-    recipe: Recipe,
-    parallel: Parallel,
-) -> None:
-    """Load the optimizer states of the chunks' trained weights, in place; raises as `load_weights` does."""
-    weights = sharded_weights(chunks, parallel)
-    shares = recipe.first_moment.scale_block is not None  # ranks ask for the scales of blocks that they share
-    load_tensors(path, sharded_optimizer_states(optimizer, weights, recipe), shared=shares)
 
 
 def load_tensors(path: Path, requests: Mapping[str, Sharded], shared: bool = False) -> dict[str, Tensor]:

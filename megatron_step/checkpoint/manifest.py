@@ -13,6 +13,7 @@ import yaml
 from megatron_step.config.load import config_from_text
 from megatron_step.config.run import RunConfig
 from megatron_step.config.yaml_json import read_json
+from megatron_step.plan.states import Recipe, training_recipe
 
 _FILE = "manifest.json"
 _FORMAT = 2
@@ -80,6 +81,11 @@ def saved_config(manifest: Manifest) -> RunConfig:
     Raises ValueError if this version does not know one of its keys.
     """
     return config_from_text(yaml.safe_dump(manifest.config))
+
+
+def saved_recipe(manifest: Manifest) -> Recipe:
+    """The recipe of the optimizer states in a checkpoint; raises as `saved_config` does."""
+    return training_recipe(saved_config(manifest))
 
 
 def file_table(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:

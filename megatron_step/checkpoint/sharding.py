@@ -46,14 +46,14 @@ def sharded_optimizer_states(
             continue
         for name, format in recipe.optimizer_states(shard.data.shape).items():
             of_state = list(rectangles(shard, own.elements, own.states[name], own.is_replicated))
-            states |= _by_key(f"optimizer.state.{name}.", of_state)
+            states |= by_key(f"optimizer.state.{name}.", of_state)
             if format.scale_block:
                 scales = scale_tensors(of_state, own.states[name + SCALE_SUFFIX], saving)
-                states |= _by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
+                states |= by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
     return states
 
 
-def _by_key(prefix: str, tensors: Iterable[ShardedTensor]) -> dict[str, ShardedTensor]:
+def by_key(prefix: str, tensors: Iterable[ShardedTensor]) -> dict[str, ShardedTensor]:
     """The tensors under their keys with a prefix, by key and place."""
     named = (replace(tensor, key=prefix + tensor.key) for tensor in tensors)
     return {f"{tensor.key}/{tensor.global_offset}": tensor for tensor in named}

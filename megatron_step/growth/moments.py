@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_step.checkpoint.load import load_tensors
-from megatron_step.checkpoint.sharding import sharded_optimizer_states
+from megatron_step.checkpoint.states import load_states
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
 from megatron_step.model.build import Sharded, sharded_weights
@@ -26,10 +25,13 @@ def grow_moments(
     chunks: Sequence[torch.nn.Module],
     optimizer: MegatronOptimizer,
     stage: Stage,
+    saved: Recipe,
     recipe: Recipe,
     parallel: Parallel,
 ) -> None:
     """Load the states of the weights that `stage` goes on training, in place, whatever layout wrote them.
+
+    The checkpoint has states by the recipe `saved`, the optimizer by `recipe`.
 
     Raises ValueError if the checkpoint in `path` lacks a state, or has another shape of it.
     """
@@ -39,9 +41,8 @@ def grow_moments(
             for name, shard in weights.items()
             if _goes_on(shard, stage)
         }
-        states = sharded_optimizer_states(optimizer, carried, recipe)
         # Data-parallel ranks without the distributed optimizer ask for the same parts.
-        load_tensors(path, states, shared=True)
+        load_states(path, optimizer, carried, saved, recipe, parallel, shared=True)
 
 
 def _goes_on(shard: Sharded, stage: Stage) -> bool:

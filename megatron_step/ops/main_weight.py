@@ -51,6 +51,22 @@ def add_remainder(weight: Tensor, remainder: Tensor) -> Tensor:
     return _from_bits(_weight_bits(weight) + remainder.int())
 
 
+def remainder_of(main: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the int16 remainders of fp32 main weights beside given bf16 weights, and which lack 1 to be exact.
+
+    `weight` is `main` rounded to nearest, ties in any direction; else the remainder is the nearest that there is.
+    """
+    difference = main.view(torch.int32) - _weight_bits(weight)
+    remainder = difference.clamp(-_LARGEST - 1, _LARGEST)
+    return remainder.to(torch.int16), difference == _LARGEST + 1
+
+
+def correction_of(main: Tensor, weight: Tensor) -> Tensor:
+    """Return the int8 corrections of fp32 main weights beside given bf16 weights, rounded to nearest."""
+    difference = main.view(torch.int32) - _weight_bits(weight)
+    return ((difference + 0x80) >> 8).clamp(-(2**7), 2**7 - 1).to(torch.int8)
+
+
 def split_correction(main: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bf16 weights and the int8 corrections of fp32 main weights, first rounded to 24 bits.
 

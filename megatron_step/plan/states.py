@@ -127,6 +127,21 @@ class Recipe:
         """Whether the optimizer works on bf16 weights, without fp32 main weights beside them."""
         return self.weight == BF16 and self.main != FP32
 
+    def keeps_states_of(self, other: "Recipe") -> bool:
+        """Whether optimizer states by the recipe `other` are by this one, too."""
+        kept = (self.weight, self.main, self.first_moment, self.second_moment)
+        return kept == (other.weight, other.main, other.first_moment, other.second_moment)
+
+    def rounds(self, other: "Recipe") -> str:
+        """Say in words what of states by the recipe `other` has no room in this one; empty if nothing is lost."""
+        lost = []
+        if self.first_moment.scale_block and not other.first_moment.scale_block:
+            lost.append("the moments of matrices are rounded to 8 bits")
+        kept = {FP32: 32, REMAINDER_BITS: 32, CORRECTION_BITS: 24, None: 16}
+        if self.weight == BF16 and kept[self.main] < kept[other.main]:
+            lost.append(f"main weights are rounded to {kept[self.main]} bits")
+        return " and ".join(lost)
+
     def optimizer_states(self, shape: Sequence[int]) -> dict[str, Format]:
         """Return the optimizer states of a trained weight of lengths `shape`, by their names in checkpoints.
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_step.checkpoint.directory import checkpoint_name
-from megatron_step.checkpoint.load import FoundCheckpoint, find_at, load_optimizer_states, load_weights
-from megatron_step.checkpoint.manifest import read_manifest, saved_config
+from megatron_step.checkpoint.load import FoundCheckpoint, find_at, load_weights
+from megatron_step.checkpoint.manifest import read_manifest, saved_config, saved_recipe
+from megatron_step.checkpoint.states import load_states
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.moments import grow_moments
 from megatron_step.growth.weights import grow_weights, growth_source, saved_stage
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.states import training_recipe
@@ -65,7 +67,9 @@ def _load(
     chunks = build_stage_model(config, stage, found.manifest.step, vocab_size, parallel)
     load_weights(found.path, chunks, parallel)
     state = make_trainable(chunks, config, plan, stage, found.manifest.step, parallel)
-    load_optimizer_states(found.path, state.chunks, state.optimizer, training_recipe(config), parallel)
+    assert state.optimizer is not None
+    weights, recipes = sharded_weights(state.chunks, parallel), (saved_recipe(found.manifest), training_recipe(config))
+    load_states(found.path, state.optimizer, weights, *recipes, parallel)
     return replace(state, kept_settings=found.manifest.kept_settings)
 
 
@@ -87,8 +91,10 @@ def _grow(
         chunks = build_stage_model(config, stage, step, vocab_size, parallel)
         grow_weights(chunks, source, stage, config.growth, keeps, parallel)
         state = make_trainable(chunks, config, plan, stage, step, parallel)
+        assert state.optimizer is not None
         if own:
-            grow_moments(found.path, state.chunks, state.optimizer, stage, training_recipe(config), parallel)
+            recipes = saved_recipe(found.manifest), training_recipe(config)
+            grow_moments(found.path, state.chunks, state.optimizer, stage, *recipes, parallel)
         return state
 
     state, peak_bytes = measure_peak(grow)

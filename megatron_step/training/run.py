@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_step.checkpoint.directory import list_checkpoints, set_aside
 from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint
+from megatron_step.checkpoint.manifest import saved_recipe
 from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.load import config_text
 from megatron_step.config.plugins import import_plugins, plugin_list
@@ -23,6 +24,7 @@ from megatron_step.engine.signals import Stopped, StopRequest, stop_requests
 from megatron_step.engine.world import open_world
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import StagePlan, plan_from_dict
+from megatron_step.plan.states import Recipe, training_recipe
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.lengths import length_warnings
 from megatron_step.report.plan_table import stage_table
@@ -99,7 +101,7 @@ def _run(
         )
         if found is not None:
             check_resumable(found.manifest, config, plan, vocab_size, fingerprint)
-            _announce(found, plan, parallel)
+            _announce(found, plan, training_recipe(config), parallel)
         elif parallel.is_main and len(plan.stages) > 1:
             say(stage_table(planned))
         if parallel.is_main:
@@ -196,12 +198,15 @@ def _find(config: RunConfig, ranks: Ranks, parallel: Parallel) -> FoundCheckpoin
     return found
 
 
-def _announce(found: FoundCheckpoint, plan: StagePlan, parallel: Parallel) -> None:
+def _announce(found: FoundCheckpoint, plan: StagePlan, recipe: Recipe, parallel: Parallel) -> None:
     if parallel.is_main:
         for problem in found.passed_over:
             say(f"warning: passed over a damaged checkpoint: {problem}")
         finished = found.manifest.step == plan.num_steps
         say(f"{found.path} is the end of the run" if finished else f"resuming from {found.path}")
+        rounded = recipe.rounds(saved_recipe(found.manifest))
+        if rounded:
+            say(f"warning: optimizer.states differ from the checkpoint's: {rounded}")
 
 
 def _set_aside_later(config: RunConfig, found: FoundCheckpoint) -> None:

@@ -9,10 +9,12 @@ import torch
 from small_run import TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config
 from worlds import WorldError, Worlds
 
-from megatron_step.checkpoint.load import find_checkpoint, load_optimizer_states, load_weights
+from megatron_step.checkpoint.load import find_checkpoint, load_weights
 from megatron_step.checkpoint.save import CheckpointSaver
+from megatron_step.checkpoint.states import load_states
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
@@ -190,7 +192,8 @@ def load(config: RunConfig, folder: Path, again: Path | None = None) -> list[int
         plan = make_plan(resolve(config, VOCAB_SIZE))
         state = build_state(config, plan, plan.stages[0], found.manifest.step, VOCAB_SIZE, parallel)
         load_weights(found.path, state.chunks, parallel)
-        load_optimizer_states(found.path, state.chunks, state.optimizer, training_recipe(config), parallel)
+        recipe, weights = training_recipe(config), sharded_weights(state.chunks, parallel)
+        load_states(found.path, state.optimizer, weights, recipe, recipe, parallel)
         if again is not None:
             save(CheckpointSaver(again, config.checkpoint, parallel), state, config, parallel)
         return [int(group["step"]) for group in state.optimizer.param_groups]

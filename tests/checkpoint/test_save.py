@@ -13,12 +13,14 @@ from small_run import VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint
 from worlds import WorldError, Worlds
 
 from megatron_step.checkpoint.directory import list_checkpoints
-from megatron_step.checkpoint.load import load_optimizer_states, load_weights
+from megatron_step.checkpoint.load import load_weights
 from megatron_step.checkpoint.manifest import damage, read_manifest
 from megatron_step.checkpoint.save import CheckpointSaver, SaveError
+from megatron_step.checkpoint.states import load_states
 from megatron_step.config.data import DataConfig
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
+from megatron_step.model.build import sharded_weights
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import training_recipe
 from megatron_step.planner.costs.held import held_chunks
@@ -255,8 +257,9 @@ def save_and_measure(cases: list[dict[str, Any]], folder: Path) -> list[tuple[bo
                 saver.finish()
                 ((_, path),) = list_checkpoints(folder / f"{number}_{stage.index}")
                 _, weights = measure_host_peak(lambda: load_weights(path, state.chunks, parallel))  # noqa: B023
-                into = (path, state.chunks, state.optimizer, training_recipe(config), parallel)
-                _, loading = measure_host_peak(lambda: load_optimizer_states(*into))  # noqa: B023
+                recipe, trained = training_recipe(config), sharded_weights(state.chunks, parallel)
+                into = (path, state.optimizer, trained, recipe, recipe, parallel)
+                _, loading = measure_host_peak(lambda: load_states(*into))  # noqa: B023
                 loading = max(loading, weights)
                 parameters = held_chunks(resolve(config, VOCAB_SIZE), stage)[0][0].parameters
                 planned = host_memory(resolve(config, VOCAB_SIZE, parallel.dp_size), parameters)

@@ -1,0 +1,108 @@
+"""Loads optimizer states, of the run's recipe or of another."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
+
+from megatron_step.checkpoint.load import load_tensors
+from megatron_step.checkpoint.scales import scale_tensors
+from megatron_step.checkpoint.sharding import by_key, sharded_optimizer_states
+from megatron_step.engine.formats import tensor_type
+from megatron_step.engine.parallel import Parallel
+from megatron_step.model.build import Sharded
+from megatron_step.optim.decoded import DecodedStates, decode_states, encode_states_, moment_peaks
+from megatron_step.optim.owned import Owned, owned
+from megatron_step.optim.pieces import Piece, owned_pieces
+from megatron_step.optim.shared_blocks import SharedBlocks
+from megatron_step.optim.slices import rectangles
+from megatron_step.plan.states import SCALE_SUFFIX, Recipe
+
+_WEIGHTS_AT_ONCE = 8
+"""Weights whose states are in memory twice while they are carried into another recipe."""
+
+
+def load_states(
+    path: Path,
+    optimizer: MegatronOptimizer,
+    weights: Mapping[str, Sharded],
+    saved: Recipe,
+    recipe: Recipe,
+    parallel: Parallel,
+    *,
+    shared: bool = False,
+) -> None:
+    """Load the states of the trained `weights`, which hold their values already, in place; every rank must call it.
+
+    The checkpoint in `path` has states by the recipe `saved`, the optimizer by `recipe`. Where the two differ, values
+    are rounded to the nearest that `recipe` holds. `shared` is for ranks that ask for the same parts.
+
+    Raises ValueError if the checkpoint lacks a state, has another shape of it, or holds values that are not finite.
+    """
+    shared = shared or saved.first_moment.scale_block is not None  # ranks ask for the scales of blocks that they share
+    if recipe.keeps_states_of(saved):
+        load_tensors(path, sharded_optimizer_states(optimizer, weights, recipe), shared=shared)
+        return
+    for some in _in_turns(optimizer, weights, parallel):
+        _convert(path, some, saved, parallel, shared)
+
+
+def _in_turns(
+    optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], parallel: Parallel
+) -> Iterator[list[tuple[Sharded, Owned]]]:
+    """Yield a few weights at a time, with what this rank owns of them; every rank gets as many lists."""
+    trained = (shard for shard in weights.values() if shard.data.requires_grad)
+    held = [(shard, own) for shard in trained if (own := owned(optimizer, shard.data)) is not None]
+    turns = torch.tensor(-(-len(held) // _WEIGHTS_AT_ONCE), device=parallel.device)
+    torch.distributed.all_reduce(turns, op=torch.distributed.ReduceOp.MAX)
+    for turn in range(int(turns)):
+        yield held[turn * _WEIGHTS_AT_ONCE : (turn + 1) * _WEIGHTS_AT_ONCE]
+
+
+def _convert(path: Path, weights: list[tuple[Sharded, Owned]], saved: Recipe, parallel: Parallel, shared: bool) -> None:
+    """Load the states of a few weights as they are saved, and carry them into the optimizer's recipe."""
+    requests: dict[str, ShardedTensor] = {}
+    loaded: list[dict[str, Tensor]] = []
+    for shard, own in weights:
+        states, of_weight = _requests(shard, own, saved)
+        requests |= of_weight
+        loaded.append(states)
+    load_tensors(path, requests, shared=shared)
+    pieces = [list(owned_pieces(shard, own.elements)) for shard, own in weights]
+    values = [shard.data.detach().flatten()[own.elements] for shard, own in weights]
+    decoded = [decode_states(*each) for each in zip(values, loaded, pieces)]
+    peaks = _shared_peaks(decoded, pieces, parallel)
+    for index, (_, own) in enumerate(weights):
+        encode_states_(decoded[index], values[index], pieces[index], own.states, peaks)
+
+
+def _shared_peaks(decoded: list[DecodedStates], pieces: list[list[Piece]], parallel: Parallel) -> dict[Piece, Tensor]:
+    """Return the largest magnitudes of blocks that ranks share, by piece."""
+    blocks = SharedBlocks([piece for of_weight in pieces for piece in of_weight], parallel)
+    own = {
+        piece: moment_peaks(states, piece)
+        for states, of_weight in zip(decoded, pieces)
+        for piece in of_weight
+        if piece.shared_blocks()
+    }
+    return blocks.largest(own) if len(blocks) else {}
+
+
+def _requests(shard: Sharded, own: Owned, saved: Recipe) -> tuple[dict[str, Tensor], dict[str, ShardedTensor]]:
+    """Return empty tensors for the owned states of a weight by the recipe `saved`, and the requests that fill them."""
+    states: dict[str, Tensor] = {}
+    requests: dict[str, ShardedTensor] = {}
+    numel, device = own.elements.stop - own.elements.start, shard.data.device
+    for name, format in saved.optimizer_states(shard.data.shape).items():
+        states[name] = torch.empty(numel, dtype=tensor_type(format), device=device)
+        of_state = list(rectangles(shard, own.elements, states[name], own.is_replicated))
+        requests |= by_key(f"optimizer.state.{name}.", of_state)
+        if format.scale_block:
+            count = sum(piece.rows * piece.blocks for piece in owned_pieces(shard, own.elements))
+            states[name + SCALE_SUFFIX] = torch.empty(count, dtype=torch.bfloat16, device=device)
+            scales = scale_tensors(of_state, states[name + SCALE_SUFFIX], saving=False)
+            requests |= by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
+    return states, requests

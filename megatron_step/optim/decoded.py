@@ -1,0 +1,112 @@
+"""Optimizer states of any recipe in fp32, and back: to carry states from one recipe into another.
+
+What a recipe has no room for is rounded, to the nearest value that it can hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_step.ops.main_weight import add_correction, add_remainder, correction_of, join_main, remainder_of
+from megatron_step.ops.moment_codes import (
+    block_peaks,
+    block_scales,
+    decode_first,
+    decode_second,
+    encode_first,
+    encode_second,
+)
+from megatron_step.optim.pieces import Piece
+from megatron_step.plan.states import (
+    CORRECTION,
+    FIRST_MOMENT,
+    MAIN_WEIGHT,
+    MOMENTS,
+    REMAINDER,
+    SCALE_SUFFIX,
+    SECOND_MOMENT,
+)
+
+_HALF = 0x8000
+"""Random bits that choose the nearer of two neighbours."""
+
+
+@dataclass(frozen=True)
+class DecodedStates:
+    """States of the owned elements of a weight in fp32, flat."""
+
+    main: Tensor
+    """Main weights."""
+    moments: dict[str, Tensor]
+    """Both moments of Adam, by name."""
+
+
+def decode_states(weight: Tensor, states: Mapping[str, Tensor], pieces: Sequence[Piece]) -> DecodedStates:
+    """Decode the stored `states`, flat, of the owned elements `weight` [n], which `pieces` make up."""
+    main = _main(weight, states)
+    moments = {}
+    for name, decode in zip(MOMENTS, (decode_first, decode_second)):
+        scales = states.get(name + SCALE_SUFFIX)
+        if scales is None:
+            moments[name] = states[name]
+            continue
+        moments[name] = torch.empty(len(weight), device=weight.device)
+        for piece in pieces:
+            values = decode(piece.of(states[name]), piece.scales_of(scales), piece.place.first_column)
+            piece.of(moments[name]).copy_(values)
+    return DecodedStates(main, moments)
+
+
+def _main(weight: Tensor, states: Mapping[str, Tensor]) -> Tensor:
+    if MAIN_WEIGHT in states:
+        return states[MAIN_WEIGHT]
+    if CORRECTION in states:
+        return add_correction(weight, states[CORRECTION])
+    if REMAINDER not in states:
+        return weight.float()
+    second = states[SECOND_MOMENT]
+    if second.dtype == torch.float32:
+        return join_main(weight, states[REMAINDER], second)
+    return add_remainder(weight, states[REMAINDER])
+
+
+def moment_peaks(decoded: DecodedStates, piece: Piece) -> Tensor:
+    """Return the largest magnitudes of both moments in each block of a piece: fp32 [2, rows, blocks]."""
+    column = piece.place.first_column
+    return torch.stack([block_peaks(piece.of(decoded.moments[name]), column) for name in MOMENTS])
+
+
+def encode_states_(
+    decoded: DecodedStates,
+    weight: Tensor,
+    pieces: Sequence[Piece],
+    states: Mapping[str, Tensor],
+    shared: Mapping[Piece, Tensor],
+) -> None:
+    """Write decoded states into the stored `states`, in place; the weights stay as they are.
+
+    `shared` has the peaks of blocks that ranks share, and 0 for others, by piece: fp32 [2, rows, blocks].
+    """
+    for index, (name, encode) in enumerate(zip(MOMENTS, (encode_first, encode_second))):
+        values, scales = decoded.moments[name], states.get(name + SCALE_SUFFIX)
+        if scales is None:
+            states[name].copy_(values)
+            continue
+        for piece in pieces:
+            column = piece.place.first_column
+            of_piece, scale = piece.of(values), piece.scales_of(scales)
+            peaks = block_peaks(of_piece, column)
+            scale.copy_(block_scales(torch.maximum(peaks, shared[piece][index]) if piece in shared else peaks))
+            half = torch.full(of_piece.shape, _HALF, device=of_piece.device)
+            piece.of(states[name]).copy_(encode(of_piece, scale, half, column))
+    if MAIN_WEIGHT in states:
+        states[MAIN_WEIGHT].copy_(decoded.main)
+    if CORRECTION in states:
+        states[CORRECTION].copy_(correction_of(decoded.main, weight))
+    if REMAINDER in states:
+        remainder, tie = remainder_of(decoded.main, weight)
+        states[REMAINDER].copy_(remainder)
+        if FIRST_MOMENT + SCALE_SUFFIX not in states:
+            states[SECOND_MOMENT].view(torch.int32).bitwise_or_(tie.int() << 31)
