@@ -19,10 +19,19 @@ TORCH_LIBRARY(megatron_step, m) {
   m.def(
       "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, float scale) -> "
       "(Tensor, Tensor, Tensor)");
+  m.def(
+      "compact_adamw_(Tensor(a!) weight, Tensor gradient, Tensor(b!)? remainder, Tensor(c!) first, Tensor(d!) second, "
+      "Tensor(e!)? first_scale, Tensor(f!)? second_scale, Tensor? peaks, float decay, float beta1, float beta2, "
+      "float root_factor, float eps, float step_size, int seed, int first_index, int row_stride, int first_column) -> "
+      "()");
+  m.def(
+      "compact_adamw_peaks(Tensor gradient, Tensor first, Tensor second, Tensor? first_scale, Tensor? second_scale, "
+      "float beta1, float beta2, int first_column) -> Tensor");
   m.def("cross_entropy_forward(Tensor logits, Tensor labels, int columns) -> Tensor");
   m.def(
       "cross_entropy_backward_(Tensor(a!) logits, Tensor labels, Tensor maximum, Tensor total, Tensor gradient, int columns) "
       "-> ()");
+  m.def("join_main(Tensor weight, Tensor remainder, Tensor(a!) second) -> Tensor");
   m.def("narrow_products(Tensor x, Tensor left, Tensor right, float scaling) -> (Tensor, Tensor)");
   m.def("rank_update_(Tensor(a!) target, Tensor u, Tensor factor, float scaling) -> ()");
   m.def("rms_norm_forward(Tensor x, Tensor weight, float epsilon) -> (Tensor, Tensor)");
@@ -33,6 +42,7 @@ TORCH_LIBRARY(megatron_step, m) {
   m.def(
       "split_qkv_rotary_forward(Tensor qkv, Tensor cos, Tensor sin, int heads, int groups) -> (Tensor, Tensor, Tensor)");
   m.def("split_qkv_rotary_backward(Tensor dq, Tensor dk, Tensor dv, Tensor cos, Tensor sin) -> Tensor");
+  m.def("split_main_(Tensor main, Tensor(a!) weight, Tensor(b!) remainder, Tensor(c!) second) -> ()");
   m.def("swiglu_forward(Tensor x) -> Tensor");
   m.def("swiglu_backward(Tensor dy, Tensor x) -> Tensor");
   m.def("transpose(Tensor matrix) -> Tensor");
@@ -42,8 +52,11 @@ TORCH_LIBRARY_IMPL(megatron_step, CPU, m) {
   m.impl("adapter_dropout", &megatron_step::adapter_dropout);
   m.impl("attention_forward", &megatron_step::attention_forward);
   m.impl("attention_backward", &megatron_step::attention_backward);
+  m.impl("compact_adamw_", &megatron_step::compact_adamw_);
+  m.impl("compact_adamw_peaks", &megatron_step::compact_adamw_peaks);
   m.impl("cross_entropy_forward", &megatron_step::cross_entropy_forward);
   m.impl("cross_entropy_backward_", &megatron_step::cross_entropy_backward_);
+  m.impl("join_main", &megatron_step::join_main);
   m.impl("narrow_products", &megatron_step::narrow_products);
   m.impl("rank_update_", &megatron_step::rank_update_);
   m.impl("rms_norm_forward", &megatron_step::rms_norm_forward);
@@ -51,6 +64,7 @@ TORCH_LIBRARY_IMPL(megatron_step, CPU, m) {
   m.impl("rotary", &megatron_step::rotary);
   m.impl("split_qkv_rotary_forward", &megatron_step::split_qkv_rotary_forward);
   m.impl("split_qkv_rotary_backward", &megatron_step::split_qkv_rotary_backward);
+  m.impl("split_main_", &megatron_step::split_main_);
   m.impl("swiglu_forward", &megatron_step::swiglu_forward);
   m.impl("swiglu_backward", &megatron_step::swiglu_backward);
   m.impl("transpose", &megatron_step::transpose);

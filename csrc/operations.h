@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -118,9 +119,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tens
                                                                   const at::Tensor& k, const at::Tensor& v,
                                                                   const at::Tensor& out, const at::Tensor& logsumexp,
                                                                   double scale);
+void compact_adamw_(at::Tensor& weight, const at::Tensor& gradient, const std::optional<at::Tensor>& remainder,
+                    at::Tensor& first, at::Tensor& second, const std::optional<at::Tensor>& first_scale,
+                    const std::optional<at::Tensor>& second_scale, const std::optional<at::Tensor>& peaks, double decay,
+                    double beta1, double beta2, double root_factor, double eps, double step_size, int64_t seed,
+                    int64_t first_index, int64_t row_stride, int64_t first_column);
+at::Tensor compact_adamw_peaks(const at::Tensor& gradient, const at::Tensor& first, const at::Tensor& second,
+                               const std::optional<at::Tensor>& first_scale,
+                               const std::optional<at::Tensor>& second_scale, double beta1, double beta2,
+                               int64_t first_column);
 at::Tensor cross_entropy_forward(const at::Tensor& logits, const at::Tensor& labels, int64_t columns);
 void cross_entropy_backward_(at::Tensor& logits, const at::Tensor& labels, const at::Tensor& maximum,
                              const at::Tensor& sum, const at::Tensor& gradient, int64_t columns);
+at::Tensor join_main(const at::Tensor& weight, const at::Tensor& remainder, at::Tensor& second);
 std::tuple<at::Tensor, at::Tensor> narrow_products(const at::Tensor& x, const at::Tensor& left, const at::Tensor& right,
                                                    double scaling);
 void rank_update_(at::Tensor& target, const at::Tensor& u, const at::Tensor& factor, double scaling);
@@ -133,6 +144,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> split_qkv_rotary_forward(const at
                                                                         int64_t groups);
 at::Tensor split_qkv_rotary_backward(const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
                                      const at::Tensor& cos, const at::Tensor& sin);
+void split_main_(const at::Tensor& main, at::Tensor& weight, at::Tensor& remainder, at::Tensor& second);
 at::Tensor swiglu_forward(const at::Tensor& x);
 at::Tensor swiglu_backward(const at::Tensor& dy, const at::Tensor& x);
 at::Tensor transpose(const at::Tensor& matrix);

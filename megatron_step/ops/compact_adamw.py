@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_step.ops import main_weight
+from megatron_step.ops.dispatch import use_kernel
 from megatron_step.ops.index_hash import element_indices, mixed_seed, random_bits
 from megatron_step.ops.moment_codes import (
     block_count,
@@ -25,6 +26,7 @@ from megatron_step.ops.moment_codes import (
     decode_second,
     encode_first,
     encode_second,
+    exact_root,
 )
 
 _WEIGHT_BITS = 1
@@ -140,7 +142,16 @@ def compact_adamw_(
     Raises ValueError if shapes or types do not fit.
     """
     _check(states, gradient, rectangle, peaks)
-    _reference_update(states, gradient, rectangle, step, mixed_seed(mixed_seed(seed) + step.step), peaks)
+    # Operations take seeds below 2^63.
+    own_seed = mixed_seed(mixed_seed(seed) + step.step) % 2**63
+    if not use_kernel(states.weight, gradient):
+        compact_adamw_reference_(states, gradient, rectangle, step, own_seed, peaks)
+        return
+    torch.ops.megatron_step.compact_adamw_(
+        states.weight, gradient.contiguous(), states.remainder, states.first, states.second, states.first_scale,
+        states.second_scale, peaks, step.decay, step.beta1, step.beta2, step.root_factor, step.eps, step.step_size,
+        own_seed, rectangle.first_index, rectangle.whole_columns, rectangle.first_column,
+    )  # fmt: skip
 
 
 def compact_adamw_peaks(states: CompactStates, gradient: Tensor, rectangle: Rectangle, step: AdamWStep) -> Tensor:
@@ -149,16 +160,22 @@ def compact_adamw_peaks(states: CompactStates, gradient: Tensor, rectangle: Rect
     Raises ValueError if shapes or types do not fit.
     """
     _check(states, gradient, rectangle, None)
-    return _peaks(_fresh_moments(states, gradient, rectangle, step), rectangle)
+    if not use_kernel(gradient):
+        return _peaks(_fresh_moments(states, gradient, rectangle, step), rectangle)
+    return torch.ops.megatron_step.compact_adamw_peaks(
+        gradient.contiguous(), states.first, states.second, states.first_scale, states.second_scale, step.beta1,
+        step.beta2, rectangle.first_column,
+    )  # fmt: skip
 
 
-def _reference_update(
+def compact_adamw_reference_(
     states: CompactStates, gradient: Tensor, rectangle: Rectangle, step: AdamWStep, seed: int, peaks: Tensor | None
 ) -> None:
+    """Update in plain torch; `seed` is that of the step."""
     rows, columns = gradient.shape
     index = element_indices(rows, columns, rectangle.first_index, rectangle.whole_columns, gradient.device)
     first, second = _fresh_moments(states, gradient, rectangle, step)
-    ratio = first / (second.sqrt() * step.root_factor + step.eps)
+    ratio = first / (exact_root(second) * step.root_factor + step.eps)
     _store_main(states, _load_main(states) * step.decay - ratio * step.step_size, index, seed + _WEIGHT_BITS)
     if states.first_scale is None or states.second_scale is None:
         states.first.copy_(first)

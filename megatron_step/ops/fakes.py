@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_step.engine.compat.operations import argument_names
+from megatron_step.ops.moment_codes import block_count
 
 
 def adapter_dropout(x: Tensor, probability: float, seed: int, first_index: int, row_stride: int) -> Tensor:
@@ -25,6 +26,43 @@ def attention_backward(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def compact_adamw_(
+    weight: Tensor,
+    gradient: Tensor,
+    remainder: Tensor | None,
+    first: Tensor,
+    second: Tensor,
+    first_scale: Tensor | None,
+    second_scale: Tensor | None,
+    peaks: Tensor | None,
+    decay: float,
+    beta1: float,
+    beta2: float,
+    root_factor: float,
+    eps: float,
+    step_size: float,
+    seed: int,
+    first_index: int,
+    row_stride: int,
+    first_column: int,
+) -> None:
+    return None
+
+
+def compact_adamw_peaks(
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    first_scale: Tensor | None,
+    second_scale: Tensor | None,
+    beta1: float,
+    beta2: float,
+    first_column: int,
+) -> Tensor:
+    rows, columns = gradient.shape
+    return gradient.new_empty((2, rows, block_count(columns, first_column)), dtype=torch.float32)
+
+
 def cross_entropy_forward(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
     return logits.new_empty((3, logits.shape[0]), dtype=torch.float64)
 
@@ -33,6 +71,10 @@ def cross_entropy_backward_(
     logits: Tensor, labels: Tensor, maximum: Tensor, total: Tensor, gradient: Tensor, columns: int
 ) -> None:
     return None
+
+
+def join_main(weight: Tensor, remainder: Tensor, second: Tensor) -> Tensor:
+    return second.new_empty(second.shape)
 
 
 def narrow_products(x: Tensor, left: Tensor, right: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -68,6 +110,10 @@ def split_qkv_rotary_forward(
 def split_qkv_rotary_backward(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     s, b, heads, d = dq.shape
     return dq.new_empty((s, b, (heads + 2 * dk.shape[2]) * d))
+
+
+def split_main_(main: Tensor, weight: Tensor, remainder: Tensor, second: Tensor) -> None:
+    return None
 
 
 def swiglu_forward(x: Tensor) -> Tensor:
@@ -114,8 +160,11 @@ FAKES: tuple[Callable[..., Any], ...] = (
     adapter_dropout,
     attention_forward,
     attention_backward,
+    compact_adamw_,
+    compact_adamw_peaks,
     cross_entropy_forward,
     cross_entropy_backward_,
+    join_main,
     narrow_products,
     rank_update_,
     rms_norm_forward,
@@ -123,6 +172,7 @@ FAKES: tuple[Callable[..., Any], ...] = (
     rotary,
     split_qkv_rotary_forward,
     split_qkv_rotary_backward,
+    split_main_,
     swiglu_forward,
     swiglu_backward,
     transpose,

@@ -13,6 +13,8 @@ A correction is a remainder's upper 8 bits; the main weight is first rounded to 
 import torch
 from torch import Tensor
 
+from megatron_step.ops.dispatch import use_kernel
+
 _LARGEST = 2**15 - 1
 _EXPONENT = 0x7F800000
 
@@ -20,8 +22,10 @@ _EXPONENT = 0x7F800000
 def join_main(weight: Tensor, remainder: Tensor, second: Tensor) -> Tensor:
     """Return the fp32 main weights that `split_main_` kept, bit for bit, and clear the signs of `second` in place.
 
-    Shapes are equal: bf16 weights, int16 remainders, fp32 second moments.
+    Shapes are equal: bf16 weights, int16 remainders, fp32 second moments, all contiguous.
     """
+    if use_kernel(weight, second):
+        return torch.ops.megatron_step.join_main(weight, remainder, second)
     second_bits = second.view(torch.int32)
     tie = second_bits < 0
     second_bits.bitwise_and_(0x7FFFFFFF)
@@ -33,6 +37,9 @@ def split_main_(main: Tensor, weight: Tensor, remainder: Tensor, second: Tensor)
 
     Each second moment must be at least 0. The weights are rounded to nearest even.
     """
+    if use_kernel(main, weight):
+        torch.ops.megatron_step.split_main_(main, weight, remainder, second)
+        return
     weight.copy_(main)
     # A NaN's remainder is any number of 16 bits: with all of them it stays NaN.
     difference = (main.view(torch.int32) - _weight_bits(weight)).clamp(-_LARGEST - 1, _LARGEST + 1)

@@ -26,7 +26,7 @@ _SMALLEST_NORMAL, _LARGEST_BF16, _INFINITY, _NAN = 0x00800000, 0x7F7F0000, 0x7F8
 
 def block_count(columns: int, first_column: int) -> int:
     """Blocks in a row of `columns` columns that begins at column `first_column` of the whole weight."""
-    return -(-(first_column % MOMENT_BLOCK + columns) // MOMENT_BLOCK)
+    return -(-(first_column % MOMENT_BLOCK + columns) // MOMENT_BLOCK) if columns else 0
 
 
 def block_peaks(values: Tensor, first_column: int) -> Tensor:
@@ -48,53 +48,58 @@ def block_scales(peaks: Tensor) -> Tensor:
     return scale_bits.view(torch.float32).bfloat16()
 
 
-def encode_first(moment: Tensor, scales: Tensor, bits: Tensor, first_column: int) -> Tensor:
+def encode_first(moment: Tensor, scales: Tensor, random: Tensor, first_column: int) -> Tensor:
     """Return the int8 codes of fp32 first moments.
 
-    Shapes: moment and bits [rows, columns], scales [rows, blocks]. `bits` are random, from 0 to 2^16 - 1.
+    Shapes: moment and random [rows, columns], scales [rows, blocks]. `random` numbers are from 0 to 2^16 - 1.
     """
-    y = moment.abs() * _inverse(_of_elements(scales, moment, first_column)) * _FIRST_LEVELS**2
-    k = y.sqrt().trunc()
-    square = k * k
-    k = k + (_share(bits) * (k + k + 1) < y - square)
-    k = torch.where(k < _FIRST_LEVELS, k, _FIRST_LEVELS)
-    return torch.where(moment < 0, -k, k).to(torch.int8)
+    root = exact_root(moment.abs()) * _over_root(_FIRST_LEVELS, scales, moment, first_column)
+    k = root.trunc()
+    code = _round(k, k + (k + 1), (root - k) * (root + k), random, _FIRST_LEVELS)
+    return torch.where(moment < 0, -code, code).to(torch.int8)
 
 
-def encode_second(moment: Tensor, scales: Tensor, bits: Tensor, first_column: int) -> Tensor:
+def encode_second(moment: Tensor, scales: Tensor, random: Tensor, first_column: int) -> Tensor:
     """Return the uint8 codes of fp32 second moments; arguments as for `encode_first`."""
-    y = moment * _inverse(_of_elements(scales, moment, first_column)) * _SECOND_LEVELS**4
-    k = y.sqrt().sqrt().trunc()
-    power, next_power = (k * k) * (k * k), ((k + 1) * (k + 1)) * ((k + 1) * (k + 1))
-    k = k + (_share(bits) * (next_power - power) < y - power)
-    k = torch.where(k < _SECOND_LEVELS, k, _SECOND_LEVELS)
-    return torch.where((moment > 0) & (k < 1), 1.0, k).to(torch.uint8)
+    square = exact_root(moment) * _over_root(_SECOND_LEVELS**2, scales, moment, first_column)
+    k = exact_root(square).trunc()
+    lower, upper = k * k, (k + 1) * (k + 1)
+    step, rest = (upper - lower) * (upper + lower), (square - lower) * (square + lower)
+    code = _round(k, step, rest, random, _SECOND_LEVELS)
+    return torch.where((moment > 0) & (code < 1), 1, code).to(torch.uint8)
 
 
 def decode_first(codes: Tensor, scales: Tensor, first_column: int) -> Tensor:
     """Return the fp32 first moments: codes [rows, columns], scales [rows, blocks]."""
-    k = codes.float()
-    return k * k.abs() * _FIRST_LEVELS**-2 * _of_elements(scales, codes, first_column)
+    root = codes.float() * _of_elements(exact_root(scales.float()) * (1 / _FIRST_LEVELS), codes, first_column)
+    return root * root.abs()
 
 
 def decode_second(codes: Tensor, scales: Tensor, first_column: int) -> Tensor:
     """Return the fp32 second moments; arguments as for `decode_first`."""
-    k = codes.float()
-    return (k * k) * (k * k) * _SECOND_LEVELS**-4 * _of_elements(scales, codes, first_column)
+    unit = exact_root(exact_root(scales.float())) * (1 / _SECOND_LEVELS)
+    square = (codes.float() * _of_elements(unit, codes, first_column)) ** 2
+    return square * square
 
 
-def _of_elements(scales: Tensor, elements: Tensor, first_column: int) -> Tensor:
-    """The scale of each element in fp32: [rows, blocks] -> [rows, columns]."""
+def exact_root(values: Tensor) -> Tensor:
+    """Return the square roots of fp32 values, each rounded to nearest; torch's own can err in the last bit (MKL)."""
+    return values.double().sqrt().float()
+
+
+def _round(k: Tensor, step: Tensor, rest: Tensor, random: Tensor, levels: float) -> Tensor:
+    """The code k, or the next with a probability of rest / step."""
+    code = torch.where((random.float() + 0.5) * step < 65536 * rest, k + 1, k)
+    return code.clamp(max=levels).nan_to_num(0)  # a NaN's scale is NaN, whatever its code
+
+
+def _over_root(levels: float, scales: Tensor, elements: Tensor, first_column: int) -> Tensor:
+    """The quotient levels / sqrt(scale) for each element, and 0 where the scale is 0."""
+    scales = scales.float()
+    return _of_elements(torch.where(scales == 0, 0.0, levels / exact_root(scales)), elements, first_column)
+
+
+def _of_elements(values: Tensor, elements: Tensor, first_column: int) -> Tensor:
+    """The value of each element's block: [rows, blocks] -> [rows, columns]."""
     before = first_column % MOMENT_BLOCK
-    whole = scales.float().repeat_interleave(MOMENT_BLOCK, 1)
-    return whole[:, before : before + elements.shape[1]]
-
-
-def _inverse(scales: Tensor) -> Tensor:
-    """1 / scale, and 0 where the scale is 0."""
-    return torch.where(scales == 0, 0.0, 1 / scales)
-
-
-def _share(bits: Tensor) -> Tensor:
-    """Random numbers within (0, 1) from 16 random bits."""
-    return (bits.float() + 0.5) * 2**-16
+    return values.repeat_interleave(MOMENT_BLOCK, 1)[:, before : before + elements.shape[1]]

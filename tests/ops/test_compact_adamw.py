@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ops.conftest import taking
 from torch import Tensor
 
 from megatron_step.engine.compat.operations import fused_adamw_
@@ -122,6 +123,32 @@ def test_compact_states_follow_float64_within_one_step_of_their_codes_and_on_ave
         # A mean of 100 fair choices between two values strays by more than 0.25 of their distance once in 10^6.
         rounding = 2e-7 * (wanted.abs() + start.abs())
         assert ((sum_ / seeds - wanted).abs() <= 0.25 * step + rounding).float().mean() > 0.999
+
+
+@formats
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_kernel_and_plain_torch_give_the_same_bits(kernel, remainder, moment, dtype):
+    states = [new_states(50, 333, remainder, moment) for _ in range(2)]
+    for step in range(1, 6):
+        gradient, hyper = gradient_of(50, 333, step, dtype), replace(STEP, step=step)
+        place = Rectangle(2**32 * 3 // 333 - 25, 0, 333)  # the indices pass 3 * 2^32
+        peaks = []
+        for own, path in zip(states, ("kernel", "torch")):
+            with taking(path):
+                peaks.append(compact_adamw_peaks(own, gradient, place, hyper))
+                compact_adamw_(own, gradient, place, hyper, 7)
+        assert torch.equal(*peaks)
+        assert equal(*states)
+
+
+@formats
+def test_the_result_is_the_same_on_any_number_of_threads(kernel, set_threads, remainder, moment):
+    results = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        results.append(trained(new_states(300, 333, remainder, moment), 2))
+    assert equal(results[0], results[1])
+    assert equal(results[0], results[2])
 
 
 def slices_of(states: CompactStates, rows: slice, columns: slice) -> CompactStates:

@@ -13,12 +13,19 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple]:
     cos, sin = torch.randn(5, 8), torch.randn(5, 8)
     x, weight, rstd = torch.randn(6, 8).to(dtype), torch.randn(8).to(dtype), torch.ones(6)
     logits, labels = torch.randn(6, 10).to(dtype), torch.arange(6)
+    weight16, remainder, moment = torch.randn(6, 70).bfloat16(), torch.zeros(6, 70).short(), torch.rand(6, 70)
+    gradient, scale = torch.randn(6, 70).to(dtype), torch.ones(6, 2).bfloat16()
+    codes = (remainder.char(), remainder.byte(), scale, scale.clone())
+    adamw = (None, 0.99, 0.9, 0.95, 1.0, 1e-8, 0.1, 3, 0, 70, 0)
     return {
         "adapter_dropout": (x, 0.1, 3, 8, 16),
         "attention_forward": (q, k, v, 0.5),
         "attention_backward": (out, q, k, v, out, logsumexp, 0.5),
+        "compact_adamw_": (weight16, gradient, remainder, *codes, *adamw),
+        "compact_adamw_peaks": (gradient, *codes, 0.9, 0.95, 0),
         "cross_entropy_forward": (logits, labels, 9),
         "cross_entropy_backward_": (logits, labels, torch.ones(6).double(), torch.ones(6).double(), torch.ones(6), 9),
+        "join_main": (weight16, remainder, moment),
         "narrow_products": (torch.randn(6, 8), torch.randn(6, 3), torch.randn(8, 3), 0.5),
         "rank_update_": (torch.randn(6, 8), torch.randn(6, 3), torch.randn(3, 8), 0.5),
         "rms_norm_forward": (x, weight, 1e-5),
@@ -26,6 +33,7 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple]:
         "rotary": (q, cos, sin, False),
         "split_qkv_rotary_forward": (torch.randn(5, 2, 64).to(dtype), cos, sin, 4, 2),
         "split_qkv_rotary_backward": (q, k, v, cos, sin),
+        "split_main_": (torch.randn(6, 70), weight16, remainder, moment),
         "swiglu_forward": (x,),
         "swiglu_backward": (x[:, :4].contiguous(), x),
         "transpose": (torch.randn(6, 8),),

@@ -55,14 +55,12 @@ def test_codes_come_back_from_their_values(which):
     """Decoding and encoding again changes nothing: states survive any number of loads."""
     encode, decode, levels, _ = CODECS[which]
     codes = torch.arange(-levels if which == "first" else 0, levels + 1)
-    for scale in (1.0, 3.25e-5, 2.0**-110, 7e30):
+    for scale in (1.0, 3.25e-5, 2.0**-90, 7e30):
         scales = torch.full((len(codes), 1), scale).bfloat16()
         stored = codes.unsqueeze(1).to(torch.int8 if which == "first" else torch.uint8)
-        for draw in (0, 2**15, 2**16 - 1):
-            again = encode(decode(stored, scales, 0), scales, torch.full((len(codes), 1), draw), 0)
-            # fp32 puts a value within 1e-5 of a step of its code: only the most extreme draws could choose another.
-            assert (again.int() - stored.int()).abs().max() <= (0 if draw == 2**15 else 1)
-            assert (again != stored).float().mean() <= (0 if draw == 2**15 else 0.02)
+        # fp32 puts a value within 3e-5 of a step of its code: only the most extreme draws could choose another.
+        for draw in (3, 2**15, 2**16 - 4):
+            assert torch.equal(encode(decode(stored, scales, 0), scales, torch.full((len(codes), 1), draw), 0), stored)
 
 
 def test_a_scale_is_the_peak_rounded_up():
