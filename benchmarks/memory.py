@@ -1,20 +1,17 @@
 """Compare planned memory of every rank in every stage with the memory measured in its steps."""
 
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
 
 from benchmarks.configs import Precision, run_config
 from benchmarks.timing import Row
+from benchmarks.world import in_world
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.run import RunConfig, TrainingConfig
-from megatron_step.engine.parallel import Parallel, parallel_layout, start_world, stop_world
+from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
@@ -103,9 +100,9 @@ def run(cases: Sequence[Case] = CASES) -> list[Row]:
     rows: dict[int, Row] = {}
     for world_size in sorted({case.world_size for case in cases}):
         numbers = [number for number, case in enumerate(cases) if case.world_size == world_size]
-        compared = _in_world(world_size, [cases[number] for number in numbers])
-        for number, pairs in zip(numbers, compared):
-            rows[number] = _row(cases[number], pairs)
+        of_ranks = in_world(world_size, _compare_all, [cases[number] for number in numbers])
+        for number, *of_case in zip(numbers, *of_ranks):
+            rows[number] = _row(cases[number], [pair for pairs in of_case for pair in pairs])
     return [rows[number] for number in sorted(rows)]
 
 
@@ -142,48 +139,9 @@ def _describe(case: Case) -> str:
     return " ".join(words)
 
 
-def _in_world(world_size: int, cases: list[Case]) -> list[list[_Pair]]:
-    """Run the cases in a world of processes, and return the pairs of all ranks for each case.
-
-    Raises RuntimeError if a process fails.
-    """
-    context = get_context("spawn")
-    found: SimpleQueue[tuple[int, list[list[_Pair]]]] = context.SimpleQueue()
-    port = _free_port()
-    processes = [
-        context.Process(target=_rank, args=(rank, world_size, port, cases, found), daemon=True)
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
-    while any(process.is_alive() for process in processes) and found.empty():
-        processes[0].join(timeout=0.5)
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        raise RuntimeError(f"a world of {world_size} ranks failed: see its error above")
-    return found.get()[1]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _rank(rank: int, world_size: int, port: int, cases: list[Case], found: Any) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    start_world()
-    compared = []
-    for case in cases:
-        own = list(_compare(case_config(case)))
-        gathered: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(gathered, own)
-        compared.append([pair for pairs in gathered for pair in pairs])
-    if rank == 0:
-        found.put((rank, compared))
-    stop_world()
+def _compare_all(cases: list[Case]) -> list[list[_Pair]]:
+    """Return planned and measured memory of this rank, for each case and stage."""
+    return [list(_compare(case_config(case))) for case in cases]
 
 
 def case_config(case: Case) -> RunConfig:

@@ -50,7 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "bf16", "both"), default="both", help="number format (default: both)"
     )
     _add(commands, "stage", _stage, 10, "a step of a grown stage compared with an ordinary step; cost of adapters")
-    _add(commands, "states", _states, 1, "model states of every stage of a 24-layer model; needs 16 GiB; runs once")
+    _add(
+        commands,
+        "states",
+        _states,
+        1,
+        "model states of a 24-layer model by stage and recipe; needs 16 GiB; runs once",
+    )
     _add(commands, "memory", _memory, 1, "planned and measured memory of every rank in 30 layouts; runs once")
     _add(commands, "engine", _engine, 5, "two ways to run megatron-core without CUDA; repeats are processes")
     _add_sizes(_add(commands, "loop", _loop, 10, "time that the training loop adds to a step; repeats are steps"))
@@ -121,9 +127,9 @@ def _stage(arguments: argparse.Namespace) -> list[Row]:
 
 
 def _states(arguments: argparse.Namespace) -> list[Row]:
-    from benchmarks import states
+    from benchmarks import recipes, states
 
-    return states.run()
+    return [*states.run(), *recipes.run()]
 
 
 def _memory(arguments: argparse.Namespace) -> list[Row]:
