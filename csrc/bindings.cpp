@@ -21,12 +21,12 @@ TORCH_LIBRARY(megatron_step, m) {
       "(Tensor, Tensor, Tensor)");
   m.def(
       "compact_adamw_(Tensor(a!) weight, Tensor gradient, Tensor(b!)? remainder, Tensor(c!) first, Tensor(d!) second, "
-      "Tensor(e!)? first_scale, Tensor(f!)? second_scale, Tensor? peaks, float decay, float beta1, float beta2, "
-      "float root_factor, float eps, float step_size, int seed, int first_index, int row_stride, int first_column) -> "
+      "Tensor(e!)? first_scale, Tensor(f!)? second_scale, Tensor? peaks, float gradient_factor, float decay, float beta1, "
+      "float beta2, float root_factor, float eps, float step_size, int seed, int first_index, int row_stride, int first_column) -> "
       "()");
   m.def(
       "compact_adamw_peaks(Tensor gradient, Tensor first, Tensor second, Tensor? first_scale, Tensor? second_scale, "
-      "float beta1, float beta2, int first_column) -> Tensor");
+      "float gradient_factor, float beta1, float beta2, int first_column) -> Tensor");
   m.def("cross_entropy_forward(Tensor logits, Tensor labels, int columns) -> Tensor");
   m.def(
       "cross_entropy_backward_(Tensor(a!) logits, Tensor labels, Tensor maximum, Tensor total, Tensor gradient, int columns) "

@@ -1,4 +1,5 @@
 // AdamW over compact states: decode, update and encode in one pass over memory, a block of 64 columns of a row at a time.
+//     g = gradient_factor gradient
 //     m = m + (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2
 //     main = decay main - step_size m / (root_factor sqrt(v) + eps)
 // weight bf16 [rows, columns], with an int16 remainder, an int8 correction or nothing beside it: ops/main_weight.py
@@ -31,10 +32,11 @@ MEGATRON_STEP_INLINE float of_bits(uint32_t bits) { return std::bit_cast<float>(
 
 // Hyper-parameters of a step.
 struct Step {
-  float decay, gradient_share, beta2, square_share, root_factor, eps, step_size;
+  float gradient_factor, decay, gradient_share, beta2, square_share, root_factor, eps, step_size;
 
-  Step(double decay, double beta1, double beta2, double root_factor, double eps, double step_size)
-      : decay(static_cast<float>(decay)),
+  Step(double gradient_factor, double decay, double beta1, double beta2, double root_factor, double eps, double step_size)
+      : gradient_factor(static_cast<float>(gradient_factor)),
+        decay(static_cast<float>(decay)),
         gradient_share(static_cast<float>(1 - beta1)),
         beta2(static_cast<float>(beta2)),
         square_share(static_cast<float>(1 - beta2)),
@@ -146,7 +148,7 @@ MEGATRON_STEP_INLINE void advance_moments(const scalar_t* gradient, const Step& 
                                           float* second) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
-    const float g = to_float(gradient[j]);
+    const float g = to_float(gradient[j]) * step.gradient_factor;
     first[j] = first[j] + (g - first[j]) * step.gradient_share;
     second[j] = second[j] * step.beta2 + g * g * step.square_share;
   }
@@ -322,11 +324,11 @@ States states_of(const optional<Tensor>& weight, const optional<Tensor>& remaind
 
 void compact_adamw_(Tensor& weight, const Tensor& gradient, const optional<Tensor>& remainder, Tensor& first,
                     Tensor& second, const optional<Tensor>& first_scale, const optional<Tensor>& second_scale,
-                    const optional<Tensor>& peaks, double decay, double beta1, double beta2, double root_factor,
+                    const optional<Tensor>& peaks, double gradient_factor, double decay, double beta1, double beta2, double root_factor,
                     double eps, double step_size, int64_t seed, int64_t first_index, int64_t row_stride,
                     int64_t first_column) {
   const States states = states_of(weight, remainder, first, second, first_scale, second_scale);
-  const Step step(decay, beta1, beta2, root_factor, eps, step_size);
+  const Step step(gradient_factor, decay, beta1, beta2, root_factor, eps, step_size);
   const Rectangle rectangle(gradient, first_column, first_index, row_stride, seed);
   const float* given = peaks.has_value() ? peaks->const_data_ptr<float>() : nullptr;
   const int64_t all_blocks = rectangle.rows * rectangle.blocks;
@@ -349,10 +351,10 @@ void compact_adamw_(Tensor& weight, const Tensor& gradient, const optional<Tenso
 }
 
 Tensor compact_adamw_peaks(const Tensor& gradient, const Tensor& first, const Tensor& second,
-                           const optional<Tensor>& first_scale, const optional<Tensor>& second_scale, double beta1,
-                           double beta2, int64_t first_column) {
+                           const optional<Tensor>& first_scale, const optional<Tensor>& second_scale,
+                           double gradient_factor, double beta1, double beta2, int64_t first_column) {
   const States states = states_of(std::nullopt, std::nullopt, first, second, first_scale, second_scale);
-  const Step step(1, beta1, beta2, 1, 0, 0);
+  const Step step(gradient_factor, 1, beta1, beta2, 1, 0, 0);
   const Rectangle rectangle(gradient, first_column, 0, 0, 0);
   const int64_t all_blocks = rectangle.rows * rectangle.blocks;
   Tensor peaks = at::empty({2, rectangle.rows, rectangle.blocks}, gradient.options().dtype(at::kFloat));

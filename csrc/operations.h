@@ -121,13 +121,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(const at::Tens
                                                                   double scale);
 void compact_adamw_(at::Tensor& weight, const at::Tensor& gradient, const std::optional<at::Tensor>& remainder,
                     at::Tensor& first, at::Tensor& second, const std::optional<at::Tensor>& first_scale,
-                    const std::optional<at::Tensor>& second_scale, const std::optional<at::Tensor>& peaks, double decay,
+                    const std::optional<at::Tensor>& second_scale, const std::optional<at::Tensor>& peaks,
+                    double gradient_factor, double decay,
                     double beta1, double beta2, double root_factor, double eps, double step_size, int64_t seed,
                     int64_t first_index, int64_t row_stride, int64_t first_column);
 at::Tensor compact_adamw_peaks(const at::Tensor& gradient, const at::Tensor& first, const at::Tensor& second,
                                const std::optional<at::Tensor>& first_scale,
-                               const std::optional<at::Tensor>& second_scale, double beta1, double beta2,
-                               int64_t first_column);
+                               const std::optional<at::Tensor>& second_scale, double gradient_factor, double beta1,
+                               double beta2, int64_t first_column);
 at::Tensor cross_entropy_forward(const at::Tensor& logits, const at::Tensor& labels, int64_t columns);
 void cross_entropy_backward_(at::Tensor& logits, const at::Tensor& labels, const at::Tensor& maximum,
                              const at::Tensor& sum, const at::Tensor& gradient, int64_t columns);

@@ -2,6 +2,7 @@
 
 One step decodes the states, updates them in fp32, and encodes them again:
 
+    g = gradient_factor * gradient
     m = m + (1 - beta1) (g - m),    v = beta2 v + (1 - beta2) g^2
     main = (1 - lr decay) main - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
 
@@ -108,6 +109,8 @@ class AdamWStep:
     eps: float
     weight_decay: float
     step: int
+    gradient_factor: float = 1.0
+    """Factor of the gradient, to clip it."""
 
     @property
     def decay(self) -> float:
@@ -149,8 +152,8 @@ def compact_adamw_(
         return
     torch.ops.megatron_step.compact_adamw_(
         states.weight, gradient.contiguous(), states.remainder, states.first, states.second, states.first_scale,
-        states.second_scale, peaks, step.decay, step.beta1, step.beta2, step.root_factor, step.eps, step.step_size,
-        own_seed, rectangle.first_index, rectangle.whole_columns, rectangle.first_column,
+        states.second_scale, peaks, step.gradient_factor, step.decay, step.beta1, step.beta2, step.root_factor,
+        step.eps, step.step_size, own_seed, rectangle.first_index, rectangle.whole_columns, rectangle.first_column,
     )  # fmt: skip
 
 
@@ -163,8 +166,8 @@ def compact_adamw_peaks(states: CompactStates, gradient: Tensor, rectangle: Rect
     if not use_kernel(gradient):
         return _peaks(_fresh_moments(states, gradient, rectangle, step), rectangle)
     return torch.ops.megatron_step.compact_adamw_peaks(
-        gradient.contiguous(), states.first, states.second, states.first_scale, states.second_scale, step.beta1,
-        step.beta2, rectangle.first_column,
+        gradient.contiguous(), states.first, states.second, states.first_scale, states.second_scale,
+        step.gradient_factor, step.beta1, step.beta2, rectangle.first_column,
     )  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def _fresh_moments(
     if states.first_scale is not None and states.second_scale is not None:
         first = decode_first(first, states.first_scale, rectangle.first_column)
         second = decode_second(second, states.second_scale, rectangle.first_column)
-    g = gradient.float()
+    g = gradient.float() * step.gradient_factor
     return first + (g - first) * (1 - step.beta1), second * step.beta2 + g * g * (1 - step.beta2)
 
 

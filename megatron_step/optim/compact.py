@@ -96,7 +96,7 @@ class CompactAdamW(torch.optim.Optimizer):
                 for piece in self._pieces[param]:
                     seed = self._seed * 1_000_003 + crc32(piece.key.encode())
                     states, gradient = self._states_of(param, piece), self._gradient_of(param, piece)
-                    compact_adamw_(states, gradient, piece.place, _hyper(group), seed, peaks.get(piece))
+                    compact_adamw_(states, gradient, piece.place, self._hyper(group), seed, peaks.get(piece))
 
     def _is_exact(self, param: Tensor) -> bool:
         """Whether the states are those of fp32 training, in fewer bytes."""
@@ -135,7 +135,7 @@ class CompactAdamW(torch.optim.Optimizer):
             return {}
         peaks = {
             piece: compact_adamw_peaks(
-                self._states_of(param, piece), self._gradient_of(param, piece), piece.place, _hyper(group)
+                self._states_of(param, piece), self._gradient_of(param, piece), piece.place, self._hyper(group)
             )
             for group, param, piece in self._with_shared_blocks()
         }
@@ -162,13 +162,12 @@ class CompactAdamW(torch.optim.Optimizer):
         )
 
     def _gradient_of(self, param: Tensor, piece: Piece) -> Tensor:
-        gradient = piece.of(_flat(separate_gradient(param)))
-        return gradient if self.gradient_scale >= 1 else gradient.float() * self.gradient_scale
+        return piece.of(_flat(separate_gradient(param)))
 
-
-def _hyper(group: dict[str, Any]) -> AdamWStep:
-    beta1, beta2 = group["betas"]
-    return AdamWStep(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["step"])
+    def _hyper(self, group: dict[str, Any]) -> AdamWStep:
+        beta1, beta2 = group["betas"]
+        numbers = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["step"])
+        return AdamWStep(*numbers, gradient_factor=self.gradient_scale)
 
 
 def _flat(tensor: Tensor) -> Tensor:

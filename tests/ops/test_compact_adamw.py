@@ -12,7 +12,7 @@ from megatron_step.engine.compat.operations import fused_adamw_
 from megatron_step.ops import AdamWStep, CompactStates, Rectangle, compact_adamw_, compact_adamw_peaks, main_weight
 from megatron_step.ops.moment_codes import block_count, decode_first, decode_second
 
-STEP = AdamWStep(lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=3)
+STEP = AdamWStep(lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=3, gradient_factor=0.75)
 FORMATS = list(itertools.product((torch.int16, torch.int8, None), (torch.float32, torch.int8)))
 """Types of the remainder, and of the first moment."""
 formats = pytest.mark.parametrize(("remainder", "moment"), FORMATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -77,6 +77,7 @@ def trained(states: CompactStates, steps: int, dtype: torch.dtype = torch.bfloat
 def float64_update(main: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> list[Tensor]:
     """One step of AdamW by its formula."""
     w, m, v, g = (x.double() for x in (main, first, second, gradient))
+    g = g * STEP.gradient_factor
     m = STEP.beta1 * m + (1 - STEP.beta1) * g
     v = STEP.beta2 * v + (1 - STEP.beta2) * g * g
     m_hat, v_hat = m / (1 - STEP.beta1**STEP.step), v / (1 - STEP.beta2**STEP.step)
@@ -90,8 +91,9 @@ def test_fp32_moments_and_a_remainder_err_at_most_twice_as_much_as_torchs_fused_
     before = [x.clone() for x in decoded(states)]
     exact = float64_update(*before, gradient)
     w, m, v = before
+    clipped = gradient.float() * STEP.gradient_factor
     fused_adamw_(
-        [w], [gradient.float()], [m], [v], [], [torch.tensor(3.0)], lr=STEP.lr, beta1=STEP.beta1, beta2=STEP.beta2,
+        [w], [clipped], [m], [v], [], [torch.tensor(3.0)], lr=STEP.lr, beta1=STEP.beta1, beta2=STEP.beta2,
         weight_decay=STEP.weight_decay, eps=STEP.eps, amsgrad=False, maximize=False,
     )  # fmt: skip
     compact_adamw_(states, gradient, Rectangle(0, 0, 150), STEP, 7)
