@@ -16,13 +16,13 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple]:
     weight16, remainder, moment = torch.randn(6, 70).bfloat16(), torch.zeros(6, 70).short(), torch.rand(6, 70)
     gradient, scale = torch.randn(6, 70).to(dtype), torch.ones(6, 2).bfloat16()
     codes = (remainder.char(), remainder.byte(), scale, scale.clone())
-    adamw = (None, 0.99, 0.9, 0.95, 1.0, 1e-8, 0.1, 3, 0, 70, 0)
+    adamw = (None, 0.5, 0.99, 0.9, 0.95, 1.0, 1e-8, 0.1, 3, 0, 70, 0)
     return {
         "adapter_dropout": (x, 0.1, 3, 8, 16),
         "attention_forward": (q, k, v, 0.5),
         "attention_backward": (out, q, k, v, out, logsumexp, 0.5),
         "compact_adamw_": (weight16, gradient, remainder, *codes, *adamw),
-        "compact_adamw_peaks": (gradient, *codes, 0.9, 0.95, 0),
+        "compact_adamw_peaks": (gradient, *codes, 0.5, 0.9, 0.95, 0),
         "cross_entropy_forward": (logits, labels, 9),
         "cross_entropy_backward_": (logits, labels, torch.ones(6).double(), torch.ones(6).double(), torch.ones(6), 9),
         "join_main": (weight16, remainder, moment),
