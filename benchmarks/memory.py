@@ -100,9 +100,9 @@ def run(cases: Sequence[Case] = CASES) -> list[Row]:
     rows: dict[int, Row] = {}
     for world_size in sorted({case.world_size for case in cases}):
         numbers = [number for number, case in enumerate(cases) if case.world_size == world_size]
-        of_ranks = in_world(world_size, _compare_all, [cases[number] for number in numbers])
-        for number, *of_case in zip(numbers, *of_ranks):
-            rows[number] = _row(cases[number], [pair for pairs in of_case for pair in pairs])
+        every_rank = in_world(world_size, _compare_all, [cases[number] for number in numbers])
+        for number, *case_pairs in zip(numbers, *every_rank):
+            rows[number] = _row(cases[number], [pair for pairs in case_pairs for pair in pairs])
     return [rows[number] for number in sorted(rows)]
 
 

@@ -33,8 +33,8 @@ def run(model: ModelConfig = MODEL) -> list[Row]:
     rows = []
     for ranks in (1, 2):
         configs = [_config(model, recipe, ranks) for recipe in RECIPES]
-        of_ranks = in_world(ranks, _measure, configs)
-        for recipe, config, *memories in zip(RECIPES, configs, *of_ranks):
+        every_rank = in_world(ranks, _measure, configs)
+        for recipe, config, *memories in zip(RECIPES, configs, *every_rank):
             measured = max(memory.model_state_bytes for memory in memories)
             rows.append(_row(config, recipe, ranks, measured))
     return rows

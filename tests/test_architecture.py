@@ -46,6 +46,9 @@ BANNED = re.compile(
     r"|(?<![\w.])/(work|tmp)/"
 )
 
+NO_NOUN = re.compile(r"(of|at|before|after|below|above|under|within|without|beyond|beside|here|there|to|by|on)|of_\w+")
+"""Names that say where a thing stands, not what it is."""
+
 # Phrases that readers stumble over, and what to write instead.
 PHRASES = {
     r"\banew\b": "again",
@@ -278,6 +281,15 @@ def test_messages_number_stages_from_one(path: Path) -> None:
             if is_named and isinstance(value, ast.FormattedValue):
                 shown = ast.unparse(value.value)
                 assert "number" in shown, f"{_name(path)}:{node.lineno}: stage {{{shown}}}"
+
+
+@pytest.mark.parametrize("path", _python_files("megatron_step", "benchmarks", "tools", "examples"), ids=_name)
+def test_names_are_nouns(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        named = {ast.Name: "id", ast.arg: "arg"}.get(type(node), "")
+        name = "" if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else getattr(node, named, "")
+        number = getattr(node, "lineno", 0)
+        assert not NO_NOUN.fullmatch(name), f"{_name(path)}:{number}: {name}: name it by a noun"
 
 
 def _written_files() -> list[Path]:

@@ -105,12 +105,12 @@ def tune(exported: Path, tuned: Path, steps: int) -> dict[str, Any]:
         eval_dataset=Dataset.from_list([{key: pair[key] for key in columns} for pair in held_out]),
         processing_class=tokenizer,
     )
-    before = {"loss": trainer.evaluate()["eval_loss"], **_exact_matches(model, tokenizer, held_out)}
+    untuned_scores = {"loss": trainer.evaluate()["eval_loss"], **_exact_matches(model, tokenizer, held_out)}
     trainer.train()
-    after = {"loss": trainer.evaluate()["eval_loss"], **_exact_matches(model, tokenizer, held_out)}
+    tuned_scores = {"loss": trainer.evaluate()["eval_loss"], **_exact_matches(model, tokenizer, held_out)}
     trainer.save_model(str(tuned))  # with the tokenizer and its template
     (tuned / "training_args.bin").unlink()  # pickled
-    return {"before": before, "after": after}
+    return {"before": untuned_scores, "after": tuned_scores}
 
 
 def with_chat_template(folder: Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -45,10 +45,10 @@ def sharded_optimizer_states(
         if own is None:
             continue
         for name, format in recipe.optimizer_states(shard.data.shape).items():
-            of_state = list(rectangles(shard, own.elements, own.states[name], own.is_replicated))
-            states |= by_key(f"optimizer.state.{name}.", of_state)
+            saved_state = list(rectangles(shard, own.elements, own.states[name], own.is_replicated))
+            states |= by_key(f"optimizer.state.{name}.", saved_state)
             if format.scale_block:
-                scales = scale_tensors(of_state, own.states[name + SCALE_SUFFIX], saving)
+                scales = scale_tensors(saved_state, own.states[name + SCALE_SUFFIX], saving)
                 states |= by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
     return states
 

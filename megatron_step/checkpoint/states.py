@@ -67,8 +67,8 @@ def _convert(path: Path, weights: list[tuple[Sharded, Owned]], saved: Recipe, pa
     requests: dict[str, ShardedTensor] = {}
     loaded: list[dict[str, Tensor]] = []
     for shard, own in weights:
-        states, of_weight = _requests(shard, own, saved)
-        requests |= of_weight
+        states, weight_requests = _requests(shard, own, saved)
+        requests |= weight_requests
         loaded.append(states)
     load_tensors(path, requests, shared=shared)
     pieces = [list(owned_pieces(shard, own.elements)) for shard, own in weights]
@@ -81,11 +81,11 @@ def _convert(path: Path, weights: list[tuple[Sharded, Owned]], saved: Recipe, pa
 
 def _shared_peaks(decoded: list[DecodedStates], pieces: list[list[Piece]], parallel: Parallel) -> dict[Piece, Tensor]:
     """Return the largest magnitudes of blocks that ranks share, by piece."""
-    blocks = SharedBlocks([piece for of_weight in pieces for piece in of_weight], parallel)
+    blocks = SharedBlocks([piece for weight_pieces in pieces for piece in weight_pieces], parallel)
     own = {
         piece: moment_peaks(states, piece)
-        for states, of_weight in zip(decoded, pieces)
-        for piece in of_weight
+        for states, weight_pieces in zip(decoded, pieces)
+        for piece in weight_pieces
         if piece.shared_blocks()
     }
     return blocks.largest(own) if len(blocks) else {}
@@ -98,11 +98,11 @@ def _requests(shard: Sharded, own: Owned, saved: Recipe) -> tuple[dict[str, Tens
     numel, device = own.elements.stop - own.elements.start, shard.data.device
     for name, format in saved.optimizer_states(shard.data.shape).items():
         states[name] = torch.empty(numel, dtype=tensor_type(format), device=device)
-        of_state = list(rectangles(shard, own.elements, states[name], own.is_replicated))
-        requests |= by_key(f"optimizer.state.{name}.", of_state)
+        saved_state = list(rectangles(shard, own.elements, states[name], own.is_replicated))
+        requests |= by_key(f"optimizer.state.{name}.", saved_state)
         if format.scale_block:
             count = sum(piece.rows * piece.blocks for piece in owned_pieces(shard, own.elements))
             states[name + SCALE_SUFFIX] = torch.empty(count, dtype=torch.bfloat16, device=device)
-            scales = scale_tensors(of_state, states[name + SCALE_SUFFIX], saving=False)
+            scales = scale_tensors(saved_state, states[name + SCALE_SUFFIX], saving=False)
             requests |= by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
     return states, requests

@@ -21,14 +21,14 @@ class _Pipe(io.FileIO):
 @contextmanager
 def reader_may_go() -> Iterator[None]:
     """Within the block, the command goes on when nobody reads its standard output or error, and finishes its work."""
-    before = sys.stdout, sys.stderr
+    streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = streams
 
 
 def _tolerant(stream: TextIO) -> TextIO:

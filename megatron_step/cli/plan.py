@@ -150,7 +150,7 @@ def _show(found: Forecast, config: RunConfig, arguments: argparse.Namespace) -> 
     print(f"\n{_summary(found)}")
     for warning in length_warnings(config, found.plan):
         print(f"warning: {warning}")
-    if others := config.planner.of_other_engines:
+    if others := config.planner.plan_only_keys:
         print(f"warning: training does not support {others}; the plan counts it for another engine")
     if arguments.json:
         path = Path(arguments.json)

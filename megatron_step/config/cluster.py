@@ -90,7 +90,7 @@ class PlannerConfig:
             raise ValueError(f"planner.time_limit must be positive, not {self.time_limit}")
 
     @property
-    def of_other_engines(self) -> str:
+    def plan_only_keys(self) -> str:
         """Keys and values that make a plan count features that training does not have; empty if there are none."""
         keys = {"attention": self.attention != "sdpa", "recipe": self.recipe is not None}
         return ", ".join(f"planner.{key} {getattr(self, key)}" for key, differs in keys.items() if differs)

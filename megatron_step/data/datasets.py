@@ -65,9 +65,9 @@ def build_datasets(
             f"cannot build {num_train_samples} training and {num_validation_samples} validation samples: ask for at "
             "least 1 and 0"
         )
-    parts = [_Part.of("train", config, num_train_samples)]
+    parts = [_part("train", config, num_train_samples)]
     if config.has_validation and num_validation_samples > 0:
-        parts.append(_Part.of("validation", config, num_validation_samples))
+        parts.append(_part("validation", config, num_validation_samples))
     with current_ranks().together():
         corpora = {corpus.prefix: corpus for corpus in check_corpora(config, tokenizer)}
         for part in parts:
@@ -93,7 +93,7 @@ def repeated_validation(config: DataConfig, seq_length: int, num_samples: int) -
     """
     if not (config.has_validation and num_samples > 0):
         return []
-    part = _Part.of("validation", config, num_samples)
+    part = _part("validation", config, num_samples)
     total = sum(weight for weight, _ in part.corpora)
     lines = []
     for weight, prefix in part.corpora:
@@ -123,14 +123,14 @@ class _Part(NamedTuple):
     num_samples: int
     """Number of samples in the dataset."""
 
-    @staticmethod
-    def of(name: DataPart, config: DataConfig, num_samples: int) -> "_Part":
-        """Return the corpora, and the share of their documents, that `config` gives to training or validation."""
-        if config.split is not None:
-            boundary = config.split[0] / sum(config.split)
-            begin, end = (0.0, boundary) if name == "train" else (boundary, 1.0)
-            return _Part(name, config.train, begin, end, num_samples)
-        return _Part(name, config.train if name == "train" else config.validation or [], 0.0, 1.0, num_samples)
+
+def _part(name: DataPart, config: DataConfig, num_samples: int) -> _Part:
+    """Return the corpora, and the share of their documents, that `config` gives to training or validation."""
+    if config.split is not None:
+        boundary = config.split[0] / sum(config.split)
+        begin, end = (0.0, boundary) if name == "train" else (boundary, 1.0)
+        return _Part(name, config.train, begin, end, num_samples)
+    return _Part(name, config.train if name == "train" else config.validation or [], 0.0, 1.0, num_samples)
 
 
 def _build_cache(part: _Part, config: DataConfig, tokenizer: Tokenizer, seq_length: int, cache: Path) -> None:

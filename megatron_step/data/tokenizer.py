@@ -99,8 +99,8 @@ def fitting_tokenizer(
     """
     tokenizer = load_tokenizer(path, end_of_document)
     if tokenizer.vocab_size > vocab_size:
-        beyond = sorted((index, mark) for mark, index in tokenizer.marks.items() if index >= vocab_size)
-        named = f" ({', '.join(f'{mark} is {index:,}' for index, mark in beyond[:3])})" if beyond else ""
+        excess = sorted((index, mark) for mark, index in tokenizer.marks.items() if index >= vocab_size)
+        named = f" ({', '.join(f'{mark} is {index:,}' for index, mark in excess[:3])})" if excess else ""
         raise ValueError(
             f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens{named}, but the model's vocabulary has "
             f"{vocab_size:,}: give the tokenizer that the model was trained with (--tokenizer)"

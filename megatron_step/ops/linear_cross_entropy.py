@@ -155,7 +155,7 @@ def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
     result[0] = float("-inf")
     if columns == 0:
         return result
-    here = (labels >= 0) & (labels < columns)
+    own_label = (labels >= 0) & (labels < columns)
     index = labels.clamp(0, columns - 1).unsqueeze(1)
     for rows in _chunks(logits):
         wide = logits[rows, :columns].float()
@@ -163,7 +163,7 @@ def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
         result[0, rows] = highest.squeeze(1).double()
         # torch sums in pairs, so float32 is precise enough.
         result[1, rows] = (wide - highest).exp_().sum(1).double()
-        result[2, rows] = wide.gather(1, index[rows]).squeeze(1).double() * here[rows]
+        result[2, rows] = wide.gather(1, index[rows]).squeeze(1).double() * own_label[rows]
     return result
 
 
@@ -180,12 +180,12 @@ def _softmax_gradient_(
     logits[:, columns:] = 0
     if columns == 0:
         return
-    here = ((labels >= 0) & (labels < columns)).unsqueeze(1)
+    own_label = ((labels >= 0) & (labels < columns)).unsqueeze(1)
     index = labels.clamp(0, columns - 1).unsqueeze(1)
     maximum, total, scale = maximum.unsqueeze(1), total.unsqueeze(1), scale.unsqueeze(1)
     for rows in _chunks(logits):
         wide = logits[rows, :columns].float()
-        target = (wide.gather(1, index[rows]) - maximum[rows]).exp_() / total[rows] - here[rows].double()
+        target = (wide.gather(1, index[rows]) - maximum[rows]).exp_() / total[rows] - own_label[rows].double()
         wide.sub_(maximum[rows].float()).exp_().mul_((scale[rows] / total[rows]).float())
         logits[rows, :columns] = wide.scatter_(1, index[rows], (scale[rows] * target).float())
 

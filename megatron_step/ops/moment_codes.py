@@ -31,9 +31,9 @@ def block_count(columns: int, first_column: int) -> int:
 
 def block_peaks(values: Tensor, first_column: int) -> Tensor:
     """Return the largest magnitude in each block of fp32 values: [rows, columns] -> [rows, blocks]; NaN counts most."""
-    before = first_column % MOMENT_BLOCK
-    after = -(before + values.shape[1]) % MOMENT_BLOCK
-    return F.pad(values.abs(), (before, after)).unflatten(1, (-1, MOMENT_BLOCK)).amax(-1)
+    left = first_column % MOMENT_BLOCK
+    right = -(left + values.shape[1]) % MOMENT_BLOCK
+    return F.pad(values.abs(), (left, right)).unflatten(1, (-1, MOMENT_BLOCK)).amax(-1)
 
 
 def block_scales(peaks: Tensor) -> Tensor:
@@ -101,5 +101,5 @@ def _over_root(levels: float, scales: Tensor, elements: Tensor, first_column: in
 
 def _of_elements(values: Tensor, elements: Tensor, first_column: int) -> Tensor:
     """The value of each element's block: [rows, blocks] -> [rows, columns]."""
-    before = first_column % MOMENT_BLOCK
-    return values.repeat_interleave(MOMENT_BLOCK, 1)[:, before : before + elements.shape[1]]
+    left = first_column % MOMENT_BLOCK
+    return values.repeat_interleave(MOMENT_BLOCK, 1)[:, left : left + elements.shape[1]]

@@ -96,11 +96,11 @@ def encode_states_(
             continue
         for piece in pieces:
             column = piece.place.first_column
-            of_piece, scale = piece.of(values), piece.scales_of(scales)
-            peaks = block_peaks(of_piece, column)
+            piece_values, scale = piece.of(values), piece.scales_of(scales)
+            peaks = block_peaks(piece_values, column)
             scale.copy_(block_scales(torch.maximum(peaks, shared[piece][index]) if piece in shared else peaks))
-            half = torch.full(of_piece.shape, _HALF, device=of_piece.device)
-            piece.of(states[name]).copy_(encode(of_piece, scale, half, column))
+            half = torch.full(piece_values.shape, _HALF, device=piece_values.device)
+            piece.of(states[name]).copy_(encode(piece_values, scale, half, column))
     if MAIN_WEIGHT in states:
         states[MAIN_WEIGHT].copy_(decoded.main)
     if CORRECTION in states:

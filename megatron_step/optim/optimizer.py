@@ -125,10 +125,10 @@ def _allocate_compact_states(
         own = owned(optimizer, shard.data) if shard.data.requires_grad else None
         if own is None:
             continue
-        of_weight = list(owned_pieces(shard, own.elements))
+        weight_pieces = list(owned_pieces(shard, own.elements))
         assert isinstance(own.inner, CompactAdamW)
-        own.inner.own(own.updated, of_weight, recipe, shard.data.shape)
-        pieces += of_weight
+        own.inner.own(own.updated, weight_pieces, recipe, shard.data.shape)
+        pieces += weight_pieces
     has_scales = recipe.first_moment.scale_block is not None
     shared = SharedBlocks(pieces if has_scales else [], parallel)
     for part in _parts(optimizer):

@@ -46,8 +46,8 @@ class SharedBlocks:
         for group in self._groups:
             torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX, group=group)
         largest = {piece: torch.zeros_like(own) for piece, own in peaks.items()}
-        for piece, of_piece in largest.items():
-            of_piece[:, :, piece.shared_blocks()] = together[:, places[piece]]
+        for piece, piece_peaks in largest.items():
+            piece_peaks[:, :, piece.shared_blocks()] = together[:, places[piece]]
         return largest
 
     def _places_of(self, piece: Piece) -> Tensor:

@@ -69,6 +69,6 @@ def _parts(start: int, stop: int, shape: tuple[int, ...]) -> Iterator[tuple[tupl
 
 def _flat_index(offset: tuple[int, ...], shape: tuple[int, ...]) -> int:
     index = 0
-    for at, size in zip(offset, shape):
-        index = index * size + at
+    for start, size in zip(offset, shape):
+        index = index * size + start
     return index

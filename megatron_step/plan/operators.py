@@ -49,7 +49,7 @@ class New:
 
     copied: int
     """The old layer that it begins as, where growth.init makes copies."""
-    above: int | None = None
+    upper: int | None = None
     """The old layer whose mean with `copied` it begins as, where growth.init is mean; None for the copy alone."""
 
 
@@ -64,7 +64,7 @@ class Init:
 
 
 INITS = {
-    "mean": Init(lambda new: (new.copied,) if new.above is None else (new.copied, new.above)),
+    "mean": Init(lambda new: (new.copied,) if new.upper is None else (new.copied, new.upper)),
     "copy": Init(lambda new: (new.copied,)),
     "identity": Init(lambda new: (new.copied,), zero_outputs=True),
     "random": Init(lambda new: ()),
@@ -119,9 +119,9 @@ class Interpolate(Operator):
         for index in range(num_new):
             added[order[index % len(order)]] += 1
         places: list[Old | New] = []
-        for below in range(num_layers):
-            places.append(Old(below))
-            places += [New(below, below + 1 if below + 1 < num_layers else None)] * added[below]
+        for layer in range(num_layers):
+            places.append(Old(layer))
+            places += [New(layer, layer + 1 if layer + 1 < num_layers else None)] * added[layer]
         return places
 
     def describe(self, growth: GrowthConfig) -> str:

@@ -125,7 +125,7 @@ def plan_and_forecast(resolved: ResolvedConfig, chosen: Sequence[int] | None = N
     the plan command takes.
     """
     config = resolved.config
-    if others := config.planner.of_other_engines:
+    if others := config.planner.plan_only_keys:
         raise ValueError(f"{others}: training has no such thing, only megatron-step plan counts it. Leave it out")
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
     if config.planner.plan:
@@ -204,7 +204,7 @@ def check_fits(found: Forecast) -> None:
 def _stage_forecast(
     resolved: ResolvedConfig, stage: Stage, costs: RunCosts, machines: Sequence[Machine]
 ) -> StageForecast:
-    stage_costs = costs.of_stage(stage.index)
+    stage_costs = costs.stage(stage.index)
     ranks, seconds = [], []
     for machine, chunks, cost in zip(machines, held_chunks(resolved, stage), stage_costs.ranks):
         rank = _rank_forecast(resolved, stage, chunks, machine)

@@ -54,12 +54,12 @@ def paper_plan(resolved: ResolvedConfig, count: int, *, with_embeddings: bool) -
     old, new = (recipe.state_bytes(held_layer(resolved, later, layer).parameters) for layer in (0, 1))
     outer = [recipe.state_bytes(held_ends(resolved, stage, whole).parameters) for stage in (first, later)]
     rest = outer if with_embeddings else [0, 0]
-    before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
+    old_depth, new_depth = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
     costs = []
     for stage in range(count):
-        possible = (before == 0) if stage == 0 else (before > 0)
-        cost = new * (after - before) + old * before + rest[min(stage, 1)]
-        costs.append(np.where(possible & (after > before), cost, np.inf))
+        possible = (old_depth == 0) if stage == 0 else (old_depth > 0)
+        cost = new * (new_depth - old_depth) + old * old_depth + rest[min(stage, 1)]
+        costs.append(np.where(possible & (new_depth > old_depth), cost, np.inf))
     least, _ = best_depths(costs, largest=True)  # without it the program takes seconds, or minutes
     layers = tuple(int(number) for number in np.diff([0, *solve_program(costs, largest=True, limit=least)]))
     stage_bytes = tuple(

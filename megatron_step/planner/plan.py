@@ -123,10 +123,10 @@ def _given_layouts(
     return tuple(tuple(layout) for layout in layouts)
 
 
-def _layers(before: list[Stage], num_new: int, config: RunConfig) -> tuple[GrownLayer, ...]:
-    if not before:
+def _layers(stages: list[Stage], num_new: int, config: RunConfig) -> tuple[GrownLayer, ...]:
+    if not stages:
         return first_layers(num_new, config.stages.start_from is not None)
-    return grow(before[-1].layers, num_new, len(before), config.growth, config.training.seed)
+    return grow(stages[-1].layers, num_new, len(stages), config.growth, config.training.seed)
 
 
 def _step_budgets(config: RunConfig) -> list[int]:

@@ -126,8 +126,8 @@ def test_growth_is_described_by_the_settings_that_it_uses(growth: GrowthConfig, 
 def test_settings_that_no_operator_takes_are_refused() -> None:
     with pytest.raises(ValueError, match="stack does not take growth.init mean: choose copy, identity or random"):
         operator_of(GrowthConfig(operator="stack"))
-    with pytest.raises(ValueError, match="growth.operator spread is not registered: choose .*interpolate.* or "):
-        operator_of(GrowthConfig(operator="spread"))
+    with pytest.raises(ValueError, match="growth.operator unknown is not registered: choose .*interpolate.* or "):
+        operator_of(GrowthConfig(operator="unknown"))
 
 
 class Repeat(Operator):

@@ -69,7 +69,7 @@ def _chunk_use(resolved: ResolvedConfig, held: HeldChunk) -> Use:
         if flows:
             blocks.append(layer.cost.use)
     blocks += [ends.head] if ends.head else []
-    peak = kept = ends.below
+    peak = kept = ends.kept
     for index, block in enumerate(blocks):
         is_top = index == len(blocks) - 1  # its backward pass makes the bytes of `under_top`
         peak = max(peak, kept + block.backward + (0 if is_top else ends.under_top))

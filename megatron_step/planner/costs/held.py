@@ -61,7 +61,7 @@ class HeldLayer:
 class ChunkEnds:
     """Bytes of one micro-batch in what a model chunk has beside its layers."""
 
-    below: int
+    kept: int
     """Bytes kept from the forward to the backward pass: the output sent on, and what the embedding keeps."""
     under_top: int
     """Bytes added once the backward pass of the topmost block is over."""
@@ -173,7 +173,7 @@ def held_ends(resolved: ResolvedConfig, stage: Stage, chunk: Chunk) -> HeldEnds:
     waits = first and last and blocks.head.tied and embedding_trained
     waiting = embedding.gradient if waits else 0
     ends = ChunkEnds(
-        below=sent + (embedding.kept if first else 0),
+        kept=sent + (embedding.kept if first else 0),
         under_top=waiting + sent,
         embedding_backward=2 * sent + 2 * waiting + embedding.backward if first and embedding_trained else 0,
         head=head.use if head else None,

@@ -83,7 +83,7 @@ class RunCosts:
     later: StageCosts
     """Any later stage."""
 
-    def of_stage(self, index: int) -> StageCosts:
+    def stage(self, index: int) -> StageCosts:
         """Costs of the stage with the number `index`, from 0."""
         return self.later if index else self.first
 
@@ -153,28 +153,28 @@ def range_bytes(costs: StageCosts, is_new: Sequence[bool]) -> Array:
     top = np.full_like(states, -np.inf)
     for y, layer in enumerate(layers, start=1):
         top[:y, y] = kept[:y, y - 1] + layer.use.backward
-    under = np.full_like(top, -np.inf)
-    under[:, 1:] = np.maximum.accumulate(top, axis=1)[:, :-1]
-    backward = {ends: _backward_bytes(ends, kept, top, under) for (ends,) in {rank.ends for rank in costs.ranks}}
+    lower = np.full_like(top, -np.inf)
+    lower[:, 1:] = np.maximum.accumulate(top, axis=1)[:, :-1]
+    backward = {ends: _backward_bytes(ends, kept, top, lower) for (ends,) in {rank.ends for rank in costs.ranks}}
     needed = np.empty((len(costs.ranks), *states.shape))
-    for rank, of_rank in zip(costs.ranks, needed):
+    for rank, rank_bytes in zip(costs.ranks, needed):
         (ends,) = rank.ends
-        of_rank[:] = backward[ends]
-        of_rank += (rank.in_flight - 1) * kept
-        of_rank += rank.message_bytes + (rank.in_flight - 1) * (ends.below + (ends.head.kept if ends.head else 0))
-        np.maximum(of_rank, rank.growth_bytes, out=of_rank)
-        of_rank += states
-        of_rank += rank.state_bytes
+        rank_bytes[:] = backward[ends]
+        rank_bytes += (rank.in_flight - 1) * kept
+        rank_bytes += rank.message_bytes + (rank.in_flight - 1) * (ends.kept + (ends.head.kept if ends.head else 0))
+        np.maximum(rank_bytes, rank.growth_bytes, out=rank_bytes)
+        rank_bytes += states
+        rank_bytes += rank.state_bytes
     return needed
 
 
-def _backward_bytes(ends: ChunkEnds, kept: Array, top: Array, under: Array) -> Array:
+def _backward_bytes(ends: ChunkEnds, kept: Array, top: Array, lower: Array) -> Array:
     """[x, y]: B."""
     if ends.head is None:
-        highest = np.maximum(top, under + ends.under_top)
+        highest = np.maximum(top, lower + ends.under_top)
     else:
-        highest = np.maximum(np.maximum(top, under) + ends.under_top, kept + ends.head.backward)
-    bytes_: Array = np.maximum(ends.below + highest, ends.embedding_backward)
+        highest = np.maximum(np.maximum(top, lower) + ends.under_top, kept + ends.head.backward)
+    bytes_: Array = np.maximum(ends.kept + highest, ends.embedding_backward)
     return bytes_
 
 
@@ -183,15 +183,15 @@ def range_seconds(costs: StageCosts, is_new: Sequence[bool], machines: Sequence[
     seconds = []
     for rank, machine in zip(costs.ranks, machines):
         new, old = (layer_seconds(costs, layer, machine) for layer in (costs.new, costs.old))
-        of_layers = sums(np.where(is_new, new, old))
-        seconds.append(rank_seconds(costs, rank, machine) + differences(of_layers))
+        layers_seconds = sums(np.where(is_new, new, old))
+        seconds.append(rank_seconds(costs, rank, machine) + differences(layers_seconds))
     return np.stack(seconds)
 
 
 def layer_seconds(costs: StageCosts, layer: LayerCost, machine: Machine) -> float:
     """Seconds that a layer adds to a step."""
-    of_microbatch = layer.flops / machine.flops + layer.exchanged_bytes / machine.tensor_bandwidth
-    return costs.slots * of_microbatch + layer.reduced_bytes / machine.data_bandwidth
+    microbatch_seconds = layer.flops / machine.flops + layer.exchanged_bytes / machine.tensor_bandwidth
+    return costs.slots * microbatch_seconds + layer.reduced_bytes / machine.data_bandwidth
 
 
 def rank_seconds(costs: StageCosts, rank: RankCost, machine: Machine) -> float:
@@ -207,8 +207,8 @@ def sums(values: Sequence[float] | Array) -> Array:
 def differences(sums: Array) -> Array:
     """[x, y]: the sum of the values x + 1 to y; infinite for y <= x."""
     ends = np.arange(len(sums))
-    of_ranges: Array = np.where(ends[:, None] < ends[None, :], sums[None, :] - sums[:, None], np.inf)
-    return of_ranges
+    range_sums: Array = np.where(ends[:, None] < ends[None, :], sums[None, :] - sums[:, None], np.inf)
+    return range_sums
 
 
 def stage_of(born: tuple[int, ...], index: int) -> Stage:

@@ -67,7 +67,7 @@ def choose(
     if planner.objective == "time":
         best = _fastest(stages, 1.0, (), deadline)
         _check_found(best, stages, config)
-        found = stages.of(best.depths, layouts.least_share)
+        found = stages.splits(best.depths, layouts.least_share)
         return _choice(stages, best.depths, found, 1.0, _solution(best, "time", config))
     least = _least_share(stages, deadline)
     _check_found(least, stages, config)
@@ -75,7 +75,7 @@ def choose(
         best = _deepest(stages, least.cost, least.depths, deadline)
     else:
         best = _fastest(stages, least.cost, least.depths, deadline)
-    found = stages.of(best.depths, partial(layouts.least_share, thorough=True))
+    found = stages.splits(best.depths, partial(layouts.least_share, thorough=True))
     proven = Depths(best.depths, max(split.cost for split in found), least.bound)
     return _choice(stages, best.depths, found, proven.cost, _solution(proven, "memory", config))
 
@@ -89,20 +89,20 @@ class _Stages:
     steps: Sequence[int]
     """Optimizer steps of each stage."""
     possible: Sequence[npt.NDArray[np.bool_]]
-    """For each stage [before, after]: whether it may grow the model so."""
+    """For each stage [old_depth, new_depth]: whether it may grow the model so."""
 
     def bounds(self, bounds: Array, fits: npt.NDArray[np.bool_] | bool = True) -> list[Array]:
-        """For each stage `bounds` [before, after] where that is possible and fits; nothing bounds one of no steps."""
+        """Return for each stage `bounds` [old_depth, new_depth] where that is possible and fits, and 0 for no steps."""
         return [
             np.where(possible & fits, bounds, np.inf) if steps else np.where(possible, 0.0, np.inf)
             for possible, steps in zip(self.possible, self.steps)
         ]
 
-    def of(self, depths: Sequence[int], best: Callable[[int, int], Split]) -> list[Split]:
+    def splits(self, depths: Sequence[int], best: Callable[[int, int], Split]) -> list[Split]:
         """The `best` layout of each stage."""
         found = []
-        for (before, after), steps in zip(growths(depths), self.steps):
-            found.append(best(before, after) if steps else Split(0.0, 0.0, self.layouts.even(after)))
+        for (old_depth, new_depth), steps in zip(growths(depths), self.steps):
+            found.append(best(old_depth, new_depth) if steps else Split(0.0, 0.0, self.layouts.even(new_depth)))
         return found
 
 
@@ -116,7 +116,7 @@ def _solution(found: Depths, kind: Literal["memory", "time"], config: RunConfig)
 def _choice(stages: _Stages, depths: Sequence[int], found: Sequence[Split], limit: float, solution: Solution) -> Choice:
     """The plan of these depths, with the fastest layouts within `limit`; `found` are layouts that are."""
     start = dict(zip(growths(depths), found))
-    fastest = stages.of(depths, lambda *growth: stages.layouts.fastest(*growth, limit, start[growth].layout))
+    fastest = stages.splits(depths, lambda *growth: stages.layouts.fastest(*growth, limit, start[growth].layout))
     return Choice(tuple(depths), tuple(split.layout for split in fastest), solution)
 
 
@@ -124,10 +124,10 @@ def _least_share(stages: _Stages, deadline: float) -> Depths:
     """The depths of the least largest share."""
     layouts = stages.layouts
 
-    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+    def evaluate(stage: int, old_depth: int, new_depth: int) -> tuple[float, float]:
         if stages.steps[stage] == 0:
             return 0.0, 0.0
-        split = layouts.least_share(before, after)
+        split = layouts.least_share(old_depth, new_depth)
         return split.cost, split.bound
 
     bounds = stages.bounds(layouts.share_bounds())
@@ -135,15 +135,15 @@ def _least_share(stages: _Stages, deadline: float) -> Depths:
 
 
 def _possible(stage: int, config: RunConfig, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:
-    """[before, after]: whether the stage may grow the model so."""
+    """[old_depth, new_depth]: whether the stage may grow the model so."""
     num_layers, operator = config.model.num_layers, operator_of(config.growth)
     allowed = np.zeros((num_layers + 1, num_layers + 1), dtype=bool)
     if depths is not None:
         allowed[growths(depths)[stage]] = True
         return allowed
-    for before in [0] if stage == 0 else range(1, num_layers + 1):
-        for after in range(before + 1, num_layers + 1):
-            allowed[before, after] = before == 0 or operator.can_add(before, after - before)
+    for old_depth in [0] if stage == 0 else range(1, num_layers + 1):
+        for new_depth in range(old_depth + 1, num_layers + 1):
+            allowed[old_depth, new_depth] = old_depth == 0 or operator.can_add(old_depth, new_depth - old_depth)
     return allowed
 
 
@@ -154,11 +154,11 @@ def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: floa
     num_layers = fits.shape[0] - 1
     missing = np.broadcast_to(num_layers - np.arange(num_layers + 1.0), fits.shape)
 
-    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+    def evaluate(stage: int, old_depth: int, new_depth: int) -> tuple[float, float]:
         if stages.steps[stage] == 0:
             return 0.0, 0.0
-        share = layouts.least_share(before, after).cost
-        cost = float(num_layers - after) if share <= limit * (1 + EXACT) else np.inf
+        share = layouts.least_share(old_depth, new_depth).cost
+        cost = float(num_layers - new_depth) if share <= limit * (1 + EXACT) else np.inf
         return cost, cost
 
     return cheapest_depths(stages.bounds(missing, fits), evaluate, largest=False, start=start, deadline=deadline)
@@ -168,14 +168,14 @@ def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: floa
     """Find the depths within `limit` whose steps take the least time."""
     layouts = stages.layouts
     fits = layouts.share_bounds() <= limit * (1 + EXACT)
-    of_step = stages.bounds(layouts.seconds_bounds(), fits)
-    bounds = [seconds * max(steps, 1) for seconds, steps in zip(of_step, stages.steps)]
+    step_seconds = stages.bounds(layouts.seconds_bounds(), fits)
+    bounds = [seconds * max(steps, 1) for seconds, steps in zip(step_seconds, stages.steps)]
 
-    def evaluate(stage: int, before: int, after: int) -> tuple[float, float]:
+    def evaluate(stage: int, old_depth: int, new_depth: int) -> tuple[float, float]:
         steps = stages.steps[stage]
         if steps == 0:
             return 0.0, 0.0
-        split = layouts.fastest(before, after, limit)
+        split = layouts.fastest(old_depth, new_depth, limit)
         return steps * split.cost, steps * split.bound
 
     return cheapest_depths(bounds, evaluate, largest=False, start=start, deadline=deadline)

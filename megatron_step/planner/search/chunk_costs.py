@@ -35,12 +35,12 @@ class ChunkCosts:
         least: Array = np.diff(self.sums).min(axis=2)
         return least
 
-    def of(self, ends: Sequence[int]) -> Array:
+    def rank_costs(self, ends: Sequence[int]) -> Array:
         """[p]: cost of each rank for chunks that end after `ends` layers."""
         chunks = np.arange(len(ends))
         costs = self.sums[:, chunks, list(ends)] - self.sums[:, chunks, [0, *ends[:-1]]]
-        of_ranks = costs.reshape(len(costs), -1, self.num_ranks).sum(axis=1)
-        total: Array = (self.constants + of_ranks).max(axis=0)
+        rank_sums = costs.reshape(len(costs), -1, self.num_ranks).sum(axis=1)
+        total: Array = (self.constants + rank_sums).max(axis=0)
         return total
 
 

@@ -90,8 +90,8 @@ def best_depths(costs: Sequence[Array], *, largest: bool) -> tuple[float, tuple[
     if not np.isfinite(value):
         return float("inf"), ()
     depths = [len(best) - 1]
-    for before in reversed(came_from):
-        depths.insert(0, int(before[depths[0]]))
+    for origins in reversed(came_from):
+        depths.insert(0, int(origins[depths[0]]))
     return value, tuple(depths)
 
 

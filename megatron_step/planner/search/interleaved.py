@@ -38,7 +38,7 @@ def near_split(costs: ChunkCosts, limits: Limits = (), start: Sequence[int] = ()
     if limits or costs.sums.shape[1] != 2 * costs.num_ranks:
         return _split(ends, costs, 0.0) if _within(ends, limits) else Split(float("inf"), 0.0, ())
     bound, found = two_chunk_split(costs, ends, precision)
-    return min((_split(of, costs, bound) for of in (ends, found)), key=lambda split: split.cost)
+    return min((_split(candidate, costs, bound) for candidate in (ends, found)), key=lambda split: split.cost)
 
 
 def _filled(costs: ChunkCosts) -> list[int]:
@@ -46,11 +46,11 @@ def _filled(costs: ChunkCosts) -> list[int]:
     num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
     average = costs.sums[:, :, -1].reshape(len(costs.sums), -1, costs.num_ranks) / num_layers  # [k, v, p]
     sizes = np.ones_like(average[0], dtype=np.int64)
-    of_ranks = costs.constants + average.sum(axis=1)
+    rank_sums = costs.constants + average.sum(axis=1)
     for _ in range(num_layers - num_chunks):
-        v, rank = np.unravel_index((of_ranks[:, None] + average).max(axis=0).argmin(), sizes.shape)
+        v, rank = np.unravel_index((rank_sums[:, None] + average).max(axis=0).argmin(), sizes.shape)
         sizes[v, rank] += 1
-        of_ranks[:, rank] += average[:, v, rank]
+        rank_sums[:, rank] += average[:, v, rank]
     return [int(size) for size in sizes.ravel()]
 
 
@@ -68,15 +68,15 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
     model = new_model("the layout of virtual pipelines (stages.layouts: even does without)")
     model.max_mip_gap = model.max_mip_gap_abs = 0.0
     top = model.add_var(lb=near.bound / unit)
-    below = _staircase(model, num_chunks, num_layers)
+    ended = _staircase(model, num_chunks, num_layers)
     for sums, constants in zip(costs.sums, costs.constants):
         for rank, constant in enumerate(constants.tolist()):
-            model += _rank_cost(sums, range(rank, num_chunks, costs.num_ranks), below, constant) / unit <= top
+            model += _rank_cost(sums, range(rank, num_chunks, costs.num_ranks), ended, constant) / unit <= top
     model.objective = mip.minimize(top)
     ends = np.cumsum(near.layout)
     model.start = [
         (variable, float(ends[c] <= s))
-        for c, row in enumerate(below)
+        for c, row in enumerate(ended)
         for s, variable in enumerate(row)
         if not isinstance(variable, int)
     ]
@@ -84,7 +84,7 @@ def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
     bound = max(near.bound, _bound(model, unit))
     splits = [Split(near.cost, min(near.cost, bound), near.layout)]
     if model.num_solutions:
-        found = [sum(_value(variable) < 0.5 for variable in row) for row in below[:-1]]
+        found = [sum(_value(variable) < 0.5 for variable in row) for row in ended[:-1]]
         splits.append(_split(_improved([*found, num_layers], costs, ()), costs, bound))
     return min(splits, key=lambda split: split.cost)
 
@@ -94,27 +94,27 @@ _LARGE = 2000
 
 
 def _split(ends: Sequence[int], costs: ChunkCosts, bound: float) -> Split:
-    cost = float(costs.of(ends).max())
+    cost = float(costs.rank_costs(ends).max())
     return Split(cost, min(cost, bound), tuple(int(size) for size in np.diff([0, *ends])))
 
 
 def _staircase(model: mip.Model, num_chunks: int, num_layers: int) -> list[list[mip.Var | int]]:
     """Y [c][s]; where chunks below or above need a layer each, it is known."""
-    below: list[list[mip.Var | int]] = []
+    ended: list[list[mip.Var | int]] = []
     for c in range(num_chunks):
         last = num_layers - (num_chunks - 1 - c)  # bounds of s_c
         first = c + 1 if c < num_chunks - 1 else last
         row = [
             int(s >= last) if not first <= s < last else model.add_var(var_type=mip.BINARY) for s in range(num_layers)
         ]
-        below.append(row)
+        ended.append(row)
     for c in range(num_chunks - 1):
         for s in range(num_layers):
             if s + 1 < num_layers:
-                _add(model, below[c][s], below[c][s + 1])
+                _add(model, ended[c][s], ended[c][s + 1])
             if c > 0 and s > 0:
-                _add(model, below[c][s], below[c - 1][s - 1])
-    return below
+                _add(model, ended[c][s], ended[c - 1][s - 1])
+    return ended
 
 
 def _add(model: mip.Model, smaller: mip.Var | int, larger: mip.Var | int) -> None:
@@ -124,7 +124,7 @@ def _add(model: mip.Model, smaller: mip.Var | int, larger: mip.Var | int) -> Non
 
 
 def _rank_cost(
-    sums: npt.NDArray[np.float64], chunks: Sequence[int], below: list[list[mip.Var | int]], constant: float
+    sums: npt.NDArray[np.float64], chunks: Sequence[int], ended: list[list[mip.Var | int]], constant: float
 ) -> mip.LinExpr:
     """d_p, `constant`, and the costs of the rank's chunks."""
     terms = []
@@ -132,8 +132,8 @@ def _rank_cost(
         # W_c(N) is in both terms of all chunks but the first, whose lower end is 0.
         constant += float(sums[c, -1]) if c == 0 else 0.0
         for s, step in enumerate(np.diff(sums[c]).tolist()):
-            for at, sign in ((c, -step), (c - 1, step))[: 2 if c else 1]:
-                variable = below[at][s]
+            for chunk, sign in ((c, -step), (c - 1, step))[: 2 if c else 1]:
+                variable = ended[chunk][s]
                 if isinstance(variable, int):
                     constant += sign * variable
                 else:
@@ -153,15 +153,15 @@ def _bound(model: mip.Model, unit: float) -> float:
 
 
 def _within(ends: Sequence[int], limits: Limits) -> bool:
-    return all(float(other.of(ends).max()) <= limit * (1 + _ROUNDING) for other, limit in limits)
+    return all(float(other.rank_costs(ends).max()) <= limit * (1 + _ROUNDING) for other, limit in limits)
 
 
 def _improved(ends: list[int], costs: ChunkCosts, limits: Limits) -> list[int]:
     """Layers handed from the worst rank's chunks to others, one at a time, as long as that helps."""
 
     def key(ends: Sequence[int]) -> tuple[float, list[float]]:
-        excess = max([0.0, *(float((other.of(ends) / limit).max()) - 1 for other, limit in limits)])
-        return excess if excess > _ROUNDING else 0.0, sorted(costs.of(ends).tolist(), reverse=True)
+        excess = max([0.0, *(float((other.rank_costs(ends) / limit).max()) - 1 for other, limit in limits)])
+        return excess if excess > _ROUNDING else 0.0, sorted(costs.rank_costs(ends).tolist(), reverse=True)
 
     best = key(ends)
     while True:
@@ -174,7 +174,7 @@ def _improved(ends: list[int], costs: ChunkCosts, limits: Limits) -> list[int]:
 def _handed_on(ends: list[int], costs: ChunkCosts) -> list[list[int]]:
     """Splits in which a chunk of the worst rank has a layer less and another chunk one more, those between shifted."""
     num_ranks, sizes = costs.num_ranks, np.diff([0, *ends])
-    worst = int(costs.of(ends).argmax())
+    worst = int(costs.rank_costs(ends).argmax())
     splits = []
     for giver in range(worst, len(ends), num_ranks):
         for taker in range(len(ends)) if sizes[giver] > 1 else ():

@@ -41,31 +41,31 @@ def solve_program(costs: Sequence[Array], *, largest: bool, limit: float = np.in
     model.max_mip_gap = model.max_mip_gap_abs = 0.0
     total = model.add_var()
     z = [_choices(model, cost, limit) for cost in costs]
-    spent = [mip.xsum(cost[arc] / unit * chosen for arc, chosen in of.items()) for cost, of in zip(costs, z)]
-    begins, ends = ([_sums(of, at) for of in z] for at in (0, 1))
+    spent = [mip.xsum(cost[arc] / unit * chosen for arc, chosen in choices.items()) for cost, choices in zip(costs, z)]
+    begins, ends = ([_sums(choices, side) for choices in z] for side in (0, 1))
     model += begins[0][0] == 1
     for i in range(len(costs) - 1):
         for depth in ends[i].keys() | begins[i + 1].keys():
             model += ends[i][depth] == begins[i + 1][depth]
     model += ends[-1][costs[0].shape[0] - 1] == 1
-    for of_stage in spent if largest else [mip.xsum(spent)]:
-        model += of_stage <= total
+    for stage_cost in spent if largest else [mip.xsum(spent)]:
+        model += stage_cost <= total
     model.objective = mip.minimize(total)
     status = model.optimize()
     if status is not mip.OptimizationStatus.OPTIMAL:
         raise RuntimeError(f"the solver did not find the layers of the stages: {status.name}")
-    return tuple(next(arc[1] for arc, chosen in of.items() if chosen.x > 0.5) for of in z)
+    return tuple(next(arc[1] for arc, chosen in choices.items() if chosen.x > 0.5) for choices in z)
 
 
 def _choices(model: mip.Model, cost: Array, limit: float) -> dict[tuple[int, int], mip.Var]:
     """z of a stage for all that it may do."""
     arcs = np.argwhere(np.isfinite(cost) & (cost <= limit))
-    return {(int(before), int(after)): model.add_var(var_type=mip.BINARY) for before, after in arcs}
+    return {(int(old_depth), int(new_depth)): model.add_var(var_type=mip.BINARY) for old_depth, new_depth in arcs}
 
 
-def _sums(of: dict[tuple[int, int], mip.Var], at: int) -> dict[int, mip.LinExpr]:
-    """Choices summed by the depth before (`at` 0) or after (1) the stage."""
+def _sums(choices: dict[tuple[int, int], mip.Var], side: int) -> dict[int, mip.LinExpr]:
+    """Choices summed by the depth before (`side` 0) or after (1) the stage."""
     sums: dict[int, mip.LinExpr] = defaultdict(mip.LinExpr)
-    for arc, chosen in of.items():
-        sums[arc[at]] += chosen
+    for arc, chosen in choices.items():
+        sums[arc[side]] += chosen
     return sums

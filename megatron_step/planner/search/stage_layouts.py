@@ -1,7 +1,7 @@
 """The best layouts of a stage: for any number of layers before and after it, the least memory and the least time.
 
-A stage that grows a model from `before` to `after` layers has its new layers where the growth operator puts them; the
-first one has `before` 0. Every question is answered once.
+A stage that grows a model from `old_depth` to `new_depth` layers has its new layers where the growth operator puts
+them. The first stage has `old_depth` 0. Every question is answered once.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,33 +64,33 @@ class StageLayouts:
         searched = config.parallel.virtual_pipeline_size > 1 and config.stages.layouts == "auto"
         return searched and operator_of(config.growth).only_inserts
 
-    def _least_share(self, before: int, after: int, thorough: bool = False) -> Split:
+    def _least_share(self, old_depth: int, new_depth: int, thorough: bool = False) -> Split:
         """The layout whose largest share of a rank's memory is least; of an interleaved pipeline, if `thorough`, the
         best that the integer program finds in its time, otherwise a good one."""
-        costs, is_new = self._stage(before, after)
+        costs, is_new = self._stage(old_depth, new_depth)
         if self._config.stages.layouts == "even":
-            return self._even(self._chunk_shares(costs, is_new), after)
+            return self._even(self._chunk_shares(costs, is_new), new_depth)
         if self._config.parallel.virtual_pipeline_size > 1:
             shares = self._chunk_shares(costs, is_new)
             return interleaved_split(shares, self._seconds) if thorough else near_split(shares)
         return _exact(self._shares(costs, is_new))
 
-    def _fastest(self, before: int, after: int, limit: float, start: tuple[int, ...] = ()) -> Split:
+    def _fastest(self, old_depth: int, new_depth: int, limit: float, start: tuple[int, ...] = ()) -> Split:
         """The fastest layout in which no rank needs more than the share `limit` of its memory; of an interleaved
         pipeline, a good one: no slower than the layout `start`, if that is within the limit."""
-        costs, is_new = self._stage(before, after)
+        costs, is_new = self._stage(old_depth, new_depth)
         if self._config.stages.layouts == "even":
-            return self._even(self._chunk_seconds(costs, is_new), after)
+            return self._even(self._chunk_seconds(costs, is_new), new_depth)
         if self._config.parallel.virtual_pipeline_size > 1:
             limits = [(self._chunk_shares(costs, is_new), limit)]
-            start = start or self.least_share(before, after).layout
+            start = start or self.least_share(old_depth, new_depth).layout
             return near_split(self._chunk_seconds(costs, is_new), limits, start)
         fits = self._shares(costs, is_new) <= limit * (1 + 1e-12)
         return _exact(np.where(fits, range_seconds(costs, is_new, self._machines), np.inf))
 
     def _even(self, costs: ChunkCosts, num_layers: int) -> Split:
         layout = self.even(num_layers)
-        cost = float(costs.of(np.cumsum(layout).tolist()).max())
+        cost = float(costs.rank_costs(np.cumsum(layout).tolist()).max())
         return Split(cost, cost, layout)
 
     def even(self, num_layers: int) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ class StageLayouts:
         return even_layout(num_layers, len(self._in_flight))
 
     def share_bounds(self) -> Array:
-        """[before, after]: what `least_share` cannot be below; infinite where there is no such stage."""
+        """[old_depth, new_depth]: what `least_share` cannot be below; infinite where there is no such stage."""
         pipeline = self._config.parallel.pipeline_parallel_size
 
         def costs_of(costs: StageCosts) -> _RankCosts:
@@ -108,7 +108,9 @@ class StageLayouts:
             # Each chunk has a layer, whose micro-batches in flight may be more than the least of the rank's chunks.
             more = (in_flight - least).sum(axis=0) * min(costs.new.use.kept, costs.old.use.kept)
             if len(in_flight) > 1:
-                own = more + np.array([self._rank_bytes(costs, rank, at) for at, rank in enumerate(costs.ranks)])
+                own = more + np.array(
+                    [self._rank_bytes(costs, rank, pp_rank) for pp_rank, rank in enumerate(costs.ranks)]
+                )
             else:  # exact layouts count what is in use at the same time alone
                 own = np.array([rank.state_bytes + rank.message_bytes for rank in costs.ranks])
             return _RankCosts(own / self._capacities, new / self._capacities, old / self._capacities)
@@ -116,7 +118,7 @@ class StageLayouts:
         return self._bounds(costs_of)
 
     def seconds_bounds(self) -> Array:
-        """[before, after]: what `fastest` cannot be below."""
+        """[old_depth, new_depth]: what `fastest` cannot be below."""
 
         def costs_of(costs: StageCosts) -> _RankCosts:
             pairs = list(zip(costs.ranks, self._machines))
@@ -130,19 +132,19 @@ class StageLayouts:
 
     def _bounds(self, costs_of: Callable[[StageCosts], "_RankCosts"]) -> Array:
         depth, parallel = self._config.model.num_layers, self._config.parallel
-        before, after = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
-        bounds = costs_of(self._later).bounds(after - before, before, parallel.virtual_pipeline_size)
-        bounds[0] = costs_of(self._first).bounds(after[0], before[0], parallel.virtual_pipeline_size)
+        old_depth, new_depth = np.meshgrid(np.arange(depth + 1.0), np.arange(depth + 1.0), indexing="ij")
+        bounds = costs_of(self._later).bounds(new_depth - old_depth, old_depth, parallel.virtual_pipeline_size)
+        bounds[0] = costs_of(self._first).bounds(new_depth[0], old_depth[0], parallel.virtual_pipeline_size)
         chunks = num_chunks(parallel)
-        impossible = (after < before) | (after < chunks)
+        impossible = (new_depth < old_depth) | (new_depth < chunks)
         return np.where(impossible, np.inf, bounds)
 
-    def _stage(self, before: int, after: int) -> tuple[StageCosts, list[bool]]:
+    def _stage(self, old_depth: int, new_depth: int) -> tuple[StageCosts, list[bool]]:
         """The costs of a stage, and which of its layers are new."""
-        if before == 0:
-            return self._first, [True] * after
-        layers = first_layers(before, start_from_checkpoint=False)
-        grown = grow(layers, after - before, 1, self._config.growth, self._config.training.seed)
+        if old_depth == 0:
+            return self._first, [True] * new_depth
+        layers = first_layers(old_depth, start_from_checkpoint=False)
+        grown = grow(layers, new_depth - old_depth, 1, self._config.growth, self._config.training.seed)
         return self._later, [layer.born == 1 for layer in grown]
 
     def _shares(self, costs: StageCosts, is_new: Sequence[bool]) -> Array:
@@ -155,19 +157,19 @@ class StageLayouts:
         """Shares of memory: in training, with as many micro-batches in flight in each chunk as it ever has, and while
         the model grows into the stage."""
 
-        def of_layers(in_flight: Sequence[int]) -> Array:
+        def layer_sums(in_flight: Sequence[int]) -> Array:
             new, old = (
-                np.array([layer.state_bytes + of_chunk * layer.use.kept for of_chunk in in_flight])
+                np.array([layer.state_bytes + count * layer.use.kept for count in in_flight])
                 for layer in (costs.new, costs.old)
             )
             per_layer = np.where(np.array(is_new)[None, :], new[:, None], old[:, None])
-            return np.stack([sums(of_chunk) for of_chunk in per_layer])
+            return np.stack([sums(layer_bytes) for layer_bytes in per_layer])
 
-        training = [self._rank_bytes(costs, rank, at) for at, rank in enumerate(costs.ranks)]
+        training = [self._rank_bytes(costs, rank, pp_rank) for pp_rank, rank in enumerate(costs.ranks)]
         growing = [rank.state_bytes + rank.growth_bytes for rank in costs.ranks]
-        of_chunks = np.tile(self._capacities, len(self._in_flight) // len(costs.ranks))[:, None]
+        chunk_capacities = np.tile(self._capacities, len(self._in_flight) // len(costs.ranks))[:, None]
         return ChunkCosts(
-            sums=np.stack([of_layers(self._in_flight), of_layers([0] * len(self._in_flight))]) / of_chunks,
+            sums=np.stack([layer_sums(self._in_flight), layer_sums([0] * len(self._in_flight))]) / chunk_capacities,
             constants=np.array([training, growing]) / self._capacities,
         )
 
@@ -177,9 +179,9 @@ class StageLayouts:
         total = rank.state_bytes + rank.message_bytes
         for chunk, ends in enumerate(rank.ends):
             in_flight = self._in_flight[chunk * len(costs.ranks) + pp_rank]
-            total += in_flight * (ends.below + (ends.head.kept if ends.head else 0))
+            total += in_flight * (ends.kept + (ends.head.kept if ends.head else 0))
             parts += [(ends.head, False)] if ends.head else []
-        return total + max(use.backward - use.kept + rank.ends[-1].under_top * below for use, below in parts)
+        return total + max(use.backward - use.kept + rank.ends[-1].under_top * is_layer for use, is_layer in parts)
 
     def _chunk_seconds(self, costs: StageCosts, is_new: Sequence[bool]) -> ChunkCosts:
         def per_layer(machine: Machine) -> list[float]:

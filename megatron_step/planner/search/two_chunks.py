@@ -28,17 +28,17 @@ def two_chunk_split(costs: ChunkCosts, start: Sequence[int], precision: float) -
 
     `costs` are of two chunks on each rank; `start` are the ends of a split, which comes back if none is better.
     """
-    above, ends = float(costs.of(start).max()), tuple(start)
-    middles = _middles(costs, above)
-    below, tried = 0.0, above * (1 - precision)
-    while above - below > precision * above:
+    highest, ends = float(costs.rank_costs(start).max()), tuple(start)
+    middles = _middles(costs, highest)
+    lowest, tried = 0.0, highest * (1 - precision)
+    while highest - lowest > precision * highest:
         fitting, found = _within(costs, middles, tried)
         if len(fitting):
-            middles, above, ends = fitting, tried, found
+            middles, highest, ends = fitting, tried, found
         else:
-            below = tried
-        tried = (above + below) / 2
-    return below, ends
+            lowest = tried
+        tried = (highest + lowest) / 2
+    return lowest, ends
 
 
 def _middles(costs: ChunkCosts, limit: float) -> Ends:
@@ -84,7 +84,7 @@ def _within(costs: ChunkCosts, middles: Ends, limit: float) -> tuple[Ends, tuple
     ends_of_lower = [int(middles[first])]
     for widths in reversed(begins[1:]):
         ends_of_lower.insert(0, ends_of_lower[0] - 1 - int(widths[first, ends_of_lower[0]]))
-    return middles[fits], (*ends_of_lower, *(int(of[first, end]) for of, end in zip(reached[1:], ends_of_lower)))
+    return middles[fits], (*ends_of_lower, *(int(ends[first, end]) for ends, end in zip(reached[1:], ends_of_lower)))
 
 
 def _furthest(costs: ChunkCosts, chunk: int, begins: Ends, rest: Array) -> Ends:

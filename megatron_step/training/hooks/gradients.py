@@ -30,8 +30,8 @@ def gradient_check_hook(parallel: Parallel) -> Hook:
             checked_stage, looks = context.state.stage.index, 0
         elif not suspects or looks == CHECKED_STEPS:
             return
-        without = set(weights_without_gradient(context.state, parallel))
-        suspects = without & suspects if looks else without
+        idle = set(weights_without_gradient(context.state, parallel))
+        suspects = idle & suspects if looks else idle
         looks += 1
         if suspects and looks == CHECKED_STEPS:
             names = sorted(suspects)

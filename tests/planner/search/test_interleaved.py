@@ -33,10 +33,10 @@ def test_the_same_as_trying_all(seed: int, num_ranks: int, virtual: int, spare: 
     num_layers = num_chunks + spare
     costs = random_costs(seed, num_ranks, num_chunks, num_layers)
     found = interleaved_split(costs, seconds=30)
-    best = min(costs.of(ends).max() for ends in all_splits(num_layers, num_chunks))
+    best = min(costs.rank_costs(ends).max() for ends in all_splits(num_layers, num_chunks))
     assert found.cost == pytest.approx(best, rel=1e-9)
     assert found.bound == pytest.approx(best, rel=1e-6)
-    assert costs.of(np.cumsum(found.layout).tolist()).max() == found.cost
+    assert costs.rank_costs(np.cumsum(found.layout).tolist()).max() == found.cost
     assert best * (1 - 1e-12) <= near_split(costs).cost
 
 
@@ -44,11 +44,11 @@ def test_the_same_as_trying_all(seed: int, num_ranks: int, virtual: int, spare: 
 @given(seed=st.integers(0, 2**32 - 1), slack=st.floats(0, 0.5))
 def test_other_costs_stay_within_their_limit(seed: int, slack: float) -> None:
     costs, other = random_costs(seed, 2, 4, 8), random_costs(seed + 1, 2, 4, 8)
-    limit = min(other.of(ends).max() for ends in all_splits(8, 4)) * (1 + slack)
-    start = np.diff([0, *min(all_splits(8, 4), key=lambda ends: other.of(ends).max())]).tolist()
+    limit = min(other.rank_costs(ends).max() for ends in all_splits(8, 4)) * (1 + slack)
+    start = np.diff([0, *min(all_splits(8, 4), key=lambda ends: other.rank_costs(ends).max())]).tolist()
     found = near_split(costs, [(other, limit)], start)
-    assert other.of(np.cumsum(found.layout).tolist()).max() <= limit * (1 + 1e-9)
-    assert found.cost <= costs.of(np.cumsum(start).tolist()).max()
+    assert other.rank_costs(np.cumsum(found.layout).tolist()).max() <= limit * (1 + 1e-9)
+    assert found.cost <= costs.rank_costs(np.cumsum(start).tolist()).max()
 
 
 def test_no_split_keeps_the_limit() -> None:

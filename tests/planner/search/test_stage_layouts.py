@@ -1,14 +1,17 @@
 """Layouts of a stage: bounds are below what is found, and each answer is a layout of the stage."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from small_run import VOCAB_SIZE, small_config
 
+from megatron_step.config.run import RunConfig
 from megatron_step.plan.operators import Interpolate, register
 from megatron_step.plan.resolved import resolve
 from megatron_step.planner.costs.machines import Machine
+from megatron_step.planner.costs.stage_costs import run_costs
 from megatron_step.planner.search.stage_layouts import StageLayouts
 
 UNEQUAL = [Machine(2**30, 1e12), Machine(2**29, 0.5e12)]
@@ -20,7 +23,12 @@ def layouts_of(virtual: int = 1, **stages: Any) -> StageLayouts:
         stages={"count": 2, **stages},
         parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": virtual},
     )
-    return StageLayouts(resolve(config, VOCAB_SIZE), UNEQUAL, seconds=5)
+    return search_layouts(config)
+
+
+def search_layouts(config: RunConfig, machines: Sequence[Machine] = UNEQUAL) -> StageLayouts:
+    resolved = resolve(config, VOCAB_SIZE)
+    return StageLayouts(resolved, run_costs(resolved), machines, seconds=5)
 
 
 @pytest.mark.parametrize("virtual", [1, 2])
@@ -59,7 +67,7 @@ def test_bounds_rise_only_where_the_operator_only_inserts() -> None:
             growth={"operator": operator},
             parallel={"pipeline_parallel_size": 2, "virtual_pipeline_size": 2},
         )
-        rise[operator] = StageLayouts(resolve(config, VOCAB_SIZE), UNEQUAL, seconds=5).bounds_rise
+        rise[operator] = search_layouts(config).bounds_rise
     assert rise == {"interpolate": True, "spread": False}
 
 
@@ -83,4 +91,4 @@ def test_the_small_rank_gets_fewer_layers() -> None:
 def test_old_layers_take_less() -> None:
     assert layouts_of().old_layers_save
     config = small_config(stages={"count": 2}, freeze={"layers": False})
-    assert not StageLayouts(resolve(config, VOCAB_SIZE), [Machine()], seconds=5).old_layers_save
+    assert not search_layouts(config, [Machine()]).old_layers_save

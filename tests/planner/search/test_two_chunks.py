@@ -25,7 +25,7 @@ def costs_of(of_layers: npt.NDArray[np.float64], num_ranks: int, random: np.rand
 
 def best_of_all(costs: ChunkCosts, num_chunks: int) -> float:
     inner = combinations(range(1, costs.num_layers), num_chunks - 1)
-    return min(float(costs.of([*ends, costs.num_layers]).max()) for ends in inner)
+    return min(float(costs.rank_costs([*ends, costs.num_layers]).max()) for ends in inner)
 
 
 @settings(max_examples=100, deadline=None)
@@ -40,7 +40,7 @@ def test_the_bound_is_below_all_splits(seed: int, num_ranks: int, spare: int, eq
     assert len(ends) == 2 * num_ranks and ends[-1] == num_layers and min(np.diff([0, *ends])) >= 1
     if equal:
         assert bound == pytest.approx(best, rel=1e-9)
-        assert costs.of(ends).max() == pytest.approx(best, rel=1e-9)
+        assert costs.rank_costs(ends).max() == pytest.approx(best, rel=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
