@@ -5,6 +5,8 @@ from typing import Literal
 
 from megatron_step.config.numbers import check_finite
 
+StatesRecipe = Literal["full", "exact", "compact", "smallest"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -28,7 +30,7 @@ class OptimizerConfig:
     """Learning rate of the adapters, as a multiple of the schedule's."""
     embeddings_scale: float = 1.0
     """Learning rate of the embedding and the output layer, as a multiple of the schedule's."""
-    states: Literal["full", "exact", "compact", "smallest"] = "full"
+    states: StatesRecipe = "full"
     """Recipe of the states beside bf16 weights (docs/states.md). full: fp32 main weights and moments. exact: the same
     numbers in 2 bytes less. compact: 8-bit moments. smallest: 8-bit moments, and weights that are rounded
     stochastically instead of main weights."""

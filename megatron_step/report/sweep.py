@@ -1,4 +1,4 @@
-"""The Pareto front of a model's plans over numbers of stages, adapter ranks, layouts and recompute.
+"""The Pareto front of a model's plans over numbers of stages, adapter ranks, layouts, recompute and model states.
 
 A plan is on the front unless another plan needs less memory and is as fast, or is faster with as little memory.
 """
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_step.config.cluster import Cluster
+from megatron_step.config.optimization import OptimizerConfig, StatesRecipe
 from megatron_step.config.run import check_world
 from megatron_step.plan.old_layers import adapts
 from megatron_step.plan.resolved import ResolvedConfig
+from megatron_step.plan.states import BF16
 from megatron_step.planner.forecast import Forecast, forecast
 from megatron_step.report.text_table import aligned, format_bytes
 
@@ -21,6 +23,8 @@ COUNTS = (1, 2, 3, 4, 6)
 RANKS = (16, 64, 128)
 """Adapter ranks to try."""
 
+STATES: tuple[StatesRecipe, ...] = ("full", "compact")
+"""Values of optimizer.states to try for bf16 weights."""
 RECOMPUTES: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 """Values of parallel.recompute to try."""
 
@@ -46,7 +50,11 @@ def variants(resolved: ResolvedConfig, cluster: Cluster) -> Iterator[ResolvedCon
     largest = min(group.gpus_per_node for group in cluster.nodes)
     tensor_sizes = [size for size in _powers(largest) if largest % size == 0]
     pipelines = [size for size in _powers(world_size) if size <= config.model.num_layers]
-    for count, rank, tensor, pipeline, recompute in product(COUNTS, RANKS, tensor_sizes, pipelines, RECOMPUTES):
+    recipes: list[StatesRecipe] = [config.optimizer.states]
+    if resolved.recipe.weight == BF16 and config.planner.recipe is None:
+        recipes = sorted({*STATES, config.optimizer.states})
+    axes = product(COUNTS, RANKS, tensor_sizes, pipelines, RECOMPUTES, recipes)
+    for count, rank, tensor, pipeline, recompute, states in axes:
         if count == 1 and rank != RANKS[0]:
             continue  # a model that does not grow has no adapters
         try:
@@ -54,6 +62,7 @@ def variants(resolved: ResolvedConfig, cluster: Cluster) -> Iterator[ResolvedCon
                 config,
                 stages=replace(config.stages, count=count, layers="auto", layouts="auto"),
                 adapter=replace(config.adapter, rank=rank),
+                optimizer=_with_states(config.optimizer, states),
                 parallel=replace(
                     config.parallel,
                     tensor_parallel_size=tensor,
@@ -68,6 +77,13 @@ def variants(resolved: ResolvedConfig, cluster: Cluster) -> Iterator[ResolvedCon
         except ValueError:
             continue
         yield resolved.with_config(changed)
+
+
+def _with_states(optimizer: OptimizerConfig, states: StatesRecipe) -> OptimizerConfig:
+    """Return the section with another recipe; keys that shape a recipe stay with their own."""
+    if states == optimizer.states:
+        return optimizer
+    return replace(optimizer, states=states, gradients=None, correction_bits=16)
 
 
 def candidate(variant: ResolvedConfig, cluster: Cluster) -> Candidate | None:
@@ -89,7 +105,7 @@ def pareto_front(candidates: list[Candidate]) -> list[Candidate]:
 
 def front_table(front: list[Candidate]) -> str:
     """Return a table with a line for each plan."""
-    rows = [("peak", "fits", "s/step", "stages", "layers", "adapter rank", "TP", "PP", "DP", "recompute")]
+    rows = [("peak", "fits", "s/step", "stages", "layers", "adapter rank", "TP", "PP", "DP", "recompute", "states")]
     for item in front:
         config, plan = item.resolved.config, item.forecast.plan
         parallel = config.parallel
@@ -105,6 +121,7 @@ def front_table(front: list[Candidate]) -> str:
                 str(parallel.pipeline_parallel_size),
                 str(item.resolved.dp_size),
                 parallel.recompute,
+                config.optimizer.states,
             )
         )
     return aligned(rows)

@@ -30,6 +30,14 @@ def test_layouts_and_numbers_of_stages_are_tried(candidates: list[Candidate]) ->
     assert {item.resolved.config.parallel.recompute for item in candidates} == {"none", "selective", "full"}
 
 
+def test_recipes_of_model_states_are_tried_for_bf16_weights() -> None:
+    config = small_config(training={"global_batch_size": 8, "precision": "bf16"})
+    found = list(variants(resolve(config, VOCAB_SIZE, 2), CLUSTER))
+    assert {variant.config.optimizer.states for variant in found} == {"full", "compact"}
+    named = small_config(training={"precision": "bf16"}, planner={"recipe": "paper"})
+    assert {variant.config.optimizer.states for variant in variants(resolve(named, VOCAB_SIZE, 2), CLUSTER)} == {"full"}
+
+
 def test_nothing_beats_the_front_and_all_else_is_beaten(candidates: list[Candidate]) -> None:
     front = pareto_front(candidates)
 

@@ -34,6 +34,24 @@ KILLED: dict[str, tuple[int, dict[str, Any]]] = {
         4,
         {"parallel": TP2_PP2, "training": {"precision": "bf16"}, "checkpoint": {"asynchronous": True}},
     ),
+    "compact TP2 PP2 asynchronous": (
+        4,
+        {
+            "parallel": TP2_PP2,
+            "training": {"precision": "bf16"},
+            "checkpoint": {"asynchronous": True},
+            "optimizer": {"states": "compact"},
+        },
+    ),
+    "smallest DP2 distributed, growing": (
+        2,
+        {
+            "training": {"precision": "bf16"},
+            "optimizer": {"states": "smallest"},
+            "stages": {"count": 2, "layers": [2, 2], "steps": STEPS // 2},
+            "freeze": {"layers": False},
+        },
+    ),
     "ramped batch": (2, {"training": {"ramp_up": RampUpConfig(start=4, increment=4, samples=60)}}),
 }
 
