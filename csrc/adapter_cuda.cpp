@@ -1,5 +1,5 @@
-// The adapter's kernels as torch operators on CUDA tensors: checks, memory for results, the choice of the type. Compiled
-// where the extension is built for CUDA; the tests compile it with the emulated kernels, for CPU tensors.
+// The adapter's kernels as torch operators on CUDA tensors: checks, memory for results, choice of the type. This file is
+// compiled if the extension is built for CUDA. The tests compile it with the emulated kernels, for CPU tensors.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
@@ -24,7 +24,7 @@ namespace {
 
 using at::Tensor;
 
-// Makes a tensor's device the current one, and gives its stream.
+// Makes a tensor's device the current device, and returns its stream.
 class OnDevice {
 #ifdef MEGATRON_STEP_EMULATION
  public:
@@ -46,7 +46,7 @@ struct Operand {
   at::ScalarType dtype;
 };
 
-// Kernels read raw memory: whatever they are given must be matrices of the right type, on one device, without gaps.
+// Kernels read raw memory, so their arguments must be matrices of the right type, on one device, without gaps.
 void check(const char* operation, std::initializer_list<Operand> operands) {
   const Tensor& first = operands.begin()->tensor;
   for (const auto& [name, tensor, dtype] : operands) {

@@ -1,5 +1,5 @@
-// Dropout of an adapter's input from an element's index alone: x [rows, columns] is a part of a whole x, row_stride
-// columns wide, so that every split of it draws parts of one mask, and nothing is stored for backward.
+// Dropout of an adapter's input, computed from each element's index: x [rows, columns] is a part of a whole x, row_stride
+// columns wide. So every split of the whole x draws parts of one mask, and nothing is stored for backward.
 //     y[i, j] = mask[i, j] * x[i, j]             the mask: dropout_hash.h
 #include "dropout_hash.h"
 #include "operations.h"
@@ -7,7 +7,7 @@
 namespace megatron_step {
 namespace {
 
-// Elements whose indices agree in their upper word, from `index` on.
+// Elements from `index` on whose indices have the same upper word.
 template <typename scalar_t>
 void drop(const scalar_t* x, scalar_t* y, uint32_t index, uint32_t count, Words key, uint32_t threshold, float scale) {
 #pragma omp simd

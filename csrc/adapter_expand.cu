@@ -1,8 +1,8 @@
-// What an adapter adds to its output, and to its input's gradient: a product that sums over the rank alone.
+// The adapter's term of the output, and of the input's gradient: a product that sums only over the rank.
 //     y = s u factorᵀ              factor B [n, r], nothing dropped
 //     dx = mask * (du factor)      factor A [r, k]
-// It is written, not added: the product with the frozen weight comes after it and adds to it, and reads it while it
-// computes. A block has 64 tokens.
+// The term is written, not added: the product with the frozen weight follows, and adds to it while it computes. A block
+// has 64 tokens.
 #include "cuda_product.cuh"
 
 namespace megatron_step {
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks<T>)
         multiply(sums[j], left, load_operand<Side::kRight, factor_sum>(tiles.factor, j * 16, k));
       }
     }
-    __syncthreads();  // all have read the tiles that the next copies fill
+    __syncthreads();  // all threads have read the tiles that the next copies overwrite
   }
 
   const bool in_pairs = columns % 2 == 0;

@@ -1,7 +1,7 @@
 // Gradient of a low-rank factor, summed over tokens:
 //     dA = s duᵀ drop(x)           [r, k]
-//     dB = s dyᵀ u                 [n, r], nothing dropped; adapter_output_gradients.cu has it for small ranks
-// A block has RANK of the ranks, 64 columns and a part of the tokens; a warp has 16 of the columns.
+//     dB = s dyᵀ u                 [n, r], nothing dropped; for small ranks see adapter_output_gradients.cu
+// A block computes RANK rows of the factor and 64 columns, over a part of the tokens; a warp has 16 of the columns.
 #include "cuda_product.cuh"
 
 namespace megatron_step {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks<T>)
         multiply(sums[i], load_operand<Side::kLeft, Sum::kFromRowToRow>(now.u, i * 16, k), right);
       }
     }
-    __syncthreads();  // all have read the stage that the next copies fill
+    __syncthreads();  // all threads have read the stage that the next copies overwrite
   }
 
   float* out = parts + blockIdx.y * rank * x.columns;

@@ -1,8 +1,8 @@
 // The CUDA kernels of the adapter-augmented linear; each is explained in the file of its name.
 //
 // T is float, c10::BFloat16 or c10::Half. Matrices are row-major without gaps and lie on the current device. Sums over
-// many tokens or columns are left in `parts`, which the caller adds in their order; how many depends on shapes alone, so
-// that a result is the same bits in every run and on every GPU.
+// many tokens or columns are returned as `parts`, which the caller adds in order. The number of parts depends only on
+// shapes, so a result has the same bits in every run and on every GPU.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +14,12 @@ namespace megatron_step {
 
 using Stream = void*;  // a cudaStream_t, without CUDA's headers
 
-constexpr int64_t kTile = 64;  // tokens of a tile, and its columns but where a kernel says otherwise
+constexpr int64_t kTile = 64;  // tokens of a tile, and its columns unless a kernel says otherwise
 
 constexpr int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
-// Length of the parts, whole tiles, into which a sum over `length` is cut where `blocks` thread blocks share the rest of
-// the work: enough to fill a GPU of today some three times, and long enough to be worth a block.
+// Length of the parts into which a sum over `length` is split, in whole tiles, if `blocks` thread blocks share the other
+// dimensions: enough parts to fill a present GPU about three times, and long enough to be worth a block.
 constexpr int64_t part_length(int64_t length, int64_t blocks) {
   constexpr int64_t wanted_blocks = 512, shortest = 4 * kTile;
   const int64_t parts = std::max<int64_t>(wanted_blocks / std::max<int64_t>(blocks, 1), 1);
@@ -28,7 +28,7 @@ constexpr int64_t part_length(int64_t length, int64_t blocks) {
 
 constexpr int64_t part_count(int64_t length, int64_t part) { return std::max<int64_t>(divide_up(length, part), 1); }
 
-// How a low-rank factor lies in memory.
+// The layout of a low-rank factor in memory.
 enum class Factor {
   kRankFirst,  // A [r, k]
   kRankLast,   // B [n, r]
@@ -51,7 +51,7 @@ void adapter_factor_gradient(const float* u, const T* x, Factor layout, float* p
 
 // du_parts [divide_up(n, kGradientColumns), tokens, rank], db_parts [part_count(tokens, part), n, rank]
 constexpr int64_t kGradientColumns = 256;
-constexpr int64_t kGradientRank = 32;  // the largest that it takes
+constexpr int64_t kGradientRank = 32;  // the largest rank that it supports
 template <typename T>
 void adapter_output_gradients(const T* dy, const float* u, const T* b, float* du_parts, float* db_parts, int64_t tokens,
                               int64_t columns, int64_t rank, int64_t part, float scaling, Stream stream);

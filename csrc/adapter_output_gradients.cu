@@ -1,8 +1,9 @@
-// Both gradients that come from an output's, in one pass over it, for 16-bit types and ranks to 32:
+// Both gradients that follow from the output's gradient dy, in one pass over dy, for 16-bit types and ranks up to 32:
 //     du = s dy B                  [tokens, r], in parts: one for each 256 columns of dy
 //     dB = s dyᵀ u                 [n, r], in parts: one for each part of the tokens
-// A block has 256 columns and a part of the tokens. Of a tile of 64 tokens, a warp makes du for 16 and adds to dB for 64
-// columns. For larger ranks the parts cost more than a second pass over dy: adapter_shrink and adapter_factor_gradient.
+// A block has 256 columns and a part of the tokens. In each tile of 64 tokens, a warp computes du for 16 tokens and adds
+// to dB for 64 columns. For larger ranks, adding the parts takes longer than a second pass over dy; adapter_shrink and
+// adapter_factor_gradient are used there.
 #include "cuda_product.cuh"
 
 namespace megatron_step {
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    __syncthreads();  // all have read the stage that the next copies fill
+    __syncthreads();  // all threads have read the stage that the next copies overwrite
   }
 
   float* db_part = db_parts + blockIdx.y * dy.columns * rank;

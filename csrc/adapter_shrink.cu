@@ -1,8 +1,8 @@
-// What an adapter makes of its input, and of its output's gradient: a product with few columns.
+// The product of the input with A, and of the output's gradient with B: both have few columns.
 //     u = s drop(x) factorᵀ        factor A [r, k]
 //     du = s dy factor             factor B [n, r], nothing dropped
-// x is read once and each of its elements masked once, in shared memory; copies of the next tile run beside the products of
-// this one. A block has 64 tokens, RANK of the ranks and a part of the columns.
+// x is read once, and each element is masked once, in shared memory. The next tile is copied while this one is multiplied.
+// A block computes 64 tokens and RANK columns of u, over a part of the columns of x.
 #include "cuda_product.cuh"
 
 namespace megatron_step {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, kMinimumBlocks<T>)
         multiply(sums[j], left, load_operand<Side::kRight, factor_sum>(now.factor, j * 16, k));
       }
     }
-    __syncthreads();  // all have read the stage that the next copies fill
+    __syncthreads();  // all threads have read the stage that the next copies overwrite
   }
 
   float* out = parts + blockIdx.y * x.rows * rank;

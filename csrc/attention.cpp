@@ -15,7 +15,7 @@ namespace {
 typedef int32_t IntegerVector __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef float Quad __attribute__((vector_size(4 * sizeof(float))));
 
-// combine(...combine(x[0], x[1])..., x[lanes - 1]), in another order.
+// combine(...combine(x[0], x[1])..., x[lanes - 1]), in a tree order.
 template <typename Combine>
 inline float across_lanes(Vector x, Combine combine) {
   Quad quads[kLanes / 4];
@@ -26,7 +26,7 @@ inline float across_lanes(Vector x, Combine combine) {
   return combine(combine(quads[0][0], quads[0][1]), combine(quads[0][2], quads[0][3]));
 }
 
-// e^x as `exponential` has it, for x < 88: one power of two is enough.
+// e^x like `exponential`, but only for x < 88, where one power of two is enough.
 inline Vector exponential_below_88(Vector x) {
   constexpr float low = -87.33654f;
   const Vector clamped = x < low ? low : x;
@@ -37,10 +37,10 @@ inline Vector exponential_below_88(Vector x) {
 }
 
 // Running softmax over one block of scores [kQueries, :columns]: scores become exp(scores - m), out is rescaled. A masked
-// score is -infinity, so that loops are over whole vectors; the first key of a block comes after no query of it.
+// score is -infinity, so that loops run over whole vectors. No query of a block precedes the block's first key.
 void softmax_block(float* scores, float* maximum, float* sum, float* out, const Shape& shape, int64_t query0,
                    int64_t key0, int64_t columns, float scale) {
-  float highest[kQueries];  // all of them first: a row's exponentials need not wait for its own
+  float highest[kQueries];  // computed first for all rows, so that exponentials need not wait
   for (int64_t i = 0; i < kQueries; ++i) {
     float* row = scores + i * kKeys;
     std::fill(row + std::min(query0 + i + 1 - key0, columns), row + columns, -HUGE_VALF);
@@ -77,7 +77,7 @@ void softmax_gradient_block(float* scores, float* dscores, const float* logsumex
   for (int64_t i = 0; i < kQueries; ++i) {
     float* p = scores + i * kKeys;
     float* ds = dscores + i * kKeys;
-    for (int64_t j = 0; j < columns; j += kLanes) {  // the masked ones too: whole vectors
+    for (int64_t j = 0; j < columns; j += kLanes) {  // also masked scores, to use whole vectors
       const Vector probability = exponential_below_88(scale * load(p + j) - logsumexp[i]);
       store(p + j, probability);
       store(ds + j, probability * (load(ds + j) - delta[i]));
@@ -88,7 +88,7 @@ void softmax_gradient_block(float* scores, float* dscores, const float* logsumex
   }
 }
 
-// Buffers of a thread in forward; keys and values stay for all query heads of a group.
+// Buffers of a thread in forward. Keys and values are kept for all query heads of a group.
 struct ForwardBuffers {
   Buffer keys, keys_t, values, queries, sums, scores;
   explicit ForwardBuffers(const Shape& shape)
@@ -103,7 +103,7 @@ struct ForwardBuffers {
   }
 };
 
-// `next` is the group that this thread needs after this head, if it is another one.
+// `next` is the group that this thread reads after this head, if it changes.
 template <typename scalar_t>
 void forward_head(const Head<const scalar_t>& q, const Head<scalar_t>& out, float* logsumexp, ForwardBuffers& buffer,
                   const Shape& shape, float scale, const std::optional<KeysAndValues<scalar_t>>& next) {
@@ -151,7 +151,7 @@ struct BackwardBuffers {
   }
 };
 
-// `next` is the group that this thread needs after this head, if it is another one.
+// `next` is the group that this thread reads after this head, if it changes.
 template <typename scalar_t>
 void backward_head(const Head<const scalar_t>& dout, const Head<const scalar_t>& q, const Head<const scalar_t>& out,
                    const float* logsumexp, const Head<scalar_t>& dq, BackwardBuffers& buffer, const Shape& shape,

@@ -1,5 +1,5 @@
 // Blocks of an attention head in fp32: copied from the tensor's rows, multiplied, and stored as rows again. attention.cpp
-// pads them with zeros, so that the products know no remainder.
+// pads the blocks with zeros, so that the products need no remainder loops.
 #pragma once
 
 #include "operations.h"
@@ -12,9 +12,9 @@ namespace megatron_step {
 
 constexpr int64_t kTileRows = 4, kVectors = kRegisters / 2 / kTileRows;  // a tile of sums takes half the registers
 constexpr int64_t kQueries = 32, kKeys = 128;                            // one block; scores of a block are 16 KiB
-constexpr int64_t kDepth = 64;                                           // terms of a product that are summed on their own
+constexpr int64_t kDepth = 64;                                           // terms of a product that are summed separately
 
-// Zeros that begin on a cache line, so that no vector of a row that is a multiple of the lanes lies across two.
+// Zeros that begin on a cache line. If a row is a multiple of the lanes, no vector of it crosses two cache lines.
 class Buffer {
  public:
   explicit Buffer(int64_t size) : lines_(at::divup(size, 16)), size_(size) {}
@@ -32,7 +32,7 @@ class Buffer {
 inline int64_t round_up(int64_t value, int64_t multiple) { return at::divup(value, multiple) * multiple; }
 
 // c[4, V * lanes] (+)= a[4, depth] b[depth, V * lanes]; a(i, p) lies at a[i * a_row + p * a_column]. The product is summed
-// on its own before it is added to c: sums over many blocks then err like short sums.
+// separately before it is added to c, so that sums over many blocks have the error of short sums.
 template <int64_t V>
 inline void multiply_tile(const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
                           int64_t c_row, int64_t depth, bool accumulate) {
@@ -80,7 +80,7 @@ struct Head {
       : data(base + batch * tensor.stride(1) + head * tensor.stride(2)), row(tensor.stride(0)) {}
 };
 
-// Asks for rows [begin, end) of a head, which are read soon: a page or more apart, the processor does not foresee them.
+// Prefetches rows [begin, end) of a head. They are a page or more apart, so the processor does not prefetch them itself.
 template <typename scalar_t>
 void prefetch_rows(const Head<const scalar_t>& source, int64_t begin, int64_t end, int64_t d) {
   for (int64_t i = begin; i < end; ++i) {
@@ -120,8 +120,8 @@ void store_rows(const float* source, int64_t rows, int64_t d, int64_t width, flo
   }
 }
 
-// The sum of x_i y_i in the order in which `multiply` adds. Where one key has nearly all the weight, out is nearly its value,
-// and delta nearly its dout v^T: the errors of both are then nearly equal, too, and cancel.
+// The sum of x_i y_i in the order in which `multiply` adds. If one key has nearly all the weight, out is nearly its value
+// and delta is nearly its dout v^T. Then their errors are nearly equal, and cancel.
 inline float dot(const float* x, const float* y, int64_t size) {
   float sum = 0.0f;
   for (int64_t begin = 0; begin < size; begin += kDepth) {
@@ -134,7 +134,7 @@ inline float dot(const float* x, const float* y, int64_t size) {
   return sum;
 }
 
-// What the query heads of a group share; `group` counts over the whole batch.
+// The data that the query heads of a group share; `group` counts over the whole batch.
 template <typename scalar_t>
 struct KeysAndValues {
   Head<const scalar_t> keys, values;
@@ -150,14 +150,14 @@ struct Shape {
   Shape(int64_t s, int64_t d) : s(s), d(d), s_padded(round_up(s, kKeys)), width(round_up(d, kLanes)) {}
 };
 
-// target[width, s_padded] = source[s_padded, width] transposed, some rows at a time, which stay in the cache.
+// target[width, s_padded] = source[s_padded, width] transposed, a few rows at a time, so that they stay in the cache.
 inline void transpose_rows(const float* source, const Shape& shape, float* target) {
   for (int64_t i = 0; i < shape.s_padded; i += kLanes) {
     transpose_block(source + i * shape.width, shape.width, target + i, shape.s_padded, kLanes, shape.width);
   }
 }
 
-// While a block of queries is computed: the next block of what is read with it, and a part of the next group.
+// Prefetches, during a block of queries, the data of the next block and a part of the next group.
 template <typename scalar_t>
 void prefetch_block(std::initializer_list<const Head<const scalar_t>*> sources,
                     const std::optional<KeysAndValues<scalar_t>>& next, int64_t query0, const Shape& shape) {

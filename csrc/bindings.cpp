@@ -1,5 +1,5 @@
-// Registers the operations with torch as torch.ops.megatron_step.*, and the CPU's kernels for them; those for CUDA are in
-// adapter_cuda.cpp. Shapes are checked by megatron_step/ops.
+// Registers the operations with torch as torch.ops.megatron_step.*, with their kernels for the CPU. adapter_cuda.cpp has the
+// kernels for CUDA. Shapes are checked by megatron_step/ops.
 #include <Python.h>
 #include <torch/library.h>
 

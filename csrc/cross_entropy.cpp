@@ -1,12 +1,12 @@
 // Cross-entropy of rows of logits [t, v], where this rank holds v columns of a vocabulary that may be split over ranks.
-// Forward returns, per row, what ranks combine into the loss (fp64):
+// Forward returns three values per row (fp64), which the ranks combine into the loss:
 //     maximum = max_j logits_j      sum = sum_j exp(logits_j - maximum)      target = logits_label, 0 if not on this rank
 // Backward, given maximum and sum over the whole vocabulary and the loss gradient g, in place of the logits:
 //     logits_j <- g * (exp(logits_j - maximum) / sum - [j = label])
 // Only the first `columns` columns take part: those after them pad the vocabulary, and their gradient is 0. A label
 // outside [0, columns) belongs to another rank or is ignored.
-// The sum is in fp64: in fp32 a likely token's 1 swallows the many unlikely ones that are added to it, and how many it
-// swallows depends on how the vocabulary is split. So is the label's gradient, a difference of nearly equal numbers.
+// The sum is in fp64. In fp32, the 1 of a likely token would absorb many small terms that are added to it, and how many
+// would depend on the split of the vocabulary. The label's gradient, a difference of nearly equal numbers, is in fp64, too.
 #include "operations.h"
 
 namespace megatron_step {

@@ -1,5 +1,5 @@
-// What the kernels take from the GPU beyond C++: asynchronous copies, matrix loads, matrix products, launches. The only
-// place with PTX. The tests put an emulation in its place (tests/emulation), which runs the kernels on the CPU.
+// GPU features that C++ lacks: asynchronous copies, matrix loads, matrix products, launches. Only this file has PTX. The
+// tests replace it by an emulation (tests/emulation), which runs the kernels on the CPU.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -16,8 +16,8 @@
 
 namespace megatron_step {
 
-// Copies 16 bytes to shared memory, the first `bytes` of them from global memory and zeros after those. Both ends lie at
-// multiples of 16. The data are there after a wait, for the thread that copies; for others after a barrier too.
+// Copies 16 bytes to shared memory: the first `bytes` from global memory, then zeros. Both addresses are multiples of 16.
+// The copying thread sees the data after a wait; other threads see them after a wait and a barrier.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, int bytes) {
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes) : "memory");
@@ -26,14 +26,14 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
 // Ends a group of copies.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits for all groups of copies but the newest PENDING.
+// Waits for all groups of copies except the newest PENDING.
 template <int PENDING>
 __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit elements, a warp at once: lane 8 i + j gives the address of row j of matrix i. Lane l gets
-// in words[i] the elements (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) + 1) of matrix i, or of its transpose.
+// Loads four 8 x 8 matrices of 16-bit elements, one warp together: lane 8 i + j gives the address of row j of matrix i.
+// In words[i], lane l gets the elements (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) + 1) of matrix i, or of its transpose.
 template <bool TRANSPOSED>
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const void* row) {
   const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -50,7 +50,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const void* 
   }
 }
 
-// c [16, 8] += a [16, 16] b [16, 8], a warp at once, summed in float; PTX' layout of m16n8k16.
+// c [16, 8] += a [16, 16] b [16, 8], one warp together, summed in float, in the layout of PTX m16n8k16.
 template <typename T>
 __device__ __forceinline__ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ void multiply_matrices(float (&c)[4], const uint32_t 
   }
 }
 
-// The block's shared memory, of the size given at its launch.
+// The block's shared memory, with the size given at the launch.
 template <typename T>
 __device__ __forceinline__ T* shared_memory() {
   extern __shared__ __align__(16) unsigned char bytes[];

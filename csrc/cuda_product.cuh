@@ -1,5 +1,5 @@
-// A warp's product of 16 x 16 parts of tiles, summed in float: on the tensor cores for 16-bit types, for float element by
-// element with the outputs in the same places.
+// A warp's product of 16 x 16 parts of tiles, summed in float. 16-bit types use the tensor cores; float is multiplied
+// element by element, with the outputs in the same places.
 //     c[i, j] += sum_k left[i, k] right[k, j]        i, j, k < 16
 #pragma once
 
@@ -9,16 +9,16 @@ namespace megatron_step {
 
 enum class Side { kLeft, kRight };
 
-// Which way a tile holds an operand: with the summed index running along its rows, or from row to row.
+// The orientation of an operand in a tile: the summed index runs along a row, or from row to row.
 enum class Sum { kAlongRow, kFromRowToRow };
 
-// What a lane holds of an operand: the words of a matrix load, which are those that a matrix product takes.
+// A lane's share of an operand: the words that a matrix load returns and a matrix product takes.
 template <typename T>
 struct Operand {
   uint32_t words[4];
 };
 
-// In float, where element (0, 0) is in shared memory and how far apart the others are, by their two indices.
+// In float: the address of element (0, 0) in shared memory, and the strides of the two indices.
 template <>
 struct Operand<float> {
   const float* origin;
@@ -33,7 +33,7 @@ template <Side SIDE, Sum SUM, typename T, int ROWS, int COLUMNS>
 __device__ __forceinline__ Operand<T> load_operand(const Tile<T, ROWS, COLUMNS>& tile, int outer, int k) {
   const int row = SUM == Sum::kAlongRow ? outer : k, column = SUM == Sum::kAlongRow ? k : outer;
   if constexpr (sizeof(T) == 2) {
-    // A lane addresses a row of one of four 8 x 8 matrices, in the order in which the product takes them.
+    // Each lane addresses a row of one of four 8 x 8 matrices, in the order of the product.
     constexpr bool down_first = (SIDE == Side::kLeft) == (SUM == Sum::kAlongRow);
     const int first = lane() / 8 % 2 * 8, second = lane() / 16 * 8;
     Operand<T> operand;
@@ -58,7 +58,7 @@ __device__ __forceinline__ void multiply(Outputs& c, const Operand<T>& left, con
     multiply_matrices<T>(c[0], left.words, right.words[0], right.words[1]);
     multiply_matrices<T>(c[1], left.words, right.words[2], right.words[3]);
   } else {
-    // Summed apart, then added: over a long sum, rounding errors add up to less.
+    // Summed separately, then added: this reduces the rounding error of a long sum.
     Outputs sums = {};
 #pragma unroll 2
     for (int k = 0; k < 16; ++k) {

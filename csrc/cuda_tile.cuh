@@ -1,4 +1,4 @@
-// Tiles of matrices in shared memory: how they come there from global memory, and how they are masked on the way.
+// Tiles of matrices in shared memory: copying them from global memory, and masking them.
 #pragma once
 
 #include "adapter_kernels.h"
@@ -6,10 +6,10 @@
 
 namespace megatron_step {
 
-constexpr int kThreads = 128;  // of a block: four warps
+constexpr int kThreads = 128;  // threads of a block: four warps
 constexpr int kWarps = kThreads / 32;
-// Blocks that a multiprocessor must have room for. In float that leaves a thread 128 registers, enough to spill none; for
-// 16-bit types the compiler's own choice (0) spills none.
+// Blocks that must fit into a multiprocessor. In float this leaves a thread 128 registers, which avoids spills; for 16-bit
+// types, the compiler's own choice (0) avoids spills.
 template <typename T>
 constexpr int kMinimumBlocks = sizeof(T) == 2 ? 0 : 4;
 
@@ -27,11 +27,11 @@ struct Matrix {
         aligned(reinterpret_cast<uintptr_t>(data) % 16 == 0 && columns % (16 / static_cast<int64_t>(sizeof(T))) == 0) {}
 };
 
-// ROWS x COLUMNS in shared memory. Rows lie 16 bytes further apart than they are long, so that the eight that a matrix
-// load takes at once are in different banks.
+// A tile of ROWS x COLUMNS in shared memory. Each row is padded by 16 bytes, so that the eight rows of a matrix load are
+// in different banks.
 template <typename T, int ROWS, int COLUMNS>
 struct Tile {
-  static constexpr int kChunk = 16 / sizeof(T);  // elements that are copied at once
+  static constexpr int kChunk = 16 / sizeof(T);  // elements of one copy
   static constexpr int kStride = COLUMNS + kChunk;
   static constexpr int kElements = ROWS * kStride;
   static_assert(COLUMNS % kChunk == 0);
@@ -40,7 +40,7 @@ struct Tile {
 
   __device__ T* at(int row, int column) const { return data + row * kStride + column; }
 
-  // Calls f(row, column) for the first element of every chunk of this thread: the same ones at each call.
+  // Calls f(row, column) for the first element of each of this thread's chunks, the same chunks at each call.
   template <typename Function>
   __device__ void for_each_chunk(Function f) const {
     constexpr int chunks = COLUMNS / kChunk;
@@ -49,7 +49,7 @@ struct Tile {
     }
   }
 
-  // Begins to copy the part of a matrix at (first_row, first_column), with zeros beyond the matrix' edges.
+  // Begins to copy the part of a matrix at (first_row, first_column), with zeros beyond the matrix's edges.
   __device__ void load(const Matrix<T>& matrix, int64_t first_row, int64_t first_column) const {
     for_each_chunk([&](int row, int column) {
       const int64_t left = first_row + row < matrix.rows ? matrix.columns - first_column - column : 0;
@@ -75,7 +75,7 @@ struct Tile {
     }
   }
 
-  // Masks the chunks that this thread has loaded, once its copies are there and before a barrier shows them to others.
+  // Masks the chunks that this thread has copied. Call it after the wait for the copies and before the barrier.
   __device__ void drop(const Dropout& dropout, int64_t first_row, int64_t first_column) const {
     if (dropout.threshold == 0) {
       return;

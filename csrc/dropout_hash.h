@@ -1,4 +1,4 @@
-// Which elements of an adapter's input are dropped: one mask for every device and every split of the columns.
+// The dropout mask of an adapter's input: the same mask on every device and for every split of the columns.
 //     mask[i, j] = 0 if hash(seed, index) < 2^32 probability, else 1 / (1 - probability)
 //     index = first_index + i * row_stride + j
 #pragma once

@@ -1,7 +1,7 @@
-// Both products of a large x [t, n] with matrices of few columns, as an adapter's gradients are, all float32:
+// Two products of a large x [t, n] with matrices of few columns, as in an adapter's gradients, all float32:
 //     s x right [t, r], with right [n, r]        s xᵀ left [n, r], with left [t, r]
-// What they cost is reading x, which two products do twice. Here an element is read once, and multiplied with a row of right
-// and a row of left. For more columns than a few vectors, arithmetic outweighs the reading.
+// Reading x takes most of the time, and two separate products read it twice. Here each element is read once, and multiplied
+// with a row of right and a row of left. With more columns than a few vectors, arithmetic takes most of the time instead.
 #include "operations.h"
 #include "vector.h"
 
@@ -21,7 +21,7 @@ struct Operands {
 };
 
 // Adds the products of x[R, columns] at (first_row, column) to R rows of x_right and `columns` rows of x_left. The first is
-// summed on its own before it is added: sums over many tiles then err like short sums. `next` is where x is read after this.
+// summed separately before it is added, so that sums over many tiles have the error of short sums. `next` is read next.
 template <int64_t R, int64_t V>
 void add_tile(const Operands& operands, const float* next, int64_t first_row, int64_t column, int64_t columns) {
   constexpr int64_t w = V * kLanes;

@@ -1,7 +1,7 @@
-// The CPU operations and what they share: conversion of bf16, a vectorisable exponential, and the choice of type.
+// The CPU operations, and the functions that they share: conversion of bf16, a vectorisable exponential, choice of type.
 //
-// All kernels compute in fp32 whatever the tensor's type, and split their work so that no sum depends on the number
-// of threads: a row is reduced by one thread, and sums over rows run over chunks of fixed size, added in order.
+// All kernels compute in fp32 for every type of tensor. No sum depends on the number of threads: one thread reduces a
+// row, and sums over rows are split into chunks of fixed size, which are added in order.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -47,8 +47,8 @@ inline at::BFloat16 from_float<at::BFloat16>(float value) {
   return at::BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), at::BFloat16::from_bits());
 }
 
-// e^r by a polynomial of degree 6, where x = n ln 2 + r with |r| <= ln 2 / 2; T is float or a vector of floats. Its
-// coefficients are those whose largest relative error, 3.6e-9, is least where the first three are 1, 1 and 1/2.
+// e^r by a polynomial of degree 6, where x = n ln 2 + r with |r| <= ln 2 / 2; T is float or a vector of floats. The first
+// three coefficients are 1, 1 and 1/2; the others minimise the largest relative error, which is 3.6e-9.
 template <typename T>
 inline T exponential_of_remainder(T x, T& n) {
   constexpr float shift = 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
@@ -61,8 +61,8 @@ inline T exponential_of_remainder(T x, T& n) {
   return p * r * r + r + 1.0f;
 }
 
-// e^x to about 1 ulp: e^r times 2^n, as the product of two powers, so that n = 128 does not overflow. Below the smallest
-// normal number it is 0; NaN stays NaN.
+// e^x to about 1 ulp: e^r times 2^n, where 2^n is a product of two powers, so that n = 128 does not overflow. Results
+// below the smallest normal number become 0; NaN stays NaN.
 inline float exponential(float x) {
   constexpr float low = -87.33654f, high = 88.72284f;
   const float clamped = x < low ? low : (x > high ? high : x);
@@ -78,7 +78,7 @@ inline float exponential(float x) {
   return x < low ? 0.0f : (x > high ? HUGE_VALF : result);
 }
 
-// The sum of term(i) over i < size, in fp32 over blocks and in fp64 over their sums: it errs like a short sum.
+// The sum of term(i) over i < size: fp32 within blocks, fp64 over the blocks. Its error is that of a short sum.
 template <typename Term>
 inline double sum_of(int64_t size, const Term& term) {
   constexpr int64_t block = 256;

@@ -1,5 +1,5 @@
-// target [t, n] += s u factor, in place, with u [t, r] and factor [r, n], all float32: what an adapter adds to the frozen
-// product. It costs reading and writing target, so a tile of target is in registers while all ranks are added to it.
+// target [t, n] += s u factor, in place, with u [t, r] and factor [r, n], all float32: the adapter's term of a linear.
+// Reading and writing target takes most of the time, so a tile of target stays in registers while all ranks are added.
 #include "operations.h"
 #include "vector.h"
 
@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kRows = 8, kVectors = kRegisters / 2 / kRows;  // a tile of target takes half the registers
 constexpr int64_t kColumns = 256;                                // their rows of factor stay in the first-level cache
 
-// target[R, V * lanes] += u[R, r] factor[r, V * lanes]; `next` is read after this.
+// target[R, V * lanes] += u[R, r] factor[r, V * lanes]; `next` is read next.
 template <int64_t R, int64_t V>
 void add_tile(float* target, const float* next, const float* u, const float* factor, int64_t r, int64_t n) {
   Vector sum[R][V];

@@ -1,9 +1,9 @@
-// The CPU's vectors of float32, for kernels whose loops the compiler does not turn into whole vectors by itself.
+// Vectors of float32 on the CPU, for kernels whose loops the compiler does not vectorise well.
 #pragma once
 
 #include <cstdint>
 
-// GCC would rather read a value from memory in every multiplication that uses it, and be bound by loads.
+// Without this, GCC reads a value from memory in every multiplication that uses it, and loads limit the speed.
 #if defined(__AVX__)
 #define MEGATRON_STEP_KEEP_IN_REGISTER(vector) asm("" : "+v"(vector))
 #else
@@ -23,7 +23,7 @@ typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned
 inline Vector load(const float* source) { return *reinterpret_cast<const Vector*>(source); }
 inline void store(float* target, Vector value) { *reinterpret_cast<Vector*>(target) = value; }
 
-// sum[R][V] += a[R, depth] b[depth, V * lanes], the sums in registers; a(i, p) lies at a[i * a_row + p * a_column].
+// sum[R][V] += a[R, depth] b[depth, V * lanes], with the sums in registers; a(i, p) is at a[i * a_row + p * a_column].
 template <int64_t R, int64_t V>
 [[gnu::always_inline]] inline void add_product(Vector (&sum)[R][V], const float* a, int64_t a_row, int64_t a_column,
                                                const float* b, int64_t b_row, int64_t depth) {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from megatron_step.config.load import load_config
+from megatron_step.engine.messages import discard_unwritten
 from megatron_step.engine.signals import EXIT_STOPPED, Stopped, StopRequest, stop_requests
-from megatron_step.training.messages import discard_unwritten
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

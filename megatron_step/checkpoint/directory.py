@@ -1,8 +1,8 @@
-"""Checkpoints as folders: their names, which are there, which are kept.
+"""Checkpoints as folders: their names, the finished ones, and those that are kept.
 
-checkpoints/step_00000100/                  complete: it got its name in one rename after all of it was on disk
+checkpoints/step_00000100/                  complete: renamed to this in one step, after all of it was on disk
 checkpoints/.saving_step_00000200_xyz/      being written, or left over from a crash
-checkpoints/set_aside_step_00000300_xyz/    the run went back behind it: kept, and no longer counted
+checkpoints/set_aside_step_00000300_xyz/    the run went on from an earlier checkpoint: kept, but no longer used
 """
 
 import os
@@ -16,12 +16,12 @@ _PARTIAL_PREFIX = ".saving_"
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` steps."""
+    """Return the folder name of the checkpoint after `step` steps."""
     return f"step_{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and path of every finished checkpoint in `folder`, oldest first."""
+    """Return the step and the path of every finished checkpoint in `folder`, oldest first."""
     if not folder.is_dir():
         return []
     found = []
@@ -33,14 +33,14 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def make_partial(folder: Path, step: int) -> Path:
-    """A new, empty folder for a checkpoint that is being written."""
+    """Make a new, empty folder for a checkpoint that is being written."""
     path = folder / f"{_PARTIAL_PREFIX}{checkpoint_name(step)}_{uuid.uuid4().hex[:8]}"
     path.mkdir(parents=True)
     return path
 
 
 def publish(partial: Path, step: int) -> Path:
-    """Give a written checkpoint its name, in one step that a crash cannot split; replaces one of the same step."""
+    """Give a written checkpoint its name in one atomic step. A checkpoint of the same training step is replaced."""
     final = partial.parent / checkpoint_name(step)
     sync_folder(partial)
     if final.exists():
@@ -55,16 +55,16 @@ def publish(partial: Path, step: int) -> Path:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what crashed saves left over."""
+    """Remove the folders that crashed saves left over."""
     if folder.is_dir():
         for path in folder.glob(f"{_PARTIAL_PREFIX}*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(folder: Path, step: int, keep: int, keep_every: int) -> list[Path]:
-    """Remove all checkpoints up to `step` but the `keep` newest (0: all) and multiples of `keep_every` (0: none).
+    """Remove the checkpoints up to `step`, except the newest `keep` (0: all) and multiples of `keep_every` (0: none).
 
-    Later ones neither go nor count: they are damaged, or the run went back behind them by its user's wish.
+    Later checkpoints are neither removed nor counted: they are damaged, or the user resumed from an earlier one.
     """
     if keep == 0:
         return []
@@ -84,14 +84,14 @@ def prune(folder: Path, step: int, keep: int, keep_every: int) -> list[Path]:
 def set_aside(folder: Path, step: int) -> list[Path]:
     """Rename the checkpoints after `step`, so that the run no longer finds them; return their new paths.
 
-    A run that goes back to an older checkpoint writes another history: its newest one must be found from then on.
+    A run that resumes from an older checkpoint writes new ones; from then on, its newest checkpoint must be found.
     """
     later = [path for saved, path in list_checkpoints(folder) if saved > step]
     return [path.rename(path.with_name(f"set_aside_{path.name}_{uuid.uuid4().hex[:8]}")) for path in later]
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the folder's entries are on disk."""
+    """Wait until the entries of the folder are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Finds and loads checkpoints, into any parallel layout."""
+"""Find checkpoints, and load them into any parallel layout."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,24 +21,24 @@ from megatron_step.optim.slices import pieces
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """A whole checkpoint, and what was wrong with newer ones."""
+    """A whole checkpoint, and the problems of newer ones."""
 
     path: Path
-    """Its folder."""
+    """The checkpoint's folder."""
     manifest: Manifest
-    """What it says about itself."""
+    """The checkpoint's manifest."""
     passed_over: list[str]
-    """Why newer checkpoints cannot be used, newest first."""
+    """Reasons why newer checkpoints cannot be used, newest first."""
 
 
 def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheckpoint | None:
     """Find the checkpoint to resume from: "auto" is the newest whole one in `folder`; else `resume` is a path.
 
-    Returns None for "none", and for "auto" if there is no checkpoint. Each file is read by one rank and compared with
-    its checksum.
+    Returns None for "none", and for "auto" if there is no checkpoint. One rank reads each file and compares it with its
+    checksum.
 
-    Raises FileNotFoundError if there is nothing at the path, and DamagedCheckpointError if the checkpoint there is
-    damaged, or all of those in `folder` are.
+    Raises FileNotFoundError if the path does not exist. Raises DamagedCheckpointError if the checkpoint at the path, or
+    every checkpoint in `folder`, is damaged.
     """
     if resume == "none":
         return None
@@ -51,7 +51,7 @@ def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheck
             raise DamagedCheckpointError(problem)
         return FoundCheckpoint(Path(resume), manifest, [])
     passed_over: list[str] = []
-    saved = current_ranks().from_main(lambda: list_checkpoints(folder))  # a folder may change while it is listed
+    saved = current_ranks().from_main(lambda: list_checkpoints(folder))  # the folder may change, so one rank lists it
     for _, path in reversed(saved):
         manifest, problem = _verify(path, parallel)
         if manifest is not None:
@@ -59,21 +59,21 @@ def find_checkpoint(folder: Path, resume: str, parallel: Parallel) -> FoundCheck
         passed_over.append(problem)
     if passed_over:
         raise DamagedCheckpointError(
-            f"no checkpoint in {folder} can be used ({'; '.join(passed_over)}); choose another output_dir"
+            f"no checkpoint in {folder} can be used ({'; '.join(passed_over)}): choose another output_dir"
         )
     return None
 
 
 def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
-    """The checkpoint at `path`, or the newest whole one of the run whose output folder it is.
+    """Return the checkpoint at `path`, or the newest whole checkpoint of the run whose output folder is `path`.
 
-    Raises ValueError if the run has none yet, and as `find_checkpoint` does.
+    Raises ValueError if the run has no checkpoint yet, and the errors of `find_checkpoint`.
     """
     with current_ranks().together():
         if not path.is_dir():
             raise FileNotFoundError(f"there is no checkpoint {path}")
     run_folder = path / "checkpoints"
-    # Made absolute, a folder called auto or none is a path like any other.
+    # The absolute path of a folder called auto or none is not taken for these words.
     found = find_checkpoint(run_folder, "auto" if run_folder.is_dir() else os.path.abspath(path), parallel)
     if found is None:
         raise ValueError(f"{path} has no checkpoint yet")
@@ -92,21 +92,21 @@ def _verify(path: Path, parallel: Parallel) -> tuple[Manifest | None, str]:
 
 
 def load_weights(path: Path, chunks: Sequence[torch.nn.Module], parallel: Parallel) -> None:
-    """Load the weights of a checkpoint into the chunks, in place, whatever layout wrote them.
+    """Load the weights of a checkpoint of any layout into the chunks, in place.
 
-    Raises ValueError if the checkpoint lacks a tensor, has another shape of it, or holds values that are not finite.
+    Raises ValueError if the checkpoint lacks a tensor, has it in another shape, or holds values that are not finite.
     """
     load_tensors(path, in_pieces(sharded_weights(chunks, parallel)))
 
 
 def load_tensors(path: Path, requests: Mapping[str, Sharded], shared: bool = False) -> dict[str, Tensor]:
-    """Load the requested tensors' parts of this rank into the tensors of `requests`, and return what was loaded.
+    """Load this rank's shards of the requested tensors into the tensors of `requests`, and return the loaded tensors.
 
-    A ShardedTensor is loaded in place; the parts of a ShardedTensorFactory are put together in a new tensor. Beside
-    them, two saved tensors are in memory at most: the one that is read and the one before it. `shared` is for ranks
-    that ask for the same part of a tensor: else each is to be asked for once. Every rank must call it.
+    A ShardedTensor is loaded in place. The parts of a ShardedTensorFactory are joined in a new tensor. At most two
+    saved tensors are in memory at once: the one that is being read and the one before it. Set `shared` if several ranks
+    request the same shard. Every rank must call this function.
 
-    Raises ValueError, on every rank, as `load_weights` does.
+    Raises the errors of `load_weights`, on every rank.
     """
     _check_request(path, requests)
     names = {key: shard.key for key, shard in requests.items()}
@@ -129,7 +129,7 @@ def _check_request(path: Path, requests: Mapping[str, Sharded]) -> None:
 
 
 def _mismatches(path: Path, requests: Mapping[str, Sharded]) -> Iterator[str]:
-    """Yield in words what the checkpoint lacks or has in another shape."""
+    """Describe each requested tensor that the checkpoint lacks or has in another shape."""
     saved = dist_checkpointing.load_tensors_metadata(str(path))
     for shard in requests.values():
         for tensor in pieces(shard):
@@ -145,7 +145,7 @@ def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
     key = first_problem(next((key for key, tensor in tensors.items() if not is_finite(tensor)), None))
     if key is not None:
         raise ValueError(
-            f"{path} holds values of {key} that are not finite; resume from an earlier checkpoint with --resume PATH"
+            f"{path} has infinite or NaN values in {key}: resume from an earlier checkpoint with --resume PATH"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and whether its files are whole."""
+"""The manifest of a checkpoint, which describes it, and the check that its files are whole."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from megatron_step.config.counts import counted
 from megatron_step.config.load import config_from_text
 from megatron_step.config.run import RunConfig
 from megatron_step.config.yaml_json import read_json
@@ -17,37 +18,37 @@ from megatron_step.plan.states import Recipe, training_recipe
 
 _FILE = "manifest.json"
 _FORMAT = 2
-_BLOCK_BYTES = 1 << 20  # stays in the processor's cache between reading and adding up
+_BLOCK_BYTES = 1 << 20  # fits the processor's cache between reading and the checksum
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint is not complete, or its files are not what was written."""
+    """A checkpoint is incomplete, or its files differ from the written ones."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json of a checkpoint, written last: without it a checkpoint is not complete."""
+    """manifest.json of a checkpoint. It is written last, so a checkpoint without it is incomplete."""
 
     step: int
     """Finished optimizer steps."""
     stage_index: int
-    """Growth stage that the steps have reached; after a stage's last step, that stage still."""
+    """Index of the stage that the steps have reached; after the last step of a stage, still that stage."""
     consumed_samples: int
-    """Samples of the training data that the steps took."""
+    """Training samples that the steps consumed."""
     vocab_size: int
-    """Tokens of the tokenizer's vocabulary."""
+    """Number of tokens in the model's vocabulary."""
     config: dict[str, Any]
-    """The run's config, every key."""
+    """Every key of the run's config."""
     plan: dict[str, Any]
-    """The run's stages: layers, where they come from, steps."""
+    """The run's stages: layers, their sources, steps."""
     data_fingerprint: dict[str, Any]
-    """What the order and content of the training data follow from."""
+    """Fingerprint of the training data: its content and order."""
     layout: dict[str, int]
-    """The parallel layout that wrote it, for the reader's interest: any other may load it."""
+    """The parallel layout that wrote the checkpoint, for information: any layout can load it."""
     files: dict[str, tuple[int, int]]
     """Bytes and CRC-32 of every other file of the checkpoint."""
     kept_settings: dict[str, Any] = field(default_factory=dict)
-    """What the Hugging Face model that the weights began as says beside its shape: see huggingface/kept_settings.py."""
+    """Settings of the imported Hugging Face model besides its shape (huggingface/kept_settings.py); may be empty."""
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a checkpoint's folder and wait until it is on disk."""
@@ -58,27 +59,31 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the checkpoint in `folder`.
+    """Read the manifest of the checkpoint in `folder`.
 
-    Raises DamagedCheckpointError if there is none or it cannot be read.
+    Raises DamagedCheckpointError if there is no manifest, or if it cannot be read.
     """
     path = folder / _FILE
     try:
         values = read_json(path)
         if values.pop("format") != _FORMAT:
-            raise DamagedCheckpointError(f"{path} has a format that this version does not read")
+            raise DamagedCheckpointError(
+                f"{path} has a format that this version cannot read: use a newer version of megatron_step"
+            )
         values["files"] = {name: (int(size), int(crc)) for name, (size, crc) in values["files"].items()}
         return Manifest(**values)
     except FileNotFoundError:
-        raise DamagedCheckpointError(f"{folder} is not a complete checkpoint: it has no {_FILE}") from None
+        raise DamagedCheckpointError(
+            f"{folder} is not a complete checkpoint: it has no {_FILE}. Use another checkpoint"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def saved_config(manifest: Manifest) -> RunConfig:
-    """The config of the run that wrote a checkpoint.
+    """Return the config of the run that wrote a checkpoint.
 
-    Raises ValueError if this version does not know one of its keys.
+    Raises ValueError if this version does not know one of the config's keys.
     """
     return config_from_text(yaml.safe_dump(manifest.config))
 
@@ -89,24 +94,24 @@ def saved_recipe(manifest: Manifest) -> Recipe:
 
 
 def file_table(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Bytes and CRC-32 of the named files of a folder."""
+    """Return the bytes and the CRC-32 of the named files of a folder."""
     return {name: ((folder / name).stat().st_size, _crc32(folder / name)) for name in names}
 
 
 def content_files(folder: Path) -> list[str]:
-    """Names of a checkpoint's files, without the manifest, sorted."""
+    """Return the sorted names of a checkpoint's files, without the manifest."""
     return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != _FILE)
 
 
 def damage(folder: Path, files: dict[str, tuple[int, int]], names: Iterable[str]) -> str | None:
-    """Return what is wrong with the named files of a checkpoint, in words; None if they are whole."""
+    """Describe the first problem of the named files of a checkpoint; None if they are whole."""
     for name in names:
         path = folder / name
         size, crc = files[name]
         try:
             actual = path.stat().st_size
             if actual != size:
-                return f"{path} has {actual} bytes instead of {size}"
+                return f"{path} has {counted(actual, 'byte')} instead of {size:,}"
             if _crc32(path) != crc:
                 return f"{path} is corrupt: its checksum does not match"
         except OSError as error:

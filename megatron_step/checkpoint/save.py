@@ -1,4 +1,4 @@
-"""Saves the training state: sharded, atomic, at once or while training goes on."""
+"""Save the training state: sharded, atomic, and either at once or while training goes on."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -29,7 +29,7 @@ _SPARE_BYTES = 16 << 20  # room for the small files of a checkpoint
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written; earlier ones are untouched. Raised on every rank."""
+    """A checkpoint could not be written; earlier checkpoints are unchanged. Raised on every rank."""
 
 
 class CheckpointSaver:
@@ -55,8 +55,8 @@ class CheckpointSaver:
     ) -> int:
         """Save weights and optimizer states after `step` steps, and return the bytes that this rank writes.
 
-        `description` completes the manifest. An asynchronous save returns when the state is copied to the host and
-        its writer has begun; `poll` or `finish` publishes it.
+        `description` completes the manifest. An asynchronous save returns when the state is copied to the host and the
+        writer has started; `poll` or `finish` publishes the checkpoint.
 
         Raises SaveError if there is no room or a file cannot be written.
         """
@@ -67,8 +67,8 @@ class CheckpointSaver:
         manifest = {"step": step, **description}
         with writer_class(TensorWriter):
             request = dist_checkpointing.save(
-                # One dictionary: an empty one for a rank without optimizer states would be taken for a difference of
-                # ranks.
+                # One dictionary: megatron-core would reject an empty one, of a rank without optimizer states, as a
+                # difference between ranks.
                 {"tensors": tensors},
                 str(partial),
                 sharded_strategy=TorchDistSaveShardedStrategy("torch_dist", 1),
@@ -78,7 +78,7 @@ class CheckpointSaver:
             self._queue.schedule_async_request(request)
             self._pending = (partial, manifest)
         else:
-            # Without the function that copies all tensors to the host: each is copied when it is written.
+            # Leave out the function that copies all tensors to the host: each tensor is copied when it is written.
             at_once = AsyncRequest(request.async_fn, request.async_fn_args, request.finalize_fns)
             self._guard(at_once.execute_sync, step)
             self._publish(partial, manifest)
@@ -87,14 +87,14 @@ class CheckpointSaver:
     def poll(self) -> None:
         """Publish a pending asynchronous checkpoint if every rank has written its part.
 
-        Raises SaveError if it could not be written.
+        Raises SaveError if the checkpoint could not be written.
         """
         self._collect(blocking=False)
 
     def finish(self) -> None:
         """Wait for a pending asynchronous checkpoint and publish it.
 
-        Raises SaveError if it could not be written.
+        Raises SaveError if the checkpoint could not be written.
         """
         self._collect(blocking=True)
 
@@ -112,7 +112,7 @@ class CheckpointSaver:
             self._publish(partial, manifest)
 
     def _make_partial(self, step: int, shards: Iterable[ShardedTensor]) -> Path:
-        """A folder to write into, the same on every rank, if there is room for the checkpoint."""
+        """Return the folder to write into, the same on every rank; raise SaveError if the disk lacks room."""
         own = torch.tensor(sum(map(_own_bytes, shards)), dtype=torch.int64, device=self._parallel.device)
         torch.distributed.all_reduce(own)
         needed = int(own) + _SPARE_BYTES
@@ -122,7 +122,7 @@ class CheckpointSaver:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 free = shutil.disk_usage(self._folder).free
                 if free < needed:
-                    raise OSError(f"it needs {needed / 2**20:,.0f} MiB, and {free / 2**20:,.0f} MiB are free")
+                    raise OSError(f"it needs {needed / 2**20:,.0f} MiB, but only {free / 2**20:,.0f} MiB are free")
                 return directory.make_partial(self._folder, step)
             except OSError as error:
                 raise SaveError(f"cannot save the checkpoint of step {step} in {self._folder}: {error}") from error
@@ -130,19 +130,19 @@ class CheckpointSaver:
         return current_ranks().from_main(make)
 
     def _guard(self, write: Callable[[], Any], step: int) -> Any:
-        """Run a write that reports failures on every rank, as a SaveError."""
+        """Run a write, and report its failure as a SaveError on every rank."""
         try:
             return write()
         except CheckpointException as error:
-            # The causes are known on the coordinating rank only.
+            # Only the coordinating rank knows the causes.
             causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in error.failures.items())
-            # torch reports a full disk as a file position that it did not expect: the free room tells.
+            # torch reports a full disk as an unexpected file position, so the free room decides.
             free = shutil.disk_usage(self._folder).free / 2**20
             self._raise_together(f"{causes}; {free:,.0f} MiB are free" if causes else None, step)
             raise
 
     def _publish(self, partial: Path, manifest: dict[str, Any]) -> None:
-        """Describe the written files, give the checkpoint its name, and remove what is not to be kept."""
+        """Write the manifest, give the checkpoint its name, and remove checkpoints that are not kept."""
         rank, world_size, step = self._parallel.global_rank, self._parallel.world_size, manifest["step"]
         table: dict[str, tuple[int, int]] = {}
         problem = None
@@ -164,7 +164,7 @@ class CheckpointSaver:
         self._raise_together(problem, step)
 
     def _raise_together(self, problem: str | None, step: int) -> None:
-        """Raise SaveError on every rank if some rank has a problem, after what was written is removed."""
+        """If a rank has a problem, remove the written files and raise SaveError on every rank."""
         problem = first_problem(problem)
         if problem is None:
             return
@@ -175,5 +175,5 @@ class CheckpointSaver:
 
 
 def _own_bytes(shard: ShardedTensor) -> int:
-    """Bytes that this rank writes of a tensor."""
+    """Return the bytes that this rank writes of a tensor."""
     return shard.data.nbytes if is_main_replica(shard.replica_id) else 0

@@ -8,7 +8,8 @@
     optimizer.state.remainder.<weight's key>                    or the 16 bits that the bf16 weight lacks (int16)
     optimizer.state.correction.<weight's key>                   or 8 of them (int8)
 
-Keys and shapes do not depend on the layout, nor on whether the optimizer is distributed: any layout loads any other's.
+Keys and shapes do not depend on the layout or on whether the optimizer is distributed. So every layout can load the
+checkpoint of any other layout.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,14 +27,14 @@ from megatron_step.plan.states import CORRECTION, MAIN_WEIGHT, REMAINDER, SCALE_
 
 
 def in_pieces(shards: Mapping[str, Sharded]) -> dict[str, ShardedTensor]:
-    """The tensors as they are saved, a fused weight in its parts; their data are views of the live tensors."""
+    """Return the tensors as they are saved: a fused weight as its parts. The data are views of the live tensors."""
     return {f"{name}/{part.global_offset}": part for name, shard in shards.items() for part in pieces(shard)}
 
 
 def sharded_optimizer_states(
     optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], recipe: Recipe, *, saving: bool = False
 ) -> dict[str, ShardedTensor]:
-    """The states by `recipe` that this rank holds of trainable weights, live, to be saved, or loaded in place.
+    """Return the states by `recipe` that this rank holds of trainable weights: live tensors, to save or to load into.
 
     With the distributed optimizer each data-parallel rank has its own slices, as rectangles of the weights' shapes. A
     block of 8-bit moments that ranks share is loaded by all of them, and with `saving` saved by the one that has its

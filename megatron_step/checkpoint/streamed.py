@@ -1,4 +1,4 @@
-"""Writes a checkpoint of weights alone, a tensor at a time, on one process: for weights that no model here holds."""
+"""Write a checkpoint of weights only, one tensor at a time, on one process, without a model in memory."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,23 +22,23 @@ def write_streamed(
     read: Callable[[str], Tensor],
     description: dict[str, Any],
 ) -> Path:
-    """Write a checkpoint of step 0 into `folder`, and give its path.
+    """Write a checkpoint of step 0 into `folder`, and return its path.
 
-    `tensors` are lengths and number format by key; `read` is called once for each key, when the tensor is written. Two
-    tensors are in memory at most: the one that is written and the one before it.
-    `description` completes the manifest. What `read` raises ends the writing.
+    `tensors` has shape and number format by key. `read` is called once for each key, when the tensor is written. At
+    most two tensors are in memory: the one that is being written and the one before it. `description` completes the
+    manifest. An exception in `read` ends the writing and is raised.
     """
     partial = make_partial(folder, 0)
     placeholders = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in tensors.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which `no_dist` asks for
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a consequence of `no_dist`
         try:
-            # A file for each tensor: torch's writer lets go of the tensors of a file when the file is complete.
+            # One file per tensor: torch's writer frees the tensors of a file when the file is complete.
             writer = FileSystemWriter(partial, single_file_per_rank=False)
             save(placeholders, storage_writer=writer, planner=_ReadWhenWritten(read), no_dist=True)
-        except CheckpointException as error:  # torch's cover of what `read` or the disk raised
+        except CheckpointException as error:  # torch wraps the exceptions of `read` and of the disk
             raise next(cause for cause, _ in error.failures.values()) from None
-    # What megatron-core expects beside the tensors: its name for their format, and what is not a tensor, here nothing.
+    # megatron-core expects its name of the format, and an (empty) file for values that are not tensors.
     save_config(CheckpointingConfig("torch_dist", 1), str(partial))
     torch.save({}, partial / "common.pt")
     files = file_table(partial, content_files(partial))
@@ -47,7 +47,7 @@ def write_streamed(
 
 
 class _ReadWhenWritten(DefaultSavePlanner):
-    """Plans with placeholders, and puts the tensor in a placeholder's place when it is written."""
+    """A planner that saves placeholders, and replaces each by its tensor when it is written."""
 
     def __init__(self, read: Callable[[str], Tensor]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)

@@ -1,7 +1,7 @@
-"""Reads a checkpoint's tensors whole, one at a time, on one process and without a model.
+"""Read a checkpoint's tensors whole, one at a time, on one process and without a model.
 
-`dist_checkpointing.load` copies what it reads into tensors of the caller's. Here a tensor that was saved in one piece
-is given as it was read.
+`dist_checkpointing.load` copies each tensor into a tensor of the caller. Here a tensor that was saved in one piece is
+returned as read, without a copy.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from megatron_step.engine.compat.checkpoints import file_view
 
 
 class WholeTensors:
-    """The tensors of the checkpoint in the folder `path`, whatever layout wrote it."""
+    """The tensors of the checkpoint in the folder `path`, which any layout may have written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -28,15 +28,15 @@ class WholeTensors:
             if isinstance(entry, TensorStorageMetadata)
         }
         self.keys = self._entries.keys()
-        """Their names."""
+        """Return the names of the tensors."""
 
     def read(self, key: str) -> Tensor:
         """Read a tensor in the number format in which it was saved.
 
-        Raises ValueError if it is missing, or holds values that are not finite.
+        Raises ValueError if the tensor is missing or holds values that are not finite.
         """
         if key not in self._entries:
-            raise ValueError(f"{self._path} has no tensor {key}: it holds another model than its manifest says")
+            raise ValueError(f"{self._path} lacks the tensor {key} of its own model: use another checkpoint")
         entry = self._entries[key]
         pieces = [(chunk, self._piece(MetadataIndex(key, chunk.offsets))) for chunk in entry.chunks]
         whole = pieces[0][1]
@@ -45,11 +45,11 @@ class WholeTensors:
             for chunk, piece in pieces:
                 whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes))] = piece
         if not is_finite(whole):
-            raise ValueError(f"{self._path} holds values of {key} that are not finite: take an earlier checkpoint")
+            raise ValueError(f"{self._path} has infinite or NaN values in {key}: use an earlier checkpoint")
         return whole
 
     def _piece(self, index: MetadataIndex) -> Tensor:
-        """Read the part of a tensor that one rank saved."""
+        """Read the shard of a tensor that one rank saved."""
         place = self._places[index]
         with (self._path / place.relative_path).open("rb", buffering=0) as file:
             return torch.load(file_view(file, place.offset, place.length), weights_only=True)

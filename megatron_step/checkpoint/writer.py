@@ -1,7 +1,7 @@
-"""Writes what a rank saves into one file, a tensor at a time.
+"""Write the tensors of a rank into one file, one tensor at a time.
 
-megatron-core's writer copies every tensor that is a view, all at once, before it writes the first: the weights and
-states of a data-parallel buffer are views. Here a tensor is copied alone, and only if it is on a device.
+The weights and states of a data-parallel buffer are views. megatron-core's writer copies all views before it writes the
+first tensor. Here, one tensor is copied at a time, and only if it is on a device.
 """
 
 import os
@@ -25,19 +25,19 @@ _Items: TypeAlias = list[tuple[WriteItem, Tensor | BytesIO]]
 class TensorWriter(FileSystemWriterAsync):
     """megatron-core's writer with one file for each rank, and without copies.
 
-    A save at once runs `write_file` in this process. A save in the background first copies what is on a device
-    to the host; a fork of this process then writes, and sees the host's tensors as they were at the fork.
+    A synchronous save runs `write_file` in this process. An asynchronous save first copies the tensors of a device to
+    the host. A fork of this process then writes; it sees the host's tensors as they were at the fork.
     """
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
-        """Note what this rank writes. The tensors are the live ones."""
+        """Note the tensors that this rank writes. They are the live tensors."""
         items = [(item, planner.resolve_data(item)) for item in plan.items]
         self._name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
         self.write_buckets = [items] if items else []
         self.results_queue = ResultsFile() if items else None
 
     def get_save_function_and_args(self) -> tuple[Any, Any, list[Any]]:
-        """The function that writes, the one that copies to the host, and what the first takes; for `AsyncRequest`."""
+        """Return the function that writes, the function that copies to the host, and the arguments of the first."""
         if not self.write_buckets:
             return None, None, []
         items = self.write_buckets[0]
@@ -46,7 +46,7 @@ class TensorWriter(FileSystemWriterAsync):
 
 
 def write_file(path: Path, rank: int, items: _Items, results: ResultsFile) -> None:
-    """Write the items of a rank, and leave in `results` where they are in the file, or what went wrong."""
+    """Write the items of a rank, and put their places in the file, or the error, into `results`."""
     try:
         with path.open("wb") as stream:
             written = [write_item(stream, in_own_storage(data), item, path.name) for item, data in items]
@@ -58,9 +58,9 @@ def write_file(path: Path, rank: int, items: _Items, results: ResultsFile) -> No
 
 
 def in_own_storage(data: Tensor | BytesIO) -> Tensor | BytesIO:
-    """The tensor on the host in a storage of just its elements, because torch.save writes whole storages.
+    """Return the tensor on the host, in a storage with only its elements, because torch.save writes whole storages.
 
-    A contiguous tensor on the host is not copied: the storage is a view of the same memory.
+    A contiguous tensor on the host is not copied: its new storage is a view of the same memory.
     """
     if isinstance(data, BytesIO):
         return data
@@ -74,5 +74,5 @@ def in_own_storage(data: Tensor | BytesIO) -> Tensor | BytesIO:
 
 
 def _copied_to_host(items: _Items) -> _Items:
-    """The items with those tensors on the host that are on a device."""
+    """Return the items, with copies on the host of the tensors that are on a device."""
     return [(item, data.cpu() if isinstance(data, Tensor) else data) for item, data in items]

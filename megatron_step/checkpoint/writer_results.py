@@ -1,7 +1,7 @@
-"""Where a checkpoint's writer leaves its results.
+"""The results of a checkpoint's writer.
 
-megatron-core starts a manager process on every rank for it, by a spawn that imports the main program, torch and
-megatron-core again. The writer is this process or a fork of it, so a file that both have open serves as well.
+For the results, megatron-core starts a manager process on every rank, which imports the main program, torch and
+megatron-core again. Here the writer is this process or a fork of it, so a file that both have open is enough.
 """
 
 import pickle
@@ -11,14 +11,14 @@ from typing import Any
 
 
 class ResultsFile:
-    """A queue for one result at a time, put by this process or by a fork of it that has ended when it is asked for."""
+    """A queue for one result, put by this process or by a fork of it that ends before the result is taken."""
 
     def __init__(self) -> None:
-        # Open as long as the queue lives, and without a buffer: each process would have its own.
+        # Open as long as the queue exists, and unbuffered, since each process would have its own buffer.
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
 
     def put(self, result: Any) -> None:
-        """Leave a picklable result; replaces one that nobody took."""
+        """Put a picklable result; it replaces a result that nobody took."""
         self._file.seek(0)
         self._file.truncate()
         content = memoryview(pickle.dumps(result))
@@ -28,7 +28,7 @@ class ResultsFile:
     def get_nowait(self) -> Any:
         """Take the result.
 
-        Raises queue.Empty if there is none, or its writer was ended while it put it.
+        Raises queue.Empty if there is no result, or if its writer ended while it wrote the result.
         """
         self._file.seek(0)
         try:

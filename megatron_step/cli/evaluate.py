@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from megatron_step.cli.options import add_documents, add_records, add_tokenizer
 from megatron_step.cli.progress_bar import progress_bar
+from megatron_step.config.counts import counted
 from megatron_step.config.paths import expand_path, path_argument
 from megatron_step.engine.launcher import speaks
 
@@ -41,7 +42,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from megatron_step.data.text_files import find_text_files
 
     if arguments.temperature < 0:
-        raise ValueError(f"--temperature must not be negative, not {arguments.temperature}")
+        raise ValueError(f"--temperature must be at least 0, not {arguments.temperature}")
     if arguments.tokens < 1:
         raise ValueError(f"--tokens must be at least 1, not {arguments.tokens}")
     if arguments.text is not None:
@@ -86,8 +87,9 @@ def _evaluated(model: "LanguageModel", arguments: argparse.Namespace) -> str:
     lines = [
         f"{model.path}: loss {result.loss:.6f}, perplexity {result.perplexity:.3f}, "
         f"{result.bits_per_byte:.4f} bits per byte",
-        f"on {text.num_documents:,} documents, {result.num_tokens:,} tokens, {result.num_bytes:,} bytes, "
-        f"in windows of {model.seq_length:,} tokens, {arguments.stride or model.seq_length:,} apart",
+        f"on {counted(text.num_documents, 'document')}, {counted(result.num_tokens, 'token')}, "
+        f"{counted(result.num_bytes, 'byte')}, "
+        f"in windows of {counted(model.seq_length, 'token')}, {arguments.stride or model.seq_length:,} apart",
         *(f"skipped {count:,}: {reason}" for reason, count in text.skipped.items()),
     ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_step.api import planned_vocab_size, planned_world_size
 from megatron_step.config.cluster import Cluster
+from megatron_step.config.counts import counted
 from megatron_step.config.load import load_cluster, load_config
 from megatron_step.config.paths import expand_path, path_argument
 from megatron_step.config.run import RunConfig, check_world
@@ -111,11 +112,11 @@ def _paper_table(resolved: ResolvedConfig) -> str:
     """Return a table of plans by the paper's bytes: 16 per trained weight and 2 per frozen weight, on one device."""
     rows = [("stages", "counted", "layers", "largest stage", "vanilla", "saved")]
     for count in range(2, min(4, resolved.config.model.num_layers) + 1):
-        for counted in ("layers", "all weights"):
-            plan = paper_plan(resolved, count, with_embeddings=counted == "all weights")
+        for weights in ("layers", "all weights"):
+            plan = paper_plan(resolved, count, with_embeddings=weights == "all weights")
             layers, largest = "+".join(map(str, plan.layers)), format_bytes(max(plan.stage_bytes))
             vanilla = format_bytes(plan.vanilla_bytes)
-            rows.append((str(count), counted, layers, largest, vanilla, f"{plan.reduction:.1%}"))
+            rows.append((str(count), weights, layers, largest, vanilla, f"{plan.reduction:.1%}"))
     return aligned(rows)
 
 
@@ -162,8 +163,8 @@ def _summary(found: Forecast) -> str:
     solution = found.plan.solution
     peak, vanilla = found.peak_bytes, found.vanilla.peak_bytes
     lines = [
-        f"peak {format_bytes(peak)}, ordinary training {format_bytes(vanilla)}: {1 - peak / vanilla:.1%} less; "
-        f"time of the run {found.seconds / found.vanilla.seconds:.1%} of equally many ordinary steps, by arithmetic"
+        f"peak memory {format_bytes(peak)}, {1 - peak / vanilla:.1%} less than the {format_bytes(vanilla)} of ordinary "
+        f"training (vanilla); computed time {found.seconds / found.vanilla.seconds:.1%} of as many ordinary steps"
     ]
     if found.status == "infeasible":
         lines.append(
@@ -225,7 +226,7 @@ def _sweep(resolved: ResolvedConfig, cluster: Cluster | None, arguments: argpars
     print(front_table(front))
     with whole_file(arguments.sweep) as partial:
         plot(candidates, front, partial, _lines(mark, candidates))
-    print(f"\n{len(candidates)} plans, {len(front)} of them on the Pareto front: {arguments.sweep}")
+    print(f"\n{counted(len(candidates), 'plan')}, {len(front)} of them on the Pareto front: {arguments.sweep}")
     return 0
 
 

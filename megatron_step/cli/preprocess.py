@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from megatron_step.cli.options import add_documents, add_input, add_records, add_tokenizer
 from megatron_step.cli.progress_bar import progress_bar
+from megatron_step.config.counts import counted
 from megatron_step.config.paths import expand_path
 from megatron_step.data.preprocess import preprocess
 
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
             )
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    print(f"{arguments.output}: {summary.documents:,} documents, {summary.tokens:,} tokens; {summary.end_of_document}")
+    print(
+        f"{arguments.output}: {counted(summary.documents, 'document')}, "
+        f"{counted(summary.tokens, 'token')}; {summary.end_of_document}"
+    )
     for reason, count in summary.skipped.items():
         print(f"skipped {count:,}: {reason}")
     for line in summary.left_out:

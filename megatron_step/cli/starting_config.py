@@ -1,9 +1,10 @@
-"""Make a first config for a model size and machines: choose a layout that fits, and write a commented YAML text."""
+"""Make a first config for a model size and machines: choose a layout that fits, and write a commented YAML file."""
 
 from collections.abc import Iterator
 
 from megatron_step.cli.sizes import Size
 from megatron_step.config.cluster import Cluster, PlannerConfig
+from megatron_step.config.counts import counted
 from megatron_step.config.data import DataConfig
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
@@ -16,6 +17,7 @@ from megatron_step.config.run import (
     check_world,
 )
 from megatron_step.config.stages import AdapterConfig, StagesConfig
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.resolved import resolve
 from megatron_step.planner.forecast import Forecast, forecast
 
@@ -46,7 +48,7 @@ def starting_config(size: Size, cluster: Cluster, on_cpu: bool, steps: int | Non
                 return config, planned
     group = cluster.nodes[0]
     raise ValueError(
-        f"no layout of this model fits {cluster.num_gpus} {'process' if on_cpu else 'GPUs'} with "
+        f"no layout of this model fits {counted(cluster.num_gpus, 'process' if on_cpu else 'GPU')} with "
         f"{group.memory_gib:g} GiB each: choose a smaller --size or a larger --machine"
     )
 
@@ -106,7 +108,8 @@ def starting_text(config: RunConfig, size_name: str, machine: str, planned: Fore
     tokens = training.global_batch_size * model.seq_length
     on_cpu = config.planner.cluster is None
     return f"""\
-# A model of {size_name} parameters for the machine {machine}. Paths start in the folder where you start the command.
+# A model of {size_name.upper()} parameters for {"a CPU" if on_cpu else machine}.
+# Relative paths start in the folder where you run the command.
 # megatron-step train --help lists every key with its meaning and default.
 output_dir: {config.output_dir}  # for config, metrics, checkpoints, TensorBoard
 
@@ -124,7 +127,7 @@ data:
   train: [[1.0, {config.data.train[0][1]}]]  # weight and prefix of each corpus, from megatron-step preprocess
   split: {[*map(int, config.data.split or ())]}  # shares of the documents for training and validation
 
-# The model grows in stages. Each stage trains its new layers; older layers are frozen and get adapters.
+# The model grows in stages. Each stage trains its new layers; {policy_of(config).effect}.
 # count: 1 is ordinary training: all layers from the start, with more memory.
 stages:
   count: {config.stages.count}
@@ -132,7 +135,7 @@ stages:
   steps: {config.stages.steps}  # optimizer steps of each stage's learning-rate schedule
   grow_at: {config.stages.grow_at:g}  # the model grows after this share of the steps
 
-adapter: {{rank: {config.adapter.rank}, alpha: {config.adapter.alpha:g}}}  # low-rank adapters on the frozen layers
+adapter: {{rank: {config.adapter.rank}, alpha: {config.adapter.alpha:g}}}  # low-rank adapters on old layers
 
 optimizer: {{learning_rate: {config.optimizer.learning_rate!r}}}
 # warmup_steps at the start, rewarm_steps after each growth

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_step.config.counts import counted
 from megatron_step.config.numbers import nearest
 
 
@@ -56,9 +57,9 @@ class ParallelConfig:
         """
         if world_size % self.model_parallel_size:
             raise ValueError(
-                f"a world of {world_size} ranks does not fit parallel.tensor_parallel_size "
+                f"a world of {counted(world_size, 'rank')} does not fit parallel.tensor_parallel_size "
                 f"{self.tensor_parallel_size} x parallel.pipeline_parallel_size {self.pipeline_parallel_size}: "
-                f"start a multiple of {self.model_parallel_size} ranks, such as "
+                f"start a multiple of {counted(self.model_parallel_size, 'rank')}, such as "
                 f"{' or '.join(map(str, self._other_worlds(world_size)))}"
             )
         return world_size // self.model_parallel_size

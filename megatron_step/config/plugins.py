@@ -26,7 +26,8 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ValueError(
-                f"plugins: there is no module {name}: start in its folder, or add its folder to PYTHONPATH"
+                f"plugins: there is no module {name}: start the command in the module's folder, or add its folder to "
+                "PYTHONPATH"
             ) from None
         raise ValueError(
             f"plugins: the module {name} needs {error.name}, which is not installed: install {error.name}"

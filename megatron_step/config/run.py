@@ -6,6 +6,7 @@ from functools import partial
 from typing import Literal
 
 from megatron_step.config.cluster import PlannerConfig
+from megatron_step.config.counts import counted
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.numbers import check_seed, nearest, remedy
@@ -90,7 +91,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("interval", "steps"):
             if getattr(self, name) < 0:
-                raise ValueError(f"evaluation.{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"evaluation.{name} must be at least 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         for name in ("interval", "keep", "keep_every"):
             if getattr(self, name) < 0:
-                raise ValueError(f"checkpoint.{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"checkpoint.{name} must be at least 0, not {getattr(self, name)}")
         if not self.resume:
             raise ValueError("checkpoint.resume is empty: set it to auto, none or the path of a checkpoint")
         object.__setattr__(self, "resume", expand_path(self.resume))
@@ -243,7 +244,7 @@ def _check_stages(config: RunConfig) -> None:
     stages, num_layers = config.stages, config.model.num_layers
     if isinstance(stages.layers, list) and sum(stages.layers) != num_layers:
         raise ValueError(
-            f"stages.layers {stages.layers} add up to {sum(stages.layers)} layers, but model.num_layers is "
+            f"stages.layers {stages.layers} add up to {counted(sum(stages.layers), 'layer')}, but model.num_layers is "
             f"{num_layers}: make the two equal"
         )
     if stages.layers == "auto" and stages.count > num_layers:
@@ -291,7 +292,7 @@ def check_world(config: RunConfig, world_size: int) -> None:
     for batch_size in training.batch_sizes:
         if batch_size % samples:
             raise ValueError(
-                f"a global batch of {batch_size} samples is not divisible by training.micro_batch_size "
+                f"a global batch of {counted(batch_size, 'sample')} is not divisible by training.micro_batch_size "
                 f"{training.micro_batch_size} x data-parallel size {data_parallel_size}: "
                 + _other_batches(training, batch_size, unit)
             )

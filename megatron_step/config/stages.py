@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_step.config.counts import counted
 from megatron_step.config.numbers import check_finite
 from megatron_step.config.paths import expand_path
 
@@ -51,7 +52,9 @@ class StagesConfig:
         for name in ("layers", "learning_rates", "layouts"):
             values = getattr(self, name)
             if isinstance(values, list) and len(values) != self.count:
-                raise ValueError(f"stages.{name} has {len(values)} entries, but stages.count is {self.count}")
+                raise ValueError(
+                    f"stages.{name} has {counted(len(values), 'entry', 'entries')}, but stages.count is {self.count}"
+                )
         if isinstance(self.layers, list) and (self.layers[0] < 1 or min(self.layers) < 0):
             raise ValueError(
                 f"stages.layers is {self.layers}: the first entry must be at least 1, and the others at least 0"
@@ -63,7 +66,9 @@ class StagesConfig:
         for name in ("steps", "tokens"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.count:
-                raise ValueError(f"stages.{name} has {len(value)} entries, but stages.count is {self.count}")
+                raise ValueError(
+                    f"stages.{name} has {counted(len(value), 'entry', 'entries')}, but stages.count is {self.count}"
+                )
             budgets = value if isinstance(value, list) else [value]
             # A first stage of 0 steps is a model that an earlier run trained.
             first_may_be_zero = self.start_from is not None and self.count > 1 and isinstance(value, list)
@@ -144,7 +149,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         check_finite("adapter", self)
         if self.rank < 0:
-            raise ValueError(f"adapter.rank must not be negative, not {self.rank}")
+            raise ValueError(f"adapter.rank must be at least 0, not {self.rank}")
         if not self.alpha > 0:
             raise ValueError(f"adapter.alpha must be positive, not {self.alpha}")
         if not self.targets or len(set(self.targets)) < len(self.targets):
@@ -155,7 +160,7 @@ class AdapterConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"adapter.dropout must lie in [0, 1), not {self.dropout}")
         if self.restart_interval < 0:
-            raise ValueError(f"adapter.restart_interval must not be negative, not {self.restart_interval}")
+            raise ValueError(f"adapter.restart_interval must be at least 0, not {self.restart_interval}")
         if not 0 <= self.restart_prune <= 1:
             raise ValueError(f"adapter.restart_prune must lie in [0, 1], not {self.restart_prune}")
 

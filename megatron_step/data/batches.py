@@ -8,6 +8,8 @@ from types import TracebackType
 import torch
 from torch.utils.data import Dataset
 
+from megatron_step.config.counts import counted
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -23,9 +25,9 @@ def micro_batch_samples(
     """
     if global_batch_size < 1 or global_batch_size % (micro_batch_size * dp_size):
         raise ValueError(
-            f"a global batch of {global_batch_size} samples does not divide into micro-batches of {micro_batch_size} "
-            f"on {dp_size} data-parallel ranks: set training.global_batch_size to a multiple of "
-            f"{micro_batch_size * dp_size}"
+            f"a global batch of {counted(global_batch_size, 'sample')} does not divide into micro-batches of "
+            f"{micro_batch_size} on {counted(dp_size, 'data-parallel rank')}: set training.global_batch_size to a "
+            f"multiple of {micro_batch_size * dp_size}"
         )
     stride = micro_batch_size * dp_size
     starts = range(first_sample + dp_rank * micro_batch_size, first_sample + global_batch_size, stride)
@@ -50,7 +52,7 @@ def batches(
     if not 0 <= first_sample <= num_samples - global_batch_size:
         raise ValueError(
             f"the step needs samples {first_sample} to {first_sample + global_batch_size}, but the dataset has "
-            f"{num_samples} samples: build it for more steps"
+            f"{counted(num_samples, 'sample')}: build it for more steps"
         )
     made: list[Batch] = []
     for samples in micro_batch_samples(first_sample, global_batch_size, micro_batch_size, dp_rank, dp_size):

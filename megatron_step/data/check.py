@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_step.config.counts import counted
 from megatron_step.config.data import DataConfig
 from megatron_step.config.yaml_json import read_json
 from megatron_step.data.indexed_format import DTYPES, HEADER, MAGIC, VERSION, CorpusPaths, corpus_paths, idx_bytes
@@ -53,8 +54,8 @@ def check_corpus(prefix: str, tokenizer: Tokenizer) -> Corpus:
     expected, actual = tokens * dtype.itemsize, paths.bin.stat().st_size
     if actual != expected:
         raise ValueError(
-            f"{paths.bin} has {actual:,} bytes, but by {paths.idx.name} it should have {expected:,}: it is incomplete "
-            f"or belongs to another corpus; {_REMAKE}"
+            f"{paths.bin} has {counted(actual, 'byte')}, but by {paths.idx.name} it should have {expected:,}: it is "
+            f"incomplete or belongs to another corpus; {_REMAKE}"
         )
     corpus = Corpus(prefix, num_sequences, tokens, dtype)
     if paths.side.exists():
@@ -80,7 +81,7 @@ def _read_header(path: Path) -> tuple[np.dtype, int, int]:
     """
     size = path.stat().st_size
     if size < HEADER.size:
-        raise ValueError(f"{path} has {size} bytes, but its header alone needs {HEADER.size}: {_REMAKE}")
+        raise ValueError(f"{path} has {counted(size, 'byte')}, but its header alone needs {HEADER.size}: {_REMAKE}")
     with path.open("rb") as file:
         magic, version, code, num_sequences, num_boundaries = HEADER.unpack(file.read(HEADER.size))
     if magic != MAGIC or version != VERSION:
@@ -90,7 +91,8 @@ def _read_header(path: Path) -> tuple[np.dtype, int, int]:
     expected = idx_bytes(num_sequences, num_boundaries)
     if size not in (expected, expected + num_sequences):  # multimodal corpora have one more byte per sequence
         raise ValueError(
-            f"{path} has {size:,} bytes, but by its header it should have {expected:,}: it is incomplete; {_REMAKE}"
+            f"{path} has {counted(size, 'byte')}, but by its header it should have {expected:,}: it is incomplete; "
+            f"{_REMAKE}"
         )
     if num_sequences == 0:
         raise ValueError(f"{path} holds no document: {_REMAKE}")
@@ -127,7 +129,7 @@ def _check_side_file(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         raise ValueError(f"{path} is damaged, or does not describe a corpus: {_REMAKE}") from error
     if (documents, tokens) != (corpus.documents, corpus.tokens):
         raise ValueError(
-            f"{path} describes {documents:,} documents and {tokens:,} tokens, but the corpus has "
+            f"{path} describes {counted(documents, 'document')} and {counted(tokens, 'token')}, but the corpus has "
             f"{corpus.documents:,} and {corpus.tokens:,}: {_REMAKE}, or delete {path.name} if another tool made the "
             "corpus"
         )
@@ -147,6 +149,7 @@ def _check_ids(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         worst = block.max() if block.max() >= tokenizer.vocab_size else block.min()
         if not 0 <= worst < tokenizer.vocab_size:
             raise ValueError(
-                f"{path} holds the token id {worst}, but {tokenizer.path} has {tokenizer.vocab_size} tokens: set "
-                f"data.tokenizer to the tokenizer that the corpus was made with, or {_REMAKE}"
+                f"{path} holds the token id {worst}, but {tokenizer.path} has "
+                f"{counted(tokenizer.vocab_size, 'token')}: set data.tokenizer to the tokenizer that the corpus was "
+                f"made with, or {_REMAKE}"
             )

@@ -18,6 +18,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from torch.utils.data import Dataset
 
+from megatron_step.config.counts import counted
 from megatron_step.config.data import DataConfig, DataPart
 from megatron_step.data.check import Corpus, check_corpora
 from megatron_step.data.fingerprint import data_fingerprint
@@ -62,8 +63,8 @@ def build_datasets(
     """
     if num_train_samples < 1 or num_validation_samples < 0:
         raise ValueError(
-            f"cannot build {num_train_samples} training and {num_validation_samples} validation samples: ask for at "
-            "least 1 and 0"
+            f"cannot build {num_train_samples} training samples and {num_validation_samples} validation samples: ask "
+            "for at least 1 and 0"
         )
     parts = [_part("train", config, num_train_samples)]
     if config.has_validation and num_validation_samples > 0:
@@ -103,8 +104,8 @@ def repeated_validation(config: DataConfig, seq_length: int, num_samples: int) -
         samples, whole = math.ceil(weight / total * num_samples), (tokens - 1) // seq_length
         if samples > whole:
             lines.append(
-                f"evaluation.steps needs {samples:,} samples of {prefix}, but its {tokens:,} tokens hold {whole:,} of "
-                f"model.seq_length {seq_length:,}: some samples are read more than once"
+                f"evaluation.steps needs {counted(samples, 'sample')} of {prefix}, but its {counted(tokens, 'token')} "
+                f"hold {whole:,} of model.seq_length {seq_length:,}: some samples are read more than once"
             )
     return lines
 
@@ -208,9 +209,9 @@ def _check_enough(part: _Part, corpora: dict[str, Corpus], seq_length: int) -> N
         documents, tokens = _size(part, prefix, corpora[prefix].documents)
         if tokens < seq_length + 1:
             raise ValueError(
-                f"{prefix} has {tokens:,} tokens in {documents:,} documents for {part.name}, but a sample of "
-                f"model.seq_length {seq_length:,} needs {seq_length + 1:,} tokens: add text, lower model.seq_length or "
-                "change data.split"
+                f"{prefix} has {counted(tokens, 'token')} in {counted(documents, 'document')} for the {part.name} "
+                f"set, but a sample of model.seq_length {seq_length:,} needs {seq_length + 1:,} tokens: add text, "
+                "lower model.seq_length or change data.split"
             )
 
 

@@ -68,7 +68,9 @@ class HuggingFaceTokenizer:
         except ValueError:
             raise
         except Exception as error:  # tokenizers raises Exception itself
-            raise ValueError(f"the tokenizer in {self.path} cannot tokenize text: {error}") from error
+            raise ValueError(
+                f"the tokenizer in {self.path} cannot tokenize text ({error}): choose another tokenizer"
+            ) from error
         self.fingerprint = self._fingerprint(folder, texts if changed else [])
 
     def _check(self, theirs: Any, texts: Sequence[str]) -> None:
@@ -135,7 +137,10 @@ def load_in_transformers(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"transformers cannot load the tokenizer in {folder}: {reason}") from error
+        raise ValueError(
+            f"transformers cannot load the tokenizer in {folder} ({reason}): correct its files, or choose another "
+            "tokenizer"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_step.config.counts import counted
 from megatron_step.data.text_streams import COMPRESSED_SUFFIXES
 
 _FORMATS = {
@@ -35,7 +36,7 @@ class TextFiles(NamedTuple):
             return []
         reasons = Counter(reason for _, reason in self.left_out)
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
-        lines = [f"left out {len(self.left_out):,} entries in the folders of the input: {counts}"]
+        lines = [f"left out {counted(len(self.left_out), 'entry', 'entries')} in the folders of the input: {counts}"]
         lines += [f"  {path}: {reason}" for path, reason in self.left_out[:_NAMED]]
         return [*lines, f"  and {len(self.left_out) - _NAMED:,} more"] if len(self.left_out) > _NAMED else lines
 

@@ -34,12 +34,12 @@ def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, IO[bytes]]]:
         try:
             yield _decompressed(path.suffix.lower(), raw), raw
         except (EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{path} is damaged or incomplete: {error}") from error
+            raise ValueError(f"{path} is damaged or incomplete ({error}): get a complete copy") from error
         except OSError as error:
             if error.errno is not None:
                 raise
             # gzip and bz2 raise an OSError without errno for damaged data.
-            raise ValueError(f"{path} is damaged or incomplete: {error}") from error
+            raise ValueError(f"{path} is damaged or incomplete ({error}): get a complete copy") from error
 
 
 def as_utf8(path: Path, stream: BinaryIO) -> BinaryIO:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from megatron_step.config.counts import counted
 from megatron_step.data.end_of_document import end_of_document_id
 from megatron_step.data.hf_tokenizer import HuggingFaceTokenizer, is_hf_folder
 from megatron_step.data.probes import first_difference, marked_texts, plain_texts
@@ -102,7 +103,7 @@ def fitting_tokenizer(
         excess = sorted((index, mark) for mark, index in tokenizer.marks.items() if index >= vocab_size)
         named = f" ({', '.join(f'{mark} is {index:,}' for index, mark in excess[:3])})" if excess else ""
         raise ValueError(
-            f"the tokenizer {path} has {tokenizer.vocab_size:,} tokens{named}, but the model's vocabulary has "
+            f"the tokenizer {path} has {counted(tokenizer.vocab_size, 'token')}{named}, but the model's vocabulary has "
             f"{vocab_size:,}: give the tokenizer that the model was trained with (--tokenizer)"
         )
     if fingerprint is None or tokenizer.fingerprint == fingerprint:

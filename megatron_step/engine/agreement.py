@@ -268,7 +268,7 @@ class Ranks:
                 beat, heard = alive, now
             if now - heard > (_SILENT_SECONDS if beat else _ARRIVAL_SECONDS):
                 raise OtherRankError(
-                    f"rank {other} gave no sign of life for {now - heard:.0f} s: it did not start, was killed, or its "
+                    f"rank {other} did not answer for {now - heard:.0f} s: it did not start, was killed, or its "
                     "machine failed. Look for its error in the log of its machine"
                 )
             if now - start > _WAITING_SECONDS and not said and self.rank == 0:

@@ -148,7 +148,7 @@ def _shows_life(descriptor: int, record: dict[str, Any], is_locked: bool, output
         return not is_locked and _is_alive(record)
     _say(
         f"{output} was in use by process {record['process']} on {record['host']}, which left its lock file behind: "
-        f"waiting {_SILENT_SECONDS:.0f} s for a sign of life"
+        f"waiting {_SILENT_SECONDS:.0f} s to see whether it still runs"
     )
     deadline = monotonic() + _SILENT_SECONDS
     while monotonic() < deadline:

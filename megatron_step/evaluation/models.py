@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from megatron_step.config.counts import counted
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.data.tokenizer import Tokenizer, fitting_tokenizer
 from megatron_step.engine.launcher import started_by_torchrun
@@ -69,7 +70,7 @@ def _open_checkpoint(
     with open_checkpoint(path, tokenizer, end_of_document) as inspected:
         (model,), longest = inspected.chunks, inspected.config.model.seq_length
         if seq_length is not None and not 1 <= seq_length <= longest:
-            raise ValueError(f"--seq-length is {seq_length}, but {path} is made for 1 to {longest:,} tokens")
+            raise ValueError(f"--seq-length is {seq_length}, but {path} is made for 1 to {counted(longest, 'token')}")
         vocab_size = inspected.found.manifest.vocab_size
 
         def logits(tokens: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_step.config.counts import counted
 from megatron_step.evaluation.models import LanguageModel
 from megatron_step.evaluation.text import TokenizedText
 
@@ -76,7 +77,7 @@ def windows(num_tokens: int, length: int, stride: int) -> Iterator[Window]:
     Raises ValueError unless the stride lies between 1 and `length`.
     """
     if not 1 <= stride <= length:
-        raise ValueError(f"--stride is {stride}: it must be between 1 and the window's {length:,} tokens")
+        raise ValueError(f"--stride is {stride}: it must be between 1 and the window's {counted(length, 'token')}")
     scored = 0
     for start in range(0, num_tokens, stride):
         end = min(start + length, num_tokens)

@@ -1,7 +1,7 @@
-"""Carries a checkpoint's optimizer states into the next stage.
+"""Carry a checkpoint's optimizer states into the next stage.
 
-Those of weights that go on training follow them, by the weight's key under its number in the stage before; those of
-new weights stay zero; those of frozen weights are not read.
+If a weight stays trained, its states are read under the key that it had in the stage before. The states of new weights
+stay zero. The states of weights that become frozen are not read.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def grow_moments(
     recipe: Recipe,
     parallel: Parallel,
 ) -> None:
-    """Load the states of the weights that `stage` goes on training, in place, whatever layout wrote them.
+    """Load the states of the weights that `stage` continues to train, in place, from a checkpoint of any layout.
 
     The checkpoint has states by the recipe `saved`, the optimizer by `recipe`.
 
@@ -46,7 +46,7 @@ def grow_moments(
 
 
 def _goes_on(shard: Sharded, stage: Stage) -> bool:
-    """Whether the previous stage trained the weight, too."""
+    """Return whether the previous stage trained the weight, too."""
     return shard.data.requires_grad and shard.data.since < stage.index
 
 

@@ -1,4 +1,4 @@
-"""Reads a checkpoint a layer at a time, so that little of it is alive beside the new model."""
+"""Read a checkpoint one layer at a time, so that little of it is in memory beside the new model."""
 
 from collections.abc import Iterator, Mapping
 
@@ -11,9 +11,10 @@ from megatron_step.plan.stages import Stage
 def turns(
     shards: Mapping[str, Sharded], stage: Stage, parallel: Parallel
 ) -> Iterator[tuple[int | None, dict[str, Sharded]]]:
-    """Yield this rank's tensors in parts: those outside the layers (None), then one layer after another.
+    """Yield this rank's tensors in groups: first those outside the layers (None), then one layer after another.
 
-    Every rank gets as many parts, since all must take part in reading each; where a rank has no layer left, empty ones.
+    All ranks must take part in reading each group, so all ranks get the same number of groups. A rank with fewer layers
+    gets empty groups at the end.
     """
     yield None, {name: shard for name, shard in shards.items() if layer_of(shard.key) < 0}
     own = sorted({layer_of(shard.key) for shard in shards.values()} - {-1})
@@ -26,6 +27,6 @@ def turns(
 
 
 def _most_layers(stage: Stage, parallel: Parallel) -> int:
-    """Layers of the pipeline rank that holds the most."""
+    """Return the largest number of layers that a pipeline rank holds."""
     pipeline = parallel.config.pipeline_parallel_size
     return max(sum(stage.layout[rank::pipeline]) for rank in range(pipeline))

@@ -1,7 +1,7 @@
-"""Grows a checkpoint's weights into the model of the next stage, whatever layout wrote the one or holds the other.
+"""Grow a checkpoint's weights into the model of the next stage. Both may have any layout.
 
-Layers are known by their numbers in the plan, never by their place on a rank. For layer j of the new stage, with the
-sources S that the plan names, in fp32 and rounded once:
+Layers are identified by their numbers in the plan, never by their place on a rank. The plan names the sources S of
+layer j of the new stage. In fp32, rounded once:
 
     W_j = mean over i in S of (W_i + s B_i A_i)      a new layer, or an old one whose adapters are merged
     W_j = W_i,  A_j = A_i,  B_j = B_i                an old layer whose adapters are kept
@@ -38,11 +38,11 @@ class GrowthSource:
     """A checkpoint to grow from."""
 
     path: Path
-    """Its folder."""
+    """The checkpoint's folder."""
     scaling: float
-    """alpha / rank of its adapters."""
+    """alpha / rank of the checkpoint's adapters."""
     tensors: Mapping[str, Sequence[int]]
-    """Shape of every tensor in it, by its key."""
+    """Shape of every tensor in the checkpoint, by key."""
 
 
 def growth_source(found: FoundCheckpoint) -> GrowthSource:
@@ -56,7 +56,7 @@ def growth_source(found: FoundCheckpoint) -> GrowthSource:
 
 
 def adapter_scaling(manifest: Manifest) -> float:
-    """alpha / rank of a checkpoint's adapters; 0 where its run has none."""
+    """Return alpha / rank of a checkpoint's adapters; 0 if its run has none."""
     adapter = manifest.config["adapter"]
     return adapter["alpha"] / adapter["rank"] if adapter["rank"] else 0.0
 
@@ -71,7 +71,7 @@ def grow_weights(
 ) -> None:
     """Fill the chunks, the model of `stage`, with the grown weights of `source`, in place. Every rank must call it.
 
-    A layer at a time is read, so that little is alive beside the new model. Adapters that are not kept stay fresh.
+    One layer is read at a time, so little is in memory beside the new model. Adapters that are not kept stay fresh.
 
     Raises ValueError if the checkpoint lacks a tensor that the model needs, or has it in another shape.
     """
@@ -83,7 +83,7 @@ def grow_weights(
 
 
 def load_merged(chunks: list[torch.nn.Module], found: FoundCheckpoint, parallel: Parallel) -> None:
-    """Fill a model without adapters, as deep as the checkpoint's, with its weights; adapters are merged.
+    """Fill a model without adapters, of the checkpoint's depth, with the checkpoint's weights and merged adapters.
 
     Raises ValueError if the checkpoint lacks a tensor that the model needs, or has it in another shape.
     """
@@ -103,7 +103,7 @@ def saved_stage(manifest: Manifest) -> Stage:
 
 
 def _request(shard: Sharded, key: str) -> Sharded:
-    """Return an empty tensor for the part of tensor `key` that `shard` describes."""
+    """Return a request for the part of the tensor `key` that `shard` describes, with an empty tensor for it."""
     return replace(shard, key=key, data=torch.empty_like(shard.data, requires_grad=False))
 
 
@@ -115,7 +115,7 @@ def _grow_layer(
     growth: GrowthConfig,
     keep_adapters: bool,
 ) -> None:
-    """Fill one layer; with no layer, only take part in the reading."""
+    """Fill one layer. Without a layer, only take part in reading the tensors of other ranks."""
     sources = stage.layers[layer].sources if layer is not None else ()
     is_new = layer is not None and stage.layers[layer].born == stage.index > 0
     merges = is_new or not keep_adapters
@@ -139,7 +139,7 @@ def _grow_layer(
 
 
 def _kept(shard: Sharded, sources: Sequence[int], source: GrowthSource, merges: bool) -> bool:
-    """Whether an adapter continues from the checkpoint instead of starting fresh."""
+    """Return whether an adapter continues from the checkpoint instead of starting fresh."""
     return not merges and in_layer(shard.key, sources[0]) in source.tensors
 
 
@@ -152,7 +152,7 @@ def _factor_requests(weight_key: str, source: GrowthSource, shard: Sharded) -> I
 
 
 def _merged(shard: Sharded, loaded: Mapping[str, Tensor], key: str, scaling: float) -> Tensor:
-    """The part of W + s B A that `shard` is, in fp32."""
+    """Return the part of W + s B A that `shard` describes, in fp32."""
     weight = decode(loaded[key])
     in_key, out_key = factor_keys(key)
     if in_key in loaded:

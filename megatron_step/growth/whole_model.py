@@ -1,4 +1,4 @@
-"""The model of a checkpoint on one process, to look at."""
+"""The model of a checkpoint on one process, for evaluation."""
 
 import torch
 

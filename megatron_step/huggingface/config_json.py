@@ -95,7 +95,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     custom = values.get("auto_map")
     if custom:
         raise ValueError(
-            f"{path} has auto_map {_shown(custom)}: models with Python code in their folder are not supported"
+            f"{path} has auto_map {_shown(custom)}: models with Python code in their folder are not supported. Import "
+            "another model"
         )
     typed = {name: _typed(path, name, name, value, _TYPES) for name, value in values.items()}
     for name in _ROPE:
@@ -120,9 +121,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = yaml_json.read_json(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} is not a Hugging Face model: it has no {path.name}") from None
+        raise FileNotFoundError(
+            f"{path.parent} is not a Hugging Face model, because it has no {path.name}: give the folder of a model"
+        ) from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold a JSON object: it is not a config of a model")
+        raise ValueError(f"{path} is not the config of a model, because it holds no JSON object: get an undamaged copy")
     return values
 
 

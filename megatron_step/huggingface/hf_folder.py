@@ -6,15 +6,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from megatron_step.config.counts import counted
 from megatron_step.config.model import ModelConfig
 from megatron_step.huggingface.architectures import model_config
-from megatron_step.huggingface.hf_mapping import MappedWeight, hf_mapping
+from megatron_step.huggingface.hf_mapping import HF_EMBEDDING, HF_OUTPUT_LAYER, MappedWeight, hf_mapping
 from megatron_step.huggingface.safetensors_files import HFTensors
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """The supported number formats: torch's names by safetensors' names."""
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _COMPARED_BYTES = 64 << 20  # size of the blocks in which two matrices are compared
 
 
@@ -51,8 +51,8 @@ def open_folder(folder: Path, seq_length: int | None) -> HFFolder:
     tensors = HFTensors(folder)
     if model.num_layers > len(tensors):
         raise ValueError(
-            f"{folder} has {len(tensors):,} tensors, but its config.json has num_hidden_layers {model.num_layers:,}: "
-            "get an undamaged copy of the model"
+            f"{folder} has {counted(len(tensors), 'tensor')}, but its config.json has num_hidden_layers "
+            f"{model.num_layers:,}: get an undamaged copy of the model"
         )
     model, names, notes = _tied(folder, model, tensors)
     assert model.vocab_size is not None
@@ -67,15 +67,15 @@ def open_folder(folder: Path, seq_length: int | None) -> HFFolder:
 
 def _tied(folder: Path, model: ModelConfig, tensors: HFTensors) -> tuple[ModelConfig, dict[str, str], list[str]]:
     """Return the model, tied or not as transformers loads it; replacements of tensor names; and warnings."""
-    if not model.tie_embeddings or _HEAD not in tensors.shapes:
+    if not model.tie_embeddings or HF_OUTPUT_LAYER not in tensors.shapes:
         return model, {}, []
-    if _EMBEDDING not in tensors.shapes:
-        return model, {_EMBEDDING: _HEAD}, []
-    if _are_equal(tensors, _EMBEDDING, _HEAD):
-        return model, {_HEAD: _EMBEDDING}, []
+    if HF_EMBEDDING not in tensors.shapes:
+        return model, {HF_EMBEDDING: HF_OUTPUT_LAYER}, []
+    if _are_equal(tensors, HF_EMBEDDING, HF_OUTPUT_LAYER):
+        return model, {HF_OUTPUT_LAYER: HF_EMBEDDING}, []
     note = (
-        f"{folder / 'config.json'} has tie_word_embeddings true, but {_HEAD} differs from {_EMBEDDING}: the output "
-        "layer keeps its own weight (model.tie_embeddings false), as in transformers"
+        f"{folder / 'config.json'} has tie_word_embeddings true, but {HF_OUTPUT_LAYER} differs from {HF_EMBEDDING}: "
+        "the output layer keeps its own weight (model.tie_embeddings false), as in transformers"
     )
     return replace(model, tie_embeddings=False), {}, [note]
 

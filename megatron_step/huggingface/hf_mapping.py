@@ -39,6 +39,9 @@ from megatron_step.plan.names import (
 )
 from megatron_step.plan.resolved import layer_blocks
 
+HF_EMBEDDING, HF_OUTPUT_LAYER = "model.embed_tokens.weight", "lm_head.weight"
+"""Hugging Face's names of the embedding and of an output layer that is not tied to it."""
+
 
 @dataclass(frozen=True)
 class MappedWeight:
@@ -91,9 +94,9 @@ def hf_mapping(model: ModelConfig, vocab_size: int) -> list[MappedWeight]:
 
     head = [MappedWeight(FINAL_NORM, (model.hidden_size,), ("model.norm.weight",))]
     if not model.tie_embeddings:
-        head.append(vocabulary_weight(OUTPUT_LAYER, "lm_head.weight"))
+        head.append(vocabulary_weight(OUTPUT_LAYER, HF_OUTPUT_LAYER))
     return [
-        vocabulary_weight(EMBEDDING, "model.embed_tokens.weight"),
+        vocabulary_weight(EMBEDDING, HF_EMBEDDING),
         *(weight for layer in range(model.num_layers) for weight in _layer_weights(model, layer)),
         *head,
     ]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_step.config.counts import counted
 from megatron_step.config.yaml_json import parse_yaml
 from megatron_step.huggingface.config_json import CONFIG_FILE, MODEL_KEYS, read_config, read_json, whole_number
 
@@ -167,7 +168,7 @@ def _window(architecture: Mapping[str, Any], kept: Kept) -> tuple[dict[str, Any]
     longest = min(size, architecture["max_position_embeddings"])
     return {"max_position_embeddings": longest}, [
         "the sliding window of some layers is omitted, since the number of layers changed: the context is "
-        f"{longest:,} tokens"
+        f"{counted(longest, 'token')}"
     ]
 
 

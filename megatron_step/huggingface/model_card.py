@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from megatron_step.checkpoint.manifest import Manifest, saved_config
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.plan.old_layers import adapts
 from megatron_step.plan.operators import describe_growth
@@ -110,8 +111,8 @@ def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
         grown = f" The model grew by {describe_growth(config.growth)}"
         grown += f"; adapters had rank {adapter.rank} and alpha {adapter.alpha:g}." if adapts(config) else "."
     return [
-        f"Pre-trained with megatron_step for {manifest.step:,} steps, "
-        f"{manifest.consumed_samples * config.model.seq_length:,} tokens, in {config.training.precision}."
+        f"Pre-trained with megatron_step for {counted(manifest.step, 'step')}, "
+        f"{counted(manifest.consumed_samples * config.model.seq_length, 'token')}, in {config.training.precision}."
         f"{began}{grown}",
         "",
         "| stage | layers | steps | tokens | training loss | validation loss | planned peak memory | measured |",

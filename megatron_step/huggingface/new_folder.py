@@ -29,8 +29,8 @@ def new_folder(folder: Path, needed_bytes: int) -> Iterator[Path]:
             free = shutil.disk_usage(partial).free
             if free < needed_bytes:
                 raise OSError(
-                    f"{folder} needs {needed_bytes / 2**20:,.0f} MiB, but {free / 2**20:,.0f} MiB are free: choose "
-                    "another disk, or free some space"
+                    f"{folder} needs {needed_bytes / 2**20:,.0f} MiB, but only {free / 2**20:,.0f} MiB are free: "
+                    "choose another disk, or free some space"
                 )
             yield partial
             for path in (partial, *partial.rglob("*")):

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from megatron_step.config.counts import counted
 from megatron_step.config.yaml_json import read_json
 from megatron_step.data.hf_tokenizer import (
     HuggingFaceTokenizer,
@@ -152,7 +153,7 @@ class _WrittenTokenizer:
         if text is not None:
             return f"{named} gives other ids for {text!r}"
         if len(theirs) > self._tokenizer.vocab_size:
-            return f"{named} has {len(theirs):,} tokens, not {self._tokenizer.vocab_size:,}"
+            return f"{named} has {counted(len(theirs), 'token')}, not {self._tokenizer.vocab_size:,}"
         if theirs.chat_template != self._template:
             return f"{named} has another chat template"
         return self._chat_difference(theirs, named)

@@ -2,12 +2,13 @@
 
 import functools
 import importlib
-import warnings
 from typing import Literal
 
 import torch
 
 from megatron_step.engine.compat.operations import has_kernel, has_onednn_linear, onednn_uses_avx512
+from megatron_step.engine.launcher import speaks
+from megatron_step.engine.messages import warn
 from megatron_step.ops.fakes import register_fakes, unknown_kernels
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
@@ -35,21 +36,23 @@ def _load_extension() -> bool:
     try:
         importlib.import_module("megatron_step._C")
     except ImportError as error:
-        warnings.warn(
-            f"the C++ extension megatron_step._C is not built ({error}): operations run as plain torch, slower on the "
-            "CPU. Build it with: pip install -e . --no-build-isolation",
-            stacklevel=4,
-        )
+        missing = isinstance(error, ModuleNotFoundError)
+        _warn_without_extension("is not built" if missing else f"cannot be loaded ({error})")
         return False
     if unknown := unknown_kernels():
-        warnings.warn(
-            f"the C++ extension megatron_step._C was built from other sources ({', '.join(unknown)} differ): "
-            "operations run as plain torch, slower on the CPU. Build it again: pip install -e . --no-build-isolation",
-            stacklevel=4,
-        )
+        _warn_without_extension(f"was built from other sources ({', '.join(unknown)} differ)")
         return False
     register_fakes()
     return True
+
+
+def _warn_without_extension(fact: str) -> None:
+    if speaks():
+        warn(
+            f"the C++ extension {fact}: operations run in plain torch, which is slower and takes more memory than "
+            "planned on a CPU. To build the extension, run pip install --no-build-isolation . in a clone of the "
+            "repository"
+        )
 
 
 @torch.compiler.assume_constant_result

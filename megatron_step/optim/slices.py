@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def pieces(shard: ShardedTensor | ShardedTensorFactory) -> list[ShardedTensor]:
-    """The tensors that a weight is saved as; their data are views of the weight's."""
+    """Return the tensors as which a weight is saved; their data are views of the weight's data."""
     return shard.build() if isinstance(shard, ShardedTensorFactory) else [shard]
 
 
@@ -29,7 +29,7 @@ def rectangles(
     They keep the weight's keys. Each data-parallel rank saves its own, unless all have the same (`is_replicated`).
     """
     for piece in pieces(shard):
-        # Pieces are blocks of whole rows, one after another in the weight's memory.
+        # Each piece is a block of whole rows; the blocks follow one another in the weight's memory.
         first = (piece.data.data_ptr() - shard.data.data_ptr()) // piece.data.element_size()
         assert piece.data.is_contiguous()
         start, stop = max(owned.start, first), min(owned.stop, first + piece.data.numel())
@@ -50,7 +50,7 @@ def rectangles(
 
 
 def _parts(start: int, stop: int, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Offset and shape of each rectangle that covers [start, stop) of a flattened vector or matrix."""
+    """Return offset and shape of each rectangle that covers [start, stop) of a flattened vector or matrix."""
     if len(shape) == 1:
         yield (start,), (stop - start,)
         return

@@ -1,16 +1,15 @@
-"""Policies for old layers: what a stage does with the layers of earlier stages.
+"""Policies for old layers: what a stage does with the layers that earlier stages added.
 
 policy      matrices and biases      norms                        adapters
 frozen      frozen                   trained, unless freeze.norms none
 adapters    frozen                   trained, unless freeze.norms on adapter.targets (LoRA, Hu et al., 2022)
 trained     trained                  trained, unless freeze.norms none
 
-A policy decides, for each weight, whether it is trained, and which linears get adapters. The planner's bytes,
-operations and exchanged bytes follow from these two answers, and so does the model that is built: a new policy needs
-nothing else. A policy may also change the old layers every so many steps; training/hooks/old_layers.py has what is then
-done.
+A policy decides for each weight whether it is trained, and which linears get adapters. The model, and the planner's
+bytes, operations and exchanged bytes, follow from these two answers, so a new policy needs nothing else. A policy may
+also change the old layers at an interval of steps; training/hooks/old_layers.py makes the change.
 
-A policy of a user's own is a subclass of `Policy`; `register` makes its name a value of old_layers.policy.
+A user's own policy is a subclass of `Policy`; `register` makes its name a value of old_layers.policy.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +23,7 @@ from megatron_step.plan.names import is_adapter, is_norm, layer_of
 from megatron_step.plan.stages import Stage
 
 Role = Literal["base", "embedding", "new_layer", "adapter"]
-"""What a weight is to the optimizer: each role but `base` has its own learning rate."""
+"""The role of a weight in the optimizer: each role except `base` has its own learning rate."""
 
 
 @dataclass(frozen=True)
@@ -32,57 +31,62 @@ class Treatment:
     """What a stage does with a weight."""
 
     trained: bool
-    """Whether it has a gradient and optimizer states; without them it is frozen."""
+    """Whether the weight has a gradient and optimizer states; otherwise it is frozen."""
     role: Role
-    """What it is to the optimizer."""
+    """The weight's role in the optimizer."""
     since: int
-    """Index of the stage in which its optimizer states began. Those of an earlier stage follow the weight in growth."""
+    """Index of the stage that created the optimizer states. Growth carries over the states of an earlier stage."""
 
 
 class Policy(ABC):
-    """What happens to old layers. A layer is old in every stage after the one that added it."""
+    """A rule for old layers. A layer is old in every stage after the one that added it."""
 
     name: str
-    """Its value of old_layers.policy."""
+    """The policy's value of old_layers.policy."""
     trains_all: bool = False
-    """Whether it trains every matrix of old layers, as freeze.layers false asks for."""
+    """Whether the policy trains every matrix of old layers, which freeze.layers false requires."""
     adds_adapters: bool = False
-    """Whether it puts adapters on linears of old layers; rank, alpha and dropout are those of the section `adapter`."""
+    """Whether linears of old layers get adapters. The section `adapter` sets their rank, alpha and dropout."""
     period: int = 1
-    """Old layers, bottom up, after which the treatment repeats. The planner searches with the mean costs of so many."""
+    """Number of old layers after which the treatment repeats. The planner uses the mean cost of a period."""
     interval_key: str = ""
     """Config key that `change_interval` reads, for messages."""
 
+    @property
+    def effect(self) -> str:
+        """What happens to old layers, as a clause, for people."""
+        return f"the policy {self.name} decides how old layers are trained"
+
     @abstractmethod
     def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
-        """What `stage` does with the weight `key` of an old layer, adapters among them, after `turn` changes.
+        """Return what `stage` does with the weight `key` of an old layer or of its adapters, after `turn` changes.
 
-        Bytes on each rank must be the same after every change.
+        A change must not alter the bytes on any rank.
         """
 
     def adapter_targets(self, layer: int, stage: Stage, config: RunConfig) -> Sequence[Target]:
-        """Linears of the old layer with the number `layer`, from 0, that get adapters."""
+        """Return the linears that get adapters in the old layer with the index `layer`."""
         return config.adapter.targets if self.adds_adapters else ()
 
     def keeps_adapters(self, config: RunConfig) -> bool:
-        """Whether adapters go on training as the model grows. Otherwise they are merged into their weights."""
+        """Return whether adapters stay when the model grows. Otherwise growth merges them into their weights."""
         return False
 
     def change_interval(self, config: RunConfig) -> int:
-        """Steps of a stage between changes of its old layers; 0 for none."""
+        """Return the number of steps between changes of old layers in a stage; 0 if there are no changes."""
         return 0
 
     def check(self, config: RunConfig) -> None:
         """Raise ValueError if other keys of the config contradict this policy."""
         if not config.freeze.layers and not self.trains_all:
             raise ValueError(
-                f"old_layers.policy {self.name} does not train all of the old layers, which freeze.layers false asks "
-                "for: remove one of the two keys"
+                f"freeze.layers false trains all weights of old layers, but old_layers.policy {self.name} does not: "
+                "remove one of the two keys"
             )
         if self.adds_adapters and config.adapter.rank == 0:
             raise ValueError(
-                f"old_layers.policy {self.name} adds adapters, but adapter.rank is 0: set adapter.rank, or "
-                "old_layers.policy to frozen"
+                f"old_layers.policy {self.name} adds adapters, but adapter.rank is 0: set adapter.rank to at least 1, "
+                "or old_layers.policy to frozen"
             )
         if self.adds_adapters and config.stages.count > 1:
             check_adapter_rank(config)
@@ -92,9 +96,10 @@ class Frozen(Policy):
     """Freezes matrices and biases."""
 
     name = "frozen"
+    effect = "old layers are frozen"
 
     def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
-        """Only norms go on training, unless freeze.norms."""
+        """Train only norms, unless freeze.norms."""
         return Treatment(is_norm(key) and not config.freeze.norms, "base", stage.layers[layer_of(key)].born)
 
 
@@ -105,11 +110,12 @@ class Adapters(Frozen):
     """
 
     name = "adapters"
+    effect = "old layers are frozen and get adapters"
     adds_adapters = True
     interval_key = "adapter.restart_interval"
 
     def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
-        """Adapters are trained: since this stage, or since the one after their layer's if they are kept."""
+        """Train adapters. Their states begin in this stage, or in the one after their layer's if adapters are kept."""
         if is_adapter(key):
             born = stage.layers[layer_of(key)].born
             return Treatment(True, "adapter", born + 1 if self.keeps_adapters(config) else stage.index)
@@ -120,18 +126,19 @@ class Adapters(Frozen):
         return config.adapter.at_stage_end == "keep"
 
     def change_interval(self, config: RunConfig) -> int:
-        """Steps between restarts."""
+        """Return the steps between restarts of adapters."""
         return config.adapter.restart_interval
 
 
 class Trained(Policy):
-    """Trains everything: growth alone."""
+    """Trains all weights, so that only growth remains."""
 
     name = "trained"
+    effect = "old layers are trained, too"
     trains_all = True
 
     def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
-        """All weights go on training, norms unless freeze.norms."""
+        """Train all weights; norms not, if freeze.norms."""
         return Treatment(not (is_norm(key) and config.freeze.norms), "base", stage.layers[layer_of(key)].born)
 
 
@@ -145,7 +152,7 @@ def register(policy: Policy) -> None:
     """
     known = _POLICIES.setdefault(policy.name, policy)
     if type(known) is not type(policy):
-        raise ValueError(f"a policy for old layers called {policy.name} exists already: choose another name")
+        raise ValueError(f"a policy for old layers called {policy.name} already exists: choose another name")
 
 
 def policy_of(config: RunConfig) -> Policy:
@@ -156,40 +163,40 @@ def policy_of(config: RunConfig) -> Policy:
     policy = _POLICIES.get(config.old_layer_policy)
     if policy is None:
         raise ValueError(
-            f"old_layers.policy {config.old_layer_policy} is not registered: choose one of {', '.join(_POLICIES)}, or "
-            "name the module that registers it in plugins"
+            f"old_layers.policy {config.old_layer_policy} is unknown: choose one of {', '.join(_POLICIES)}, or add the "
+            "module that registers it to plugins"
         )
     return policy
 
 
 def adapts(config: RunConfig) -> bool:
-    """Whether old layers get adapters in this run; also where the policy of another machine is not registered here."""
+    """Return whether old layers get adapters in this run; False if the policy is not registered in this process."""
     policy = _POLICIES.get(config.old_layer_policy)
     return config.stages.count > 1 and policy is not None and policy.adds_adapters
 
 
 def adapter_targets(layer: int, stage: Stage, config: RunConfig) -> Sequence[Target]:
-    """Linears with adapters in the layer with the number `layer`, from 0; none in a layer that `stage` adds."""
+    """Return the linears with adapters in the layer with the index `layer`; none in a layer that `stage` adds."""
     if stage.layers[layer].born == stage.index:
         return ()
     return policy_of(config).adapter_targets(layer, stage, config)
 
 
 def changes_after(step: int, stage: Stage, config: RunConfig) -> bool:
-    """Whether the old layers change after `step` finished steps of the run, inside `stage`; not at its end."""
+    """Return whether old layers change when the run has finished `step` steps; never at the end of `stage`."""
     return stage.first_step < step < stage.last_step and since_change(step, stage, config) == 0
 
 
 def since_change(step: int, stage: Stage, config: RunConfig) -> int:
-    """Steps of the stage since the latest change, at `step` finished steps of the run."""
+    """Return the steps since the latest change in `stage`, when the run has finished `step` steps."""
     in_stage, interval = step - stage.first_step, _interval(stage, config)
     return in_stage % interval if interval else in_stage
 
 
 def turn_at(step: int, stage: Stage, config: RunConfig) -> int:
-    """Changes in `stage` up to `step` finished steps of the run."""
+    """Return the number of changes in `stage` until the run has finished `step` steps."""
     interval = _interval(stage, config)
-    last = min(step, stage.last_step - 1)  # the stage's end brings no change
+    last = min(step, stage.last_step - 1)  # no change happens at the stage's end
     return max(0, last - stage.first_step) // interval if interval else 0
 
 

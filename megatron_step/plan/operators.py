@@ -1,6 +1,6 @@
-"""Growth operators: for each layer of the larger model, the layers of the smaller one that it comes from.
+"""Growth operators: for each layer of the larger model, the layers of the smaller model that it starts from.
 
-operator      where new layers come                                            keeps the function with init
+operator      places of the new layers                                         keeps the function with init
 interpolate   between old layers: one in each gap from `position` on,           identity
               then a second one in each, and so on
 stack         the whole model again on top of itself (G_stack)                  identity
@@ -9,9 +9,9 @@ init          weights of a new layer                                            
 mean          element-wise mean of the old layers below and above it            both
 copy          those of the old layer below it (stack: of the layer it repeats)  that one
 identity      the copy with the attention's and the MLP's output projection 0   that one
-random        drawn at random, scaled for the new depth                              none
+random        drawn at random, scaled for the new depth                        none
 
-An operator of a user's own is a subclass of `Operator`; `register` makes its name a value of growth.operator.
+A user's own operator is a subclass of `Operator`; `register` makes its name a value of growth.operator.
 """
 
 import random
@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from megatron_step.config.counts import counted
 from megatron_step.config.numbers import nearest
 from megatron_step.config.stages import GrowthConfig
 
@@ -29,8 +30,8 @@ class GrownLayer:
     """A layer of a stage's model."""
 
     sources: tuple[int, ...]
-    """Layers of the stage before, bottom up from 0, whose mean its weights begin as; none for random weights. Of the
-    first stage, layers of the checkpoint that the run starts from."""
+    """Layers of the stage before, bottom up from 0, whose mean is the start of its weights; none for random weights.
+    In the first stage, these are layers of the checkpoint that the run starts from."""
     born: int
     """Index of the stage that added it."""
 
@@ -58,9 +59,9 @@ class Init:
     """Weights of a new layer."""
 
     sources: Callable[[New], tuple[int, ...]]
-    """Old layers whose mean it begins as; none for random weights."""
+    """The old layers whose mean is the start of the weights; none for random weights."""
     zero_outputs: bool = False
-    """Whether its two output projections begin as zero, so that it adds nothing to the residual stream."""
+    """Whether the layer's two output projections start as zero, so that it adds nothing to the residual stream."""
 
 
 INITS = {
@@ -73,47 +74,49 @@ INITS = {
 
 
 class Operator(ABC):
-    """Where new layers come."""
+    """A rule that places new layers among the old ones."""
 
     name: str
-    """Its value of growth.operator."""
+    """The operator's value of growth.operator."""
     inits: tuple[str, ...] = tuple(INITS)
-    """Values of growth.init that it takes."""
+    """Values of growth.init that the operator accepts."""
     adds: str = "any number of layers"
     """What `can_add` allows, in words, for errors."""
     only_inserts: bool = False
-    """Whether a model grown by one layer more has the same layers and one put in among them. What the planner proves
-    for a stage then bounds the stages that add more layers. False is always safe, and slower."""
+    """Whether adding one layer more only inserts a layer, and keeps the order of all others. Then the planner's bound
+    for a stage also bounds stages that add more layers. False is always safe, but slower."""
 
     @abstractmethod
     def places(self, num_layers: int, num_new: int, growth: GrowthConfig, seed: int) -> Sequence[Old | New]:
-        """The grown model's layers, bottom up: `num_layers` old ones, each once, and `num_new` new ones.
+        """Return the layers of the grown model, bottom up: each of `num_layers` old ones once, and `num_new` new ones.
 
         `seed` decides random choices.
         """
 
     def can_add(self, num_layers: int, num_new: int) -> bool:
-        """Whether it can add `num_new` layers to `num_layers`."""
+        """Return whether the operator can add `num_new` layers to a model of `num_layers`."""
         return True
 
     def preserves_function(self, growth: GrowthConfig) -> bool:
-        """Whether the grown model computes what the smaller one did: here, as for every operator that keeps the order
-        of old layers, if a new layer adds nothing."""
+        """Return whether the grown model computes the same function as the smaller one.
+
+        The default holds for operators that keep the order of old layers: it is True if new layers add nothing.
+        """
         return INITS[growth.init].zero_outputs
 
     def describe(self, growth: GrowthConfig) -> str:
-        """The settings that it uses, for people."""
+        """Return the settings that the operator uses, for people."""
         return f"{self.name}, {growth.init}"
 
 
 class Interpolate(Operator):
-    """New layers between old ones (Chang et al., 2018)."""
+    """Puts new layers between old ones (Chang et al., 2018)."""
 
     name = "interpolate"
     only_inserts = True
 
     def places(self, num_layers: int, num_new: int, growth: GrowthConfig, seed: int) -> Sequence[Old | New]:
-        """One new layer in each gap from growth.position on, then a second one in each, and so on."""
+        """Put one new layer into each gap from growth.position on, then a second one into each, and so on."""
         added = [0] * num_layers  # new layers right above each old one
         order = _gap_order(num_layers, growth.position, seed + num_layers)
         for index in range(num_new):
@@ -125,12 +128,12 @@ class Interpolate(Operator):
         return places
 
     def describe(self, growth: GrowthConfig) -> str:
-        """Its name, the position and the init."""
+        """Return its name, the position and the init."""
         return f"{self.name}, {growth.position}, {growth.init}"
 
 
 class Stack(Operator):
-    """The whole model again on top of itself (G_stack, Du et al., 2024)."""
+    """Repeats the whole model on top of itself (G_stack, Du et al., 2024)."""
 
     name = "stack"
     inits = ("copy", "identity", "random")
@@ -138,11 +141,11 @@ class Stack(Operator):
     only_inserts = True
 
     def places(self, num_layers: int, num_new: int, growth: GrowthConfig, seed: int) -> Sequence[Old | New]:
-        """The old layers, then each again in their order."""
+        """Return the old layers, then a new layer for each of them in the same order."""
         return [*map(Old, range(num_layers)), *(New(index % num_layers) for index in range(num_new))]
 
     def can_add(self, num_layers: int, num_new: int) -> bool:
-        """Whether it is a multiple of the layers."""
+        """Return whether `num_new` is a multiple of `num_layers`."""
         return num_new % num_layers == 0
 
 
@@ -152,67 +155,73 @@ _OPERATORS: dict[str, Operator] = {}
 def register(operator: Operator) -> None:
     """Make `operator` a value of growth.operator.
 
-    Raises ValueError if another one has its name, or it takes an init that does not exist.
+    Raises ValueError if another operator has its name, or if it accepts an unknown init.
     """
     if unknown := [init for init in operator.inits if init not in INITS]:
-        raise ValueError(f"operator {operator.name} takes the inits {unknown}, which are not among {list(INITS)}")
+        raise ValueError(
+            f"growth operator {operator.name} accepts the inits {unknown}, which do not exist: choose some of "
+            f"{list(INITS)}"
+        )
     known = _OPERATORS.setdefault(operator.name, operator)
     if type(known) is not type(operator):
         raise ValueError(f"a growth operator called {operator.name} already exists: choose another name")
 
 
 def operator_of(growth: GrowthConfig) -> Operator:
-    """The operator that growth.operator names.
+    """Return the operator that growth.operator names.
 
-    Raises ValueError if none has that name, or it does not take growth.init.
+    Raises ValueError if no operator has that name, or if it does not accept growth.init.
     """
     operator = _OPERATORS.get(growth.operator)
     if operator is None:
         raise ValueError(
-            f"growth.operator {growth.operator} is not registered: choose {_either(list(_OPERATORS))}, or import the "
-            "module that registers it"
+            f"growth.operator {growth.operator} is unknown: choose {_either(list(_OPERATORS))}, or add the module that "
+            "registers it to plugins"
         )
     if growth.init not in operator.inits:
         raise ValueError(
-            f"growth.operator {operator.name} does not take growth.init {growth.init}: choose {_either(operator.inits)}"
+            f"growth.operator {operator.name} does not work with growth.init {growth.init}: choose "
+            f"{_either(operator.inits)}"
         )
     return operator
 
 
 def describe_growth(growth: GrowthConfig) -> str:
-    """The settings of growth, for people; also where the operator of another machine is not registered here."""
+    """Return the settings of growth, for people; also if the operator is not registered in this process."""
     if growth.operator not in _OPERATORS:
         return f"{growth.operator}, {growth.init}"
     return _OPERATORS[growth.operator].describe(growth)
 
 
 def first_layers(num_layers: int, start_from_checkpoint: bool) -> tuple[GrownLayer, ...]:
-    """The layers, bottom up, of the first stage: random, or those of a checkpoint."""
+    """Return the layers of the first stage, bottom up: with random weights, or from a checkpoint."""
     return tuple(GrownLayer((index,) if start_from_checkpoint else (), born=0) for index in range(num_layers))
 
 
 def grow(
     layers: Sequence[GrownLayer], num_new: int, stage_index: int, growth: GrowthConfig, seed: int
 ) -> tuple[GrownLayer, ...]:
-    """The layers, bottom up, of stage `stage_index`, which adds `num_new` to the `layers` of the stage before.
+    """Return the layers, bottom up, of stage `stage_index`, which adds `num_new` to the `layers` of the stage before.
 
-    `seed` decides random positions. A layer that is kept has itself as its only source.
+    `seed` decides random positions. An old layer has itself as its only source.
 
-    Raises ValueError if the operator cannot add so many, or does not place every old and new layer once.
+    Raises ValueError if the operator cannot add `num_new` layers, or does not place every old and new layer once.
     """
     operator = operator_of(growth)
     if not operator.can_add(len(layers), num_new):
         possible = nearest(num_new, partial(operator.can_add, len(layers)))
         raise ValueError(
-            f"growth.operator {operator.name} adds {operator.adds}: it cannot add {num_new} layers to {len(layers)}; "
-            f"let that stage add {' or '.join(map(str, possible)) or 'none'} in stages.layers"
+            f"growth.operator {operator.name} adds {operator.adds}: it cannot add {counted(num_new, 'layer')} to "
+            f"{len(layers)}. Let stage {stage_index + 1} add {' or '.join(map(str, possible)) or 'none'} in "
+            "stages.layers"
         )
     places = operator.places(len(layers), num_new, growth, seed)
     kept = sorted(place.layer for place in places if isinstance(place, Old))
     if kept != list(range(len(layers))) or len(places) != len(layers) + num_new:
         raise ValueError(
-            f"growth.operator {operator.name} placed the old layers {kept} and {len(places) - len(kept)} new ones: it "
-            f"must place each of {len(layers)} old layers once, and {num_new} new ones"
+            f"growth.operator {operator.name} placed the old layers {kept} and "
+            f"{counted(len(places) - len(kept), 'new layer')}: it must place each of the "
+            f"{counted(len(layers), 'old layer')} once, and add {counted(num_new, 'new layer')}"
         )
     grown = []
     for place in places:
@@ -224,9 +233,9 @@ def grow(
 
 
 def _gap_order(num_layers: int, position: str, seed: int) -> Sequence[int]:
-    """Old layers above which new ones come, in the order in which these gaps are used.
+    """Return the gaps in the order of their use. A gap is named by the old layer below it.
 
-    A gap lies between two old layers; a model of one layer has only the place above it.
+    A gap lies between two old layers; a model of one layer has only the gap above it.
     """
     gaps = list(range(max(1, num_layers - 1)))
     if position == "upper":

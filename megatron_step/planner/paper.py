@@ -1,17 +1,18 @@
-"""The paper's own program: one device, model states only, by its count of bytes (STEP, Yano et al., 2025).
+"""The program of the STEP paper (Yano et al., 2025): model states on one device, counted as the paper counts them.
 
     P_i = 16 n_i P + 2 N_(i-1) P + 16 N_(i-1) E + c      bytes,   N_i = n_1 + ... + n_i
 
     minimise over integers n_1, ..., n_K >= 1   max_i P_i     subject to   n_1 + ... + n_K = L
 
-with P the parameters of a layer, E those of its adapters, and c the bytes of embedding, output layer and final norm,
-which the paper leaves out.
+A layer has P parameters and its adapters have E. The embedding, the output layer and the final norm take c bytes, which
+the paper leaves out.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from megatron_step.config.counts import counted
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.plan.layout import rank_chunks
 from megatron_step.plan.resolved import ResolvedConfig
@@ -24,29 +25,32 @@ from megatron_step.planner.search.program import solve_program
 
 @dataclass(frozen=True)
 class PaperPlan:
-    """The paper's plan of a model."""
+    """The plan that the paper's program gives for a model."""
 
     layers: tuple[int, ...]
-    """n_1, ..., n_K."""
+    """New layers of each stage: n_1, ..., n_K."""
     stage_bytes: tuple[int, ...]
-    """P_1, ..., P_K."""
+    """Bytes of each stage: P_1, ..., P_K."""
     vanilla_bytes: int
-    """16 L P + c."""
+    """Bytes of ordinary training: 16 L P + c."""
 
     @property
     def reduction(self) -> float:
-        """Share of vanilla's bytes that the largest stage saves."""
+        """Share of the bytes of ordinary training that the largest stage saves."""
         return 1 - max(self.stage_bytes) / self.vanilla_bytes
 
 
 def paper_plan(resolved: ResolvedConfig, count: int, *, with_embeddings: bool) -> PaperPlan:
-    """The layers of `count` stages, and the bytes by the paper's formula.
+    """Choose the layers of `count` stages with the paper's program, and count the bytes by its formula.
 
     Raises ValueError if there are fewer layers than stages, and SolverError if the program's solver cannot be loaded.
     """
     depth = resolved.config.model.num_layers
     if count > depth:
-        raise ValueError(f"{count} stages are more than {depth} layers: each adds one")
+        raise ValueError(
+            f"{counted(count, 'stage')} cannot share {counted(depth, 'layer')}, because each stage adds at least one "
+            f"layer: plan at most {counted(depth, 'stage')}"
+        )
     resolved = resolved.with_config(replace(resolved.config, parallel=ParallelConfig()))  # one device
     first, later = stage_of((0,), index=0), stage_of((0, 1), index=1)
     recipe = RECIPES["paper"]

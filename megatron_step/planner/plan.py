@@ -1,10 +1,11 @@
-"""Makes the plan of a run from its config: arithmetic, and the integer program where it is to choose the layers."""
+"""Make the plan of a run from its config; the planner chooses the layers and layouts that the config leaves open."""
 
 import math
 from collections.abc import Sequence
 from itertools import accumulate
 
 from megatron_step.config.cluster import Cluster
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig, batch_size_at
 from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.old_layers import policy_of
@@ -21,7 +22,7 @@ def make_plan(
 ) -> StagePlan:
     """Return the stages of a run on the machines of `cluster`.
 
-    `chosen` are the layers that each stage adds, where an earlier plan has chosen them.
+    `chosen` has the layers that each stage adds, if an earlier plan chose them.
 
     Raises ValueError as `check_growth`, `pipeline_machines` and `plan_by_costs` do.
     """
@@ -72,9 +73,9 @@ def plan_by_costs(
 
 
 def _given_depths(config: RunConfig, chosen: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Layers in each stage, where they are not for the planner to choose.
+    """Return the layers in each stage; None if the planner must choose them.
 
-    Raises ValueError if layouts without layers do not grow to the whole model.
+    Raises ValueError if stages.layouts, given without stages.layers, do not grow to the whole model.
     """
     stages, num_layers = config.stages, config.model.num_layers
     if stages.layers != "auto":
@@ -85,8 +86,8 @@ def _given_depths(config: RunConfig, chosen: Sequence[int] | None) -> tuple[int,
         depths = tuple(sum(layout) for layout in stages.layouts)
         if depths[-1] != num_layers or list(depths) != sorted(depths):
             raise ValueError(
-                f"stages.layouts hold {list(depths)} layers in their stages, which do not grow to model.num_layers "
-                f"{num_layers}"
+                f"stages.layouts give the stages {list(depths)} layers, but these must grow to model.num_layers "
+                f"{num_layers}: correct the layouts"
             )
         return depths
     return None if chosen is None else tuple(accumulate(chosen))
@@ -95,9 +96,9 @@ def _given_depths(config: RunConfig, chosen: Sequence[int] | None) -> tuple[int,
 def _given_layouts(
     config: RunConfig, depths: tuple[int, ...] | None, steps: Sequence[int]
 ) -> tuple[tuple[int, ...], ...] | None:
-    """The layout of each stage, of `steps` optimizer steps each, where it is not for the planner to choose.
+    """Return the layout of each stage; None if the planner must choose it. `steps` has each stage's optimizer steps.
 
-    Raises ValueError if a part of the pipeline gets no layer, or a layout does not hold its stage.
+    Raises ValueError if a chunk of the pipeline gets no layer, or if a layout does not fit its stage.
     """
     if depths is None:
         return None
@@ -105,9 +106,10 @@ def _given_layouts(
     for number, (depth, num_steps) in enumerate(zip(depths, steps), start=1):
         if depth < chunks and num_steps > 0:
             raise ValueError(
-                f"stage {number} has {depth} layers for parallel.pipeline_parallel_size "
+                f"stage {number} has {counted(depth, 'layer')} for parallel.pipeline_parallel_size "
                 f"{config.parallel.pipeline_parallel_size} x parallel.virtual_pipeline_size "
-                f"{config.parallel.virtual_pipeline_size}: every chunk of the pipeline needs a layer"
+                f"{config.parallel.virtual_pipeline_size}: every pipeline chunk needs a layer. Give the stage more "
+                "layers, or use fewer pipeline ranks"
             )
     layouts = config.stages.layouts
     if chunks == 1 or layouts == "even":
@@ -117,8 +119,8 @@ def _given_layouts(
     for number, (layout, depth, num_steps) in enumerate(zip(layouts, depths, steps), start=1):
         if len(layout) != chunks or sum(layout) != depth or min(layout) < min(num_steps, 1):
             raise ValueError(
-                f"stages.layouts: {layout} of stage {number} must be {chunks} numbers, each at least 1, that add up to "
-                f"its {depth} layers"
+                f"stages.layouts: {layout} of stage {number} must be {counted(chunks, 'number')}, each at least 1, "
+                f"that add up to its {counted(depth, 'layer')}"
             )
     return tuple(tuple(layout) for layout in layouts)
 
@@ -130,14 +132,14 @@ def _layers(stages: list[Stage], num_new: int, config: RunConfig) -> tuple[Grown
 
 
 def _step_budgets(config: RunConfig) -> list[int]:
-    """Steps that each stage's schedule is laid out for."""
+    """Return the steps that each stage's learning-rate schedule spans."""
     stages = config.stages
     if stages.tokens is None:
         assert stages.steps is not None
         return stages.steps if isinstance(stages.steps, list) else [stages.steps] * stages.count
     tokens = stages.tokens if isinstance(stages.tokens, list) else [stages.tokens] * stages.count
     budgets: list[int] = []
-    consumed = 0  # samples before the stage: a ramp-up of the batch makes later steps larger
+    consumed = 0  # samples before the stage; a ramp-up makes the batches of later steps larger
     for index, budget in enumerate(tokens):
         budgets.append(_steps_of(math.ceil(budget / config.model.seq_length), consumed, config))
         for _ in range(*first_steps(budgets + [1] * (stages.count - index - 1), stages.grow_at)[index]):
@@ -146,7 +148,7 @@ def _step_budgets(config: RunConfig) -> list[int]:
 
 
 def _steps_of(samples: int, consumed: int, config: RunConfig) -> int:
-    """Steps that take `samples` samples, or a little more, after `consumed` ones."""
+    """Return the number of steps that consume at least `samples` samples after the first `consumed` samples."""
     steps, end = 0, consumed + samples
     while consumed < end:
         if consumed >= (config.training.ramp_up.samples if config.training.ramp_up else 0):

@@ -5,17 +5,17 @@ from megatron_step.report.text_table import aligned, format_bytes
 
 _HEADERS = (
     "stage", "layers", "steps", "layout", "frozen", "trained", "adapters", "gradients", "optimizer", "states",
-    "states/vanilla", "activations", "peak", "peak/vanilla", "slack", "time", "time of a step/vanilla",
+    "states/vanilla", "activations", "peak", "peak/vanilla", "slack", "share of time", "step time/vanilla",
 )  # fmt: skip
 
 
 def stage_table(forecast: Forecast) -> str:
-    """Return a table with a line per stage of a plan, and a line for vanilla training (one stage trains all layers).
+    """Return a table with a line for each stage of a plan, and one for vanilla training (one stage trains all layers).
 
     The bytes are those of the pipeline rank that needs the largest share of its memory. `states` sums the bytes of
     weights (frozen, trained, adapters), gradients and optimizer states. `peak` is the larger peak of training the stage
     and of growing into it. Percentages compare with the same bytes in vanilla training. `slack` is the free memory of
-    that rank. `time` is the stage's share of the plan's time, by arithmetic. A stage of 0 steps has no bytes.
+    that rank. `share of time` is the stage's share of the plan's computed time. A stage of 0 steps has no bytes.
     """
     vanilla = forecast.vanilla
     rows: list[tuple[str, ...]] = [_HEADERS]

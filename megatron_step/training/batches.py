@@ -27,7 +27,7 @@ def run_datasets(config: RunConfig, num_steps: int, tokenizer: Tokenizer, parall
 
 
 def data_warnings(config: RunConfig) -> list[str]:
-    """Return warnings where the validation set does not fit its corpora, which are already checked."""
+    """Return a warning for each corpus that is too small for the validation set. The corpora are already checked."""
     num_samples = config.evaluation.steps * config.training.global_batch_size
     return repeated_validation(config.data, config.model.seq_length, num_samples)
 
@@ -47,7 +47,7 @@ def training_batches(
 
 
 def _positions(config: RunConfig, steps: range) -> Iterator[tuple[int, int]]:
-    """First sample and number of samples of each of `steps`."""
+    """Yield the first sample and the number of samples of each of `steps`."""
     sample = consumed_samples(config.training, steps.start)
     for _ in steps:
         size = batch_size_at(config.training, sample)

@@ -1,4 +1,4 @@
-"""How training enters a stage: with initial weights, from a checkpoint of the stage, or grown from the stage before.
+"""Enter a stage: with initial weights, from a checkpoint of the stage, or by growth from the stage before.
 
 Each way is the same four lines: build the model, fill in its weights, make it trainable, fill in its optimizer states.
 """
@@ -10,6 +10,7 @@ from megatron_step.checkpoint.directory import checkpoint_name
 from megatron_step.checkpoint.load import FoundCheckpoint, find_at, load_weights
 from megatron_step.checkpoint.manifest import read_manifest, saved_config, saved_recipe
 from megatron_step.checkpoint.states import load_states
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig
 from megatron_step.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_step.engine.parallel import Parallel
@@ -31,11 +32,12 @@ def first_state(
     vocab_size: int,
     parallel: Parallel,
 ) -> TrainState:
-    """Return the state in which a process begins to train: that of the checkpoint `found`, grown if its stage is over.
+    """Return the first state of a process: from the checkpoint `found`, grown if the checkpoint ends its stage.
 
-    Without a checkpoint of the run, it is the first stage with initial weights or with those of `stages.start_from`.
+    Without a checkpoint of the run, the state is the first stage with initial weights, or with those of
+    `stages.start_from`.
 
-    Raises ValueError, FileNotFoundError or DamagedCheckpointError if that checkpoint cannot be used.
+    Raises ValueError, FileNotFoundError or DamagedCheckpointError if the checkpoint cannot be used.
     """
     step = found.manifest.step if found is not None else 0
     stage = plan.stage_at(step)
@@ -52,7 +54,7 @@ def first_state(
 def next_stage(
     state: TrainState, config: RunConfig, plan: StagePlan, vocab_size: int, parallel: Parallel
 ) -> TrainState:
-    """Grow into the next stage from the checkpoint that ended this one. `state` is released first."""
+    """Grow the checkpoint that ended this stage into the next stage. `state` is released first."""
     step, stage = state.step, plan.stages[state.stage.index + 1]
     state.release()
     path = Path(config.output_dir) / "checkpoints" / checkpoint_name(step)
@@ -83,7 +85,7 @@ def _grow(
     parallel: Parallel,
     own: bool = True,
 ) -> TrainState:
-    """Grow a checkpoint into `stage`: one of this run (`own`), or the weights alone of another run's."""
+    """Grow a checkpoint into `stage`. Of another run's checkpoint (not `own`), take only the weights."""
     source = growth_source(found)
     keeps = own and policy_of(config).keeps_adapters(config)
 
@@ -112,17 +114,17 @@ def _start_checkpoint(
     layers = saved_stage(manifest).num_layers
     if layers != plan.stages[0].num_layers:
         raise ValueError(
-            f"stages.start_from {path} has {layers} layers, but the first stage has {plan.stages[0].num_layers}: "
-            f"set stages.layers to begin with {layers}"
+            f"stages.start_from {path} has {counted(layers, 'layer')}, but the first stage has "
+            f"{plan.stages[0].num_layers}: set stages.layers to begin with {layers}"
         )
     if manifest.vocab_size != vocab_size:
         raise ValueError(
-            f"stages.start_from {path} was trained with a vocabulary of {manifest.vocab_size} tokens, not the "
-            f"{vocab_size} of {config.data.tokenizer}: use the tokenizer that it was trained with"
+            f"stages.start_from {path} was trained with a vocabulary of {counted(manifest.vocab_size, 'token')}, not "
+            f"the {vocab_size} of {config.data.tokenizer}: use the tokenizer that it was trained with"
         )
     trained_with = manifest.data_fingerprint.get("tokenizer")
     own_end = None if config.data.end_of_document is None else load_tokenizer(config.data.tokenizer).fingerprint
-    if trained_with not in (tokenizer.fingerprint, own_end):  # a run may end documents in another way
+    if trained_with not in (tokenizer.fingerprint, own_end):  # this run may end documents with another token
         raise ValueError(
             f"stages.start_from {path} was trained with another tokenizer than {config.data.tokenizer}: use that one"
         )
@@ -130,7 +132,10 @@ def _start_checkpoint(
     pairs = {key: (getattr(trained, name), getattr(config.model, name)) for key, name in _SHAPE.items()}
     different = [f"model.{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
     if different:
-        raise ValueError(f"stages.start_from {path} is of another model: {', '.join(different)}")
+        raise ValueError(
+            f"stages.start_from {path} has a model with other settings: {', '.join(different)}. Make them equal, or "
+            "choose another checkpoint"
+        )
     return found
 
 
@@ -141,4 +146,4 @@ _SHAPE = {
     **{name: name for name in ("tie_embeddings", "mlp", "qkv_bias", "qk_norm")},
     **{name: name for name in ("norm_epsilon", "rope_theta", "rope_scaling")},
 }
-"""Keys of the model's config that must be a start checkpoint's, and the attributes that say what they come to."""
+"""Keys of the model's config that must equal those of a start checkpoint, and the attributes with their values."""

@@ -1,4 +1,4 @@
-"""A look at a checkpoint: its whole model on each data-parallel rank, and its loss on its run's validation set."""
+"""Inspect a checkpoint: load its whole model on each data-parallel rank, and compute its validation loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ from megatron_step.training.hooks.evaluation import validation_loss
 
 @dataclass(frozen=True)
 class Inspected:
-    """A checkpoint's whole model, its adapters merged."""
+    """The whole model of a checkpoint, with merged adapters."""
 
     found: FoundCheckpoint
-    """Where it came from."""
+    """The checkpoint."""
     config: RunConfig
     """The config of its run, with a data-parallel layout."""
     tokenizer: Tokenizer
@@ -33,19 +33,19 @@ class Inspected:
     chunks: list[torch.nn.Module]
     """The model, in evaluation mode."""
     parallel: Parallel
-    """This process's place among the data-parallel ranks, which are all there are."""
+    """This process's place in the world, in which all ranks are data-parallel."""
 
 
 @contextmanager
 def open_checkpoint(
     path: Path, tokenizer: str | None = None, end_of_document: str | None = None
 ) -> Iterator[Inspected]:
-    """Load the model of a checkpoint, or of the newest whole one of a run's folder, on every process of torchrun's.
+    """Load the model of a checkpoint, or of the newest whole checkpoint in a run's folder, on every rank.
 
-    `tokenizer` is where its tokenizer lies, None for where the run had it; `end_of_document` the token that ends
-    documents, None for the run's.
+    `tokenizer` is the path of the tokenizer; None takes the run's path. `end_of_document` is the token that ends
+    documents; None takes the run's token.
 
-    Raises ValueError if there is none, or it does not fit its tokenizer.
+    Raises ValueError if there is no checkpoint, or if it does not fit its tokenizer.
     """
     try:
         with parallel_layout(ParallelConfig(), seed=1, alone=not started_by_torchrun()) as parallel:
@@ -66,7 +66,7 @@ def open_checkpoint(
 
 
 def checkpoint_loss(inspected: Inspected) -> float | None:
-    """Mean loss over the run's validation set, in nats per token; None if it has no such set."""
+    """Return the mean loss over the run's validation set, in nats per token; None if the run has no such set."""
     config = inspected.config
     if not (config.data.has_validation and config.evaluation.steps):
         return None

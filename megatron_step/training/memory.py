@@ -1,4 +1,4 @@
-"""Measures the memory of a rank: model states by their tensors, activations and the peak by what a step allocates."""
+"""Measure the memory of a rank: model states from their tensors, activations and peak from a step's allocations."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 
 def measure_step(state: TrainState, step: Callable[[], T]) -> tuple[T, RankMemory]:
-    """Run a training step and measure what it needs; on the CPU by following every tensor, which slows this step."""
+    """Run a training step and measure its memory. On the CPU this tracks every tensor, which slows the step."""
     result, peak_bytes = measure_peak(step)
     return result, measure_states(state, peak_bytes)
 
 
 def measure_peak(work: Callable[[], T]) -> tuple[T, int]:
-    """Run `work`; return its result and the most bytes that it had allocated at once."""
+    """Run `work`; return its result and the peak of the bytes that it allocated."""
     if torch.cuda.is_available():
         allocated = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -33,21 +33,21 @@ def measure_peak(work: Callable[[], T]) -> tuple[T, int]:
 
 
 def measure_host_peak(work: Callable[[], T]) -> tuple[T, int]:
-    """What `work` returns, and the most bytes of tensors on the host that it had in use at once beside those before."""
+    """Run `work`; return its result and the peak of the bytes of host tensors that it added."""
     with _StorageTracker("cpu") as tracker:
         result = work()
     return result, tracker.peak_bytes
 
 
 def measure_states(state: TrainState, activation_bytes: int) -> RankMemory:
-    """Bytes of this rank's weights, gradient buffers and optimizer states by kind, each storage counted once."""
+    """Return the bytes of this rank's weights, gradient buffers and optimizer states; each storage counts once."""
     params = [param for chunk in state.chunks for param in chunk.parameters()]
     adapter_bytes = sum(_nbytes(param) for param in params if getattr(param, "role", "base") == "adapter")
     trained = _storages(param for param in params if param.requires_grad)
     optimizer = _storages(_optimizer_tensors(state))
     return RankMemory(
         frozen_weight_bytes=sum(_storages(param for param in params if not param.requires_grad).values()),
-        # The distributed optimizer has them in one buffer, adapters among them.
+        # The distributed optimizer keeps all trained weights in one buffer, including adapters.
         trained_weight_bytes=sum(trained.values()) - adapter_bytes,
         adapter_weight_bytes=adapter_bytes,
         gradient_bytes=sum(_storages(buffer.grad_data for chunk in state.chunks for buffer in chunk.buffers).values()),
@@ -61,7 +61,7 @@ def _nbytes(tensor: Tensor) -> int:
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of the tensors' storages, by their addresses."""
+    """Return the bytes of the tensors' storages, by address."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
@@ -78,7 +78,7 @@ def _optimizer_tensors(state: TrainState) -> Iterable[Tensor]:
 
 
 class _StorageTracker(TorchDispatchMode):
-    """Adds up the storages that operations create, from first sight to end; all, or those on one type of device."""
+    """Adds up the live storages that operations create, on all devices or on one type of device."""
 
     def __init__(self, device_type: str | None = None) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _StorageTracker(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # What goes into an operation is either known or older than the step: only outputs can be new.
+        # The inputs of an operation are known or older than the step, so only outputs can be new.
         known = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):

@@ -1,4 +1,4 @@
-"""The run's output folder: locked by rank 0, and the same folder for every rank, which all can write to."""
+"""The run's output folder: rank 0 locks it, and every rank must see the same folder and be able to write to it."""
 
 import socket
 import tempfile
@@ -13,7 +13,7 @@ from megatron_step.engine.output_lock import output_lock, read_token
 from megatron_step.engine.signals import StopRequest
 
 _LOCK = ".lock"
-_SEEN_SECONDS = 10.0  # that a network file system may take to show a new file to another machine
+_SEEN_SECONDS = 10.0  # a network file system may take so long to show a new file to another machine
 _PROBE_BYTES = 1 << 16
 
 
@@ -21,8 +21,8 @@ _PROBE_BYTES = 1 << 16
 def output_folder(folder: Path, ranks: Ranks, stop: StopRequest) -> Iterator[None]:
     """Keep other runs out of `folder` during the block. Every rank must enter it.
 
-    Raises ValueError, on every rank, if another run has it or a rank does not see rank 0's folder. Raises OSError if a
-    rank cannot write to it or to its folder for temporary files.
+    Raises ValueError, on every rank, if another run uses the folder or a rank does not see rank 0's folder. Raises
+    OSError if a rank cannot write to the folder or to its folder for temporary files.
     """
     lock = folder / _LOCK
     with ExitStack() as stack:
@@ -41,8 +41,8 @@ def _check_seen(lock: Path, token: str, host: str) -> None:
     while read_token(lock) != token:
         if monotonic() > deadline:
             raise ValueError(
-                f"output_dir {lock.parent} is not the folder that rank 0 on {host} sees: choose one on a file system "
-                "that all ranks share"
+                f"output_dir {lock.parent} is on this machine another folder than on {host}, where rank 0 runs: choose "
+                "a folder on a file system that all machines share"
             )
         sleep(0.2)
 

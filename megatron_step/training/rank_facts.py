@@ -1,4 +1,4 @@
-"""What must be the same on every rank before training: config, files, versions, kernels, environment."""
+"""Facts that must be the same on every rank before training: config, files, versions, kernels, environment."""
 
 import hashlib
 import os
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig
 from megatron_step.data.indexed_format import corpus_paths
 from megatron_step.engine.device import current_device
@@ -54,8 +55,8 @@ _VARIABLES = (
     "TORCH_CUDNN_V8_API_DISABLED",
     "TORCH_LINEAR_FLATTEN_3D",
 )
-"""Variables of the environment that change results, or how ranks talk to each other; those of one machine's devices,
-network and logs may differ."""
+"""Environment variables that change results or the communication between ranks. Variables for the devices, the network
+and the logs of one machine are left out, because they may differ."""
 
 ADVICE = {
     "config": "Start every rank with the same config and options",
@@ -64,20 +65,20 @@ ADVICE = {
     "kernels": "Build and install the package in the same way on every machine",
     "environment": "Set it to one value for every rank",
 }
-"""What to do where ranks differ, by section."""
+"""Advice if ranks differ, by section."""
 
 
 def rank_facts(config: RunConfig, fingerprint: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what this rank would train with, by section and name. `fingerprint` is that of its data.
+    """Return the facts of this rank, by section and name. `fingerprint` is the fingerprint of its data.
 
-    The number of CPU threads counts where the CPU computes: sums are split over them, so that copies of a weight would
-    drift apart. With CUDA it may differ, as may the devices.
+    On the CPU, the number of threads is a fact: sums are split over threads, so copies of a weight would drift apart.
+    With CUDA, the number of threads and the devices may differ.
     """
     kernels: dict[str, Any] = {"the backend of the operations": backend(current_device())}
     environment: dict[str, Any] = {name: os.environ.get(name, "nothing") for name in _VARIABLES}
     if current_device().type == "cpu":
         kernels["the CPU's instructions"] = torch.backends.cpu.get_cpu_capability()
-        kernels["what the CPU computes from the same numbers"] = _probe()
+        kernels["the CPU's result of a test computation"] = _probe()
         environment["the number of threads (OMP_NUM_THREADS)"] = torch.get_num_threads()
     return {
         "config": dict(_leaves(config, "")),
@@ -89,7 +90,7 @@ def rank_facts(config: RunConfig, fingerprint: dict[str, Any]) -> dict[str, dict
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Every key of a config with its value."""
+    """Yield every key of a config with its value."""
     if not is_dataclass(value):
         yield name, value
         return
@@ -98,13 +99,13 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _files(config: RunConfig, fingerprint: dict[str, Any]) -> dict[str, str]:
-    """Tokenizer and corpora, by path. The side file holds a checksum of all tokens, where the corpus has one."""
+    """Return digests of tokenizer and corpora, by path. A corpus's side file has a checksum of all its tokens."""
     facts = {config.data.tokenizer: _digest(fingerprint["tokenizer"])}
     for part in ("train", "validation"):
         for (_, prefix), corpus in zip(getattr(config.data, part) or [], fingerprint[part]):
             paths = corpus_paths(prefix)
             for path, entry in ((paths.bin, corpus["bin"]), (paths.idx, corpus["idx"])):
-                facts[str(path)] = f"{entry['bytes']:,} bytes with {_digest(entry['hash'])}"
+                facts[str(path)] = f"{counted(entry['bytes'], 'byte')} with {_digest(entry['hash'])}"
             facts[str(paths.side)] = _digest(_sha256(paths.side)) if paths.side.is_file() else "no file"
     return facts
 
@@ -122,7 +123,7 @@ def _versions() -> dict[str, str]:
 
 
 def _source_hash() -> str:
-    """Hash of the names and contents of all Python files of this package."""
+    """Return a hash of the names and contents of all Python files of this package."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -131,7 +132,7 @@ def _source_hash() -> str:
 
 
 def _probe() -> str:
-    """Hash of what the CPU computes from fixed numbers: kernels for other instructions round differently."""
+    """Return a hash of a result computed from fixed numbers: kernels for other instructions round differently."""
     x = torch.linspace(-2.0, 3.0, 64 * 257).view(64, 257)
     normed = rms_norm(x, torch.linspace(0.5, 1.5, 257), 1e-5)
     return _digest(hashlib.sha256((normed @ x.T).numpy().tobytes()).hexdigest())

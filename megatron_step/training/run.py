@@ -11,6 +11,7 @@ from megatron_step.checkpoint.directory import list_checkpoints, set_aside
 from megatron_step.checkpoint.load import FoundCheckpoint, find_checkpoint
 from megatron_step.checkpoint.manifest import saved_recipe
 from megatron_step.checkpoint.save import CheckpointSaver
+from megatron_step.config.counts import counted
 from megatron_step.config.load import config_text
 from megatron_step.config.plugins import import_plugins, plugin_list
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
@@ -19,6 +20,7 @@ from megatron_step.data.tokenizer import Tokenizer, end_of_document_line, load_t
 from megatron_step.engine.agreement import Ranks
 from megatron_step.engine.files import atomic_write
 from megatron_step.engine.host_memory import keep_freed_memory
+from megatron_step.engine.messages import say, warn
 from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.engine.signals import Stopped, StopRequest, stop_requests
 from megatron_step.engine.world import open_world
@@ -35,7 +37,6 @@ from megatron_step.training.hooks.gradients import gradient_check_hook
 from megatron_step.training.hooks.logging import logging_hook
 from megatron_step.training.hooks.old_layers import old_layers_hook
 from megatron_step.training.hooks.saving import check_resumable, description, saving_hook
-from megatron_step.training.messages import say, warn
 from megatron_step.training.output_folder import output_folder
 from megatron_step.training.rank_facts import ADVICE, rank_facts
 from megatron_step.training.stage import Hook, train_stage
@@ -51,13 +52,13 @@ def run(
     hooks: Sequence[Hook] = (),
     trackers: Sequence[MakeTracker] = (),
 ) -> bool:
-    """Train as `config` says. Return True if training reached its end, False if it was asked to stop before.
+    """Train with `config`. Return True if training reached its end, False if it was asked to stop before.
 
-    `stop` is the caller's watch for signals that ask for it; without one, the run has its own. `hooks` are called after
-    those of the config and before the trackers, so that they may add to the metrics; `trackers` get every step's.
+    `stop` watches for signals that ask the run to stop; None makes a new watch. `hooks` are called after the config's
+    own hooks and before the trackers, so they may add to the metrics. `trackers` get the metrics of every step.
 
-    Raises ValueError, FileNotFoundError or OSError for input that cannot be used, before anything is written, and
-    NonFiniteError or SaveError where training cannot go on.
+    Raises ValueError, FileNotFoundError or OSError for unusable input, before anything is written. Raises
+    NonFiniteError or SaveError if training cannot go on.
     """
     if stop is None:
         with stop_requests() as own:
@@ -162,12 +163,12 @@ def train_stages(
 def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, parallel: Parallel) -> Forecast:
     """Return the plan of the run. A resumed run keeps the layers that were chosen when it began.
 
-    Raises ValueError if there is none, or it does not fit the machines.
+    Raises ValueError if no plan is possible, or if none fits the machines.
     """
     chosen = None
     if found is not None:
         chosen = [stage.num_new_layers for stage in plan_from_dict(found.manifest.plan).stages]
-        # Another number of stages is refused once both plans are there.
+        # A checkpoint with another number of stages is rejected later, when the two plans are compared.
         chosen = chosen if len(chosen) == config.stages.count else None
     try:
         return plan_and_forecast(resolve(config, vocab_size, parallel.dp_size), chosen)
@@ -176,12 +177,12 @@ def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, par
 
 
 def run_vocab_size(config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Tokens of the model's vocabulary; raises ValueError if they are fewer than the tokenizer's."""
+    """Return the number of tokens in the model's vocabulary; raise ValueError if the tokenizer has more."""
     size = tokenizer.vocab_size if config.model.vocab_size is None else config.model.vocab_size
     if size < tokenizer.vocab_size:
         raise ValueError(
-            f"model.vocab_size {size} is smaller than the {tokenizer.vocab_size} tokens of {config.data.tokenizer}: "
-            "set it to null to take the tokenizer's"
+            f"model.vocab_size {size} is smaller than the {counted(tokenizer.vocab_size, 'token')} of "
+            f"{config.data.tokenizer}: set it to null to take the tokenizer's"
         )
     return size
 
@@ -193,7 +194,7 @@ def _find(config: RunConfig, ranks: Ranks, parallel: Parallel) -> FoundCheckpoin
         if found is None and list_checkpoints(folder):
             raise ValueError(
                 f"{folder} holds the checkpoints of another run, which a fresh start would replace: "
-                "go on with --resume auto or choose another output_dir"
+                "go on with that run by --resume auto, or choose another output_dir"
             )
     return found
 
@@ -201,9 +202,9 @@ def _find(config: RunConfig, ranks: Ranks, parallel: Parallel) -> FoundCheckpoin
 def _announce(found: FoundCheckpoint, plan: StagePlan, recipe: Recipe, parallel: Parallel) -> None:
     if parallel.is_main:
         for problem in found.passed_over:
-            say(f"warning: passed over a damaged checkpoint: {problem}")
+            say(f"warning: skipped a damaged checkpoint: {problem}")
         finished = found.manifest.step == plan.num_steps
-        say(f"{found.path} is the end of the run" if finished else f"resuming from {found.path}")
+        say(f"the run is finished: {found.path} is its last checkpoint" if finished else f"resuming from {found.path}")
         rounded = recipe.rounds(saved_recipe(found.manifest))
         if rounded:
             say(f"warning: optimizer.states differ from the checkpoint's: {rounded}")
@@ -212,7 +213,7 @@ def _announce(found: FoundCheckpoint, plan: StagePlan, recipe: Recipe, parallel:
 def _set_aside_later(config: RunConfig, found: FoundCheckpoint) -> None:
     """Rename checkpoints after the one that the user chose, so that `--resume auto` does not take them."""
     for path in set_aside(Path(config.output_dir) / "checkpoints", found.manifest.step):
-        say(f"kept a later checkpoint, which no longer counts, as {path}")
+        say(f"renamed a later checkpoint to {path}: the run goes on from the earlier one")
 
 
 def _write_config(config: RunConfig, planned: Forecast) -> None:

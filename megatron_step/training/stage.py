@@ -1,4 +1,4 @@
-"""Trains one stage: batch, forward and backward, clip, step, hooks."""
+"""Train one stage: batch, forward and backward, clip, step, hooks."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,24 +20,24 @@ from megatron_step.training.trackers.tracker import Metrics
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a hook is told after each step."""
+    """The arguments of a hook, which is called after each step."""
 
     state: TrainState
     """The state after the step."""
     metrics: Metrics
-    """The step's line in the making; a hook may add to it, in the order of the hooks."""
+    """The step's line for metrics.jsonl. A hook may add to it; later hooks see the additions."""
     memory: RankMemory | None
-    """This rank's memory, on the step on which it was measured."""
+    """This rank's memory; None except after the step that was measured."""
     is_last: bool
     """Whether the stage, or the process's training, ends with this step."""
 
     def is_due(self, interval: int) -> bool:
-        """Whether the step is a multiple of `interval` steps of the run; never if that is 0."""
+        """Return whether the step is a multiple of `interval`; always False if `interval` is 0."""
         return interval > 0 and self.state.step % interval == 0
 
 
 Hook = Callable[[StepContext], None]
-"""Called after each step, on every rank; what it raises ends the run."""
+"""A function that is called after each step, on every rank. An exception in it ends the run."""
 
 
 def train_stage(
@@ -50,7 +50,7 @@ def train_stage(
 ) -> bool:
     """Train from `state.step` to the end of the stage. Return True if the end was reached, False if asked to stop.
 
-    If it is asked to stop in the last step before growth, the next process grows the model.
+    If the run is asked to stop in the last step before growth, the next process grows the model.
 
     `batches` gives each step's micro-batches, from the sample that the state has reached.
     """
@@ -62,7 +62,7 @@ def train_stage(
         def step(microbatches: list[Microbatch] = microbatches, rate: float = rate) -> Any:
             return train_step(state, microbatches, rate, config, parallel, bool(stop))
 
-        # The second step of a stage in a process is like all that follow: everything that stays is allocated.
+        # The first step of a stage allocates what stays, so the second is like all later ones.
         measured = state.step == min(first_step + 1, last_step - 1)
         result, memory = measure_step(state, step) if measured else (step(), None)
         seconds = perf_counter() - start
@@ -87,7 +87,7 @@ def train_stage(
 
 
 def step_learning_rate(config: RunConfig, stage: Stage, step: int) -> float:
-    """Learning rate of the update that follows `step` finished steps of the run: each stage has its own schedule."""
+    """Return the learning rate of the update after `step` finished steps of the run, by the stage's schedule."""
     rates = config.stages.learning_rates
     peak = rates[stage.index] if rates is not None else config.optimizer.learning_rate
     schedule, in_stage = config.schedule, step - stage.first_step

@@ -35,20 +35,20 @@ class TrainState:
     chunks: list[DistributedDataParallel]
     """This rank's model chunks, one for each virtual pipeline rank."""
     optimizer: MegatronOptimizer | None
-    """AdamW over their trainable weights; None once the state is released."""
+    """AdamW over the trainable weights of the chunks; None after `release`."""
     kept_settings: dict[str, Any] = field(default_factory=dict)
-    """What the checkpoint that the weights came from keeps of a Hugging Face model; see `Manifest`."""
+    """Settings of the Hugging Face model that the weights were imported from; see `Manifest`."""
     growth_peak_bytes: int | None = None
-    """Where this process grew the model: the most bytes that this rank had in use at once while it did."""
+    """Peak bytes on this rank while the model grew; None if this process did not grow it."""
 
     save_memory: dict[str, int] = field(default_factory=dict)
-    """Host memory of the last save, measured and planned, in bytes; the largest over ranks."""
+    """Measured and planned host memory of the last save, in bytes; the largest over ranks."""
 
     def release(self) -> None:
         """Let go of weights, gradients and optimizer states, so that a larger model can take their place."""
         self.chunks.clear()
         self.optimizer = None
-        gc.collect()  # wrappers and hooks are parts of cycles
+        gc.collect()  # wrappers and hooks are in reference cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -72,9 +72,9 @@ def build_stage_model(
 ) -> list[GPTModel | Float16Module]:
     """Build this rank's model chunks of a stage: initial weights, fresh adapters, no gradients or optimizer states.
 
-    What is trained is what the stage trains after `step` finished steps of the run.
+    The stage trains the same weights as after `step` finished steps of the run.
 
-    Load or grow other weights into the chunks before `make_trainable`: then the states are not yet in memory.
+    Load or grow weights into the chunks before `make_trainable`, while optimizer states are not yet in memory.
     """
     precision, seed, turn = config.training.precision, config.training.seed, turn_at(step, stage, config)
     chunks = build_model(config.model, vocab_size, parallel, precision, seed, stage.layout)
@@ -96,7 +96,7 @@ def make_trainable(
 ) -> TrainState:
     """Give the chunks of `build_stage_model` gradient buffers and an optimizer with zero moments.
 
-    Main weights are copies of the chunks' weights as they are now. `step` steps of the run are finished.
+    Main weights are copies of the chunks' present weights. The run has finished `step` steps.
     """
     recipe = training_recipe(config)
     wrapped = wrap_data_parallel(chunks, recipe, parallel)

@@ -19,11 +19,14 @@ from megatron_step.optim.optimizer import clip, gradient_norm, set_learning_rate
 from megatron_step.training.state import TrainState
 
 Microbatch = dict[str, Tensor] | None
-"""tokens and labels [b, s]; None on a pipeline rank that has neither the embedding nor the loss."""
+"""`tokens` and `labels`, each [b, s]; None on a pipeline rank that has neither the embedding nor the loss."""
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not a number, or infinite: the run stops before the weights are spoilt."""
+    """The loss or the gradient is infinite or not a number. The run stops before the update of the weights."""
+
+
+_STOPS = "the run stops before the update. Lower optimizer.learning_rate, and start again from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def train_step(
     losses = forward_backward(state.chunks, microbatches, config, forward_only=False, seeds=seeds)
     loss, stops = reduce_over_world([_loss_share(losses, parallel), float(stop_requested)], parallel)
     if not math.isfinite(loss):
-        raise NonFiniteError(f"the loss of step {state.step + 1} is {loss}: the weights of step {state.step} are kept")
+        raise NonFiniteError(f"the loss of step {state.step + 1} is {loss}: {_STOPS}")
     set_learning_rate(state.optimizer, learning_rate, config.optimizer)
     grad_norm = _update(state, state.optimizer, parallel)
     state.step += 1
@@ -70,9 +73,7 @@ def _update(state: TrainState, optimizer: MegatronOptimizer, parallel: Parallel)
     optimizer.prepare_grads()
     grad_norm = gradient_norm(optimizer, parallel.device)
     if not math.isfinite(grad_norm):
-        raise NonFiniteError(
-            f"the gradient norm of step {state.step + 1} is {grad_norm}: the weights of step {state.step} are kept"
-        )
+        raise NonFiniteError(f"the gradient norm of step {state.step + 1} is {grad_norm}: {_STOPS}")
     clip(optimizer, grad_norm)
     optimizer.step_with_ready_grads()
     return grad_norm
@@ -81,7 +82,7 @@ def _update(state: TrainState, optimizer: MegatronOptimizer, parallel: Parallel)
 def evaluate_batch(
     chunks: list[MegatronModule], microbatches: Sequence[Microbatch], config: RunConfig, parallel: Parallel
 ) -> float:
-    """Mean loss of a global batch, in nats per token, without gradients; the same on every rank."""
+    """Return the mean loss of a global batch, in nats per token, without gradients; the same on every rank."""
     losses = forward_backward(chunks, microbatches, config, forward_only=True)
     (loss,) = reduce_over_world([_loss_share(losses, parallel)], parallel)
     return loss
@@ -102,7 +103,7 @@ def forward_backward(
 ) -> list[Tensor]:
     """Run the schedule of the pipeline layout; return the mean loss of each micro-batch on the last pipeline rank.
 
-    `seeds` are the micro-batches' own, which adapters draw their dropout from.
+    `seeds` has a seed for each micro-batch, for the dropout of adapters.
     """
     megatron_config = chunks[0].config
     megatron_config.finalize_model_grads_func = finalize_model_grads
@@ -142,7 +143,7 @@ def reduce_over_world(values: list[float | Tensor], parallel: Parallel) -> list[
 
 
 def _loss_share(losses: list[Tensor], parallel: Parallel) -> Tensor | float:
-    """This rank's share of the global batch's mean loss: the shares of all ranks add up to it."""
+    """Return this rank's share of the global batch's mean loss. The shares of all ranks add up to the mean."""
     if not losses or parallel.tp_rank > 0:
         return 0.0
     return torch.stack(losses).double().mean() / parallel.dp_size

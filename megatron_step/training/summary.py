@@ -1,4 +1,4 @@
-"""What a stage says about itself: what it trains and what it has frozen, and the memory planned and measured."""
+"""The summary of a stage in the log: trained and frozen weights, planned and measured memory."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from megatron_step import ops
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.device import current_device
@@ -18,19 +19,20 @@ from megatron_step.plan.stages import StagePlan
 from megatron_step.plan.states import recipe_of
 from megatron_step.training.state import TrainState
 
-_NAMES = {"embedding": "embedding, output layer", "new_layer": "new layers", "adapter": "adapters", "base": "other"}
+_NAMES = {"embedding": "embedding, output layer", "new_layer": "new layers", "adapter": "adapters"}
 _MIB = 2**20
 
 
 def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, parallel: Parallel) -> str:
-    """The stage's layers and steps, and a table of what is trained and what is frozen. Every rank must call it."""
+    """Return the stage's layers and steps, and a table of trained and frozen weights. Every rank must call it."""
     stage, recipe = state.stage, recipe_of(config)
+    names = {**_NAMES, "base": "old layers, norms" if stage.index > 0 else "layers, norms"}
     groups: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
     for shape, trained, role in _whole_model(state, parallel).values():
-        groups["trained" if trained else "frozen", _NAMES[role]].append(shape)
+        groups["trained" if trained else "frozen", names[role]].append(shape)
     lines = [
-        f"stage {stage.number} of {len(plan.stages)}: {stage.num_layers} layers, {stage.num_new_layers} of them "
-        f"new, pipeline layout {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
+        f"stage {stage.number} of {len(plan.stages)}: {counted(stage.num_layers, 'layer')}, {stage.num_new_layers} of "
+        f"them new, pipeline layout {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
         f"  operations on {current_device()}: {ops.backend(current_device())}",
         *([_growth(config.growth)] if stage.index > 0 and state.growth_peak_bytes is not None else []),
         f"  {'':8}{'':24}{'parameters':>16}{'weights':>14}{'gradients':>14}{'optimizer':>14}",
@@ -44,7 +46,7 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
 
 
 def _growth(growth: GrowthConfig) -> str:
-    """How the model was grown."""
+    """Return a line that says how the model was grown."""
     operator = operator_of(growth)
     keeps = "keeps" if operator.preserves_function(growth) else "does not keep"
     return f"  grown by {operator.describe(growth)}, which {keeps} the model's function"
@@ -67,7 +69,7 @@ def _whole_shape(shard: Sharded) -> tuple[int, ...]:
 
 
 def memory_summary(ranks: Sequence[dict[str, Any]]) -> str:
-    """A table of the memory of each rank, planned and measured."""
+    """Return a table of the planned and measured memory of each rank."""
     kinds = list(ranks[0]["planned"])
     titles = [name.removesuffix("_bytes").replace("_", " ") for name in kinds]
     lines = ["  memory in MiB, planned / measured"]

@@ -38,5 +38,5 @@ def test_steps_are_those_of_twenty_tokens_a_parameter() -> None:
 
 
 def test_a_model_that_fits_nowhere_is_refused() -> None:
-    with pytest.raises(ValueError, match="no layout of this model fits 1 GPUs with 7.2 GiB each: choose a smaller"):
+    with pytest.raises(ValueError, match="no layout of this model fits 1 GPU with 7.2 GiB each: choose a smaller"):
         starting_config(SIZES["13b"], machines("1x8gb"), False, 100)

@@ -25,8 +25,8 @@ from megatron_step.config.run import (
         (lambda: TrainingConfig(0, 1), "global_batch_size must be at least 1"),
         (lambda: TrainingConfig(8, 1, RampUpConfig(2, 4, 10)), "in increments of 4: set .*increment to 3 or 6"),
         (lambda: RampUpConfig(0, 1, 1), "at least 1"),
-        (lambda: EvaluationConfig(interval=-1), "must not be negative"),
-        (lambda: CheckpointConfig(keep=-1), "must not be negative"),
+        (lambda: EvaluationConfig(interval=-1), "must be at least 0, not -1"),
+        (lambda: CheckpointConfig(keep=-1), "must be at least 0, not -1"),
         (lambda: CheckpointConfig(resume=""), "auto, none or the path"),
         (lambda: LoggingConfig(interval=0), "at least 1"),
         (

@@ -139,10 +139,11 @@ def test_corpus_made_anew_is_not_read_through_old_index_files(
 def test_too_little_data(config: DataConfig, folder: Path, tokenizer: Tokenizer) -> None:
     tiny, one = str(folder / "tiny"), str(folder / "one")
     with pytest.raises(
-        ValueError, match=r"tiny has 2 tokens in 1 documents for train, but a sample of model.seq_length 32 needs 33"
+        ValueError,
+        match=r"tiny has 2 tokens in 1 document for the train set, but a sample of model.seq_length 32 needs 33",
     ):
         build_datasets(replace(config, train=[(1.0, tiny)]), SEQ, tokenizer, 10, 10)
-    with pytest.raises(ValueError, match=r"tiny has 2 tokens in 1 documents for validation"):
+    with pytest.raises(ValueError, match=r"tiny has 2 tokens in 1 document for the validation set"):
         build_datasets(replace(config, validation=[(1.0, tiny)]), SEQ, tokenizer, 10, 10)
     build_datasets(replace(config, validation=[(1.0, tiny)]), SEQ, tokenizer, 10, 0)
     split = replace(config, train=[(1.0, one)], validation=None, split=(99, 1))

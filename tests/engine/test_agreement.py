@@ -200,7 +200,7 @@ def stop_one() -> tuple[type[BaseException], str] | None:
 def test_a_rank_that_died_is_noticed(worlds: Worlds) -> None:
     answers = worlds(2).run(die_silently)
     assert answers[0][0] is OtherRankError
-    assert "rank 1 gave no sign of life" in answers[0][1]
+    assert "rank 1 did not answer for" in answers[0][1]
 
 
 def die_silently() -> tuple[type[BaseException], str] | None:

@@ -49,10 +49,16 @@ def test_a_policy_is_named_or_follows_from_older_keys(sections: dict[str, Any], 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"policy": "frozen", "freeze": {"layers": False}}, "old_layers.policy frozen does not train all of the old"),
-        ({"policy": "adapters", "freeze": {"layers": False}}, "adapters does not train all .* remove one of the two"),
-        ({"policy": "adapters", "adapter": {"rank": 0}}, "adds adapters, but adapter.rank is 0: set adapter.rank, or"),
-        ({"policy": "melted"}, "old_layers.policy melted is not registered: choose one of frozen, adapters, trained"),
+        (
+            {"policy": "frozen", "freeze": {"layers": False}},
+            "freeze.layers false trains all .* but old_layers.policy frozen does",
+        ),
+        ({"policy": "adapters", "freeze": {"layers": False}}, "policy adapters does not: remove one of the two"),
+        (
+            {"policy": "adapters", "adapter": {"rank": 0}},
+            "adds adapters, but adapter.rank is 0: set adapter.rank to at least 1, or",
+        ),
+        ({"policy": "melted"}, "old_layers.policy melted is unknown: choose one of frozen, adapters, trained"),
     ],
 )
 def test_a_contradiction_is_one_clear_line(sections: dict[str, Any], message: str) -> None:
@@ -66,7 +72,7 @@ def test_a_name_is_taken_once() -> None:
         name = "frozen"
 
     register(Frozen())  # the same one again, as a plugin that is imported twice does
-    with pytest.raises(ValueError, match="a policy for old layers called frozen exists already"):
+    with pytest.raises(ValueError, match="a policy for old layers called frozen already exists"):
         register(Other())
 
 

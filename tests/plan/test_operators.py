@@ -101,7 +101,7 @@ def test_stack_repeats_the_whole_model(init: str) -> None:
 
 
 def test_stack_refuses_a_part_of_the_model() -> None:
-    with pytest.raises(ValueError, match="model: it cannot add 2 layers to 3; let that stage add 3 in stages.layers"):
+    with pytest.raises(ValueError, match="model: it cannot add 2 layers to 3. Let stage 2 add 3 in stages.layers"):
         _grown(3, 2, operator="stack", init="copy")
 
 
@@ -124,7 +124,7 @@ def test_growth_is_described_by_the_settings_that_it_uses(growth: GrowthConfig, 
 
 
 def test_settings_that_no_operator_takes_are_refused() -> None:
-    with pytest.raises(ValueError, match="stack does not take growth.init mean: choose copy, identity or random"):
+    with pytest.raises(ValueError, match="stack does not work with growth.init mean: choose copy, identity or random"):
         operator_of(GrowthConfig(operator="stack"))
     with pytest.raises(ValueError, match="growth.operator unknown is not registered: choose .*interpolate.* or "):
         operator_of(GrowthConfig(operator="unknown"))
@@ -165,7 +165,7 @@ def test_an_operator_of_a_users_own_grows(repeat: str) -> None:
     assert [layer.sources for layer in layers] == [(0,), (0,), (1,), (1,), (2,), (2,)]
     with pytest.raises(
         ValueError,
-        match="or a multiple: it cannot add 2 layers to 3; let that stage add 3",
+        match="or a multiple: it cannot add 2 layers to 3. Let stage 2 add 3",
     ):
         _grown(3, 2, operator=repeat, init="copy")
 
@@ -177,7 +177,7 @@ def test_a_name_belongs_to_one_operator(repeat: str) -> None:
     with pytest.raises(ValueError, match="a growth operator called repeat in place already exists"):
         register(other)
     other.inits = ("zeros",)
-    with pytest.raises(ValueError, match=r"takes the inits \['zeros'\]"):
+    with pytest.raises(ValueError, match=r"accepts the inits \['zeros'\]"):
         register(other)
 
 

@@ -29,8 +29,8 @@ def _warnings(schedule: dict[str, Any] | None = None, logging: int = 5, **sectio
     [
         (
             {"schedule": {"warmup_steps": 2000}, "steps": 6, "checkpoint": {"interval": 6}},
-            "schedule.warmup_steps 2000 is more than the 6 steps of stage 1: .* ends at 0.3% of its peak. Set it to at "
-            "most 6",
+            "schedule.warmup_steps 2000 is more than the 6 steps of stage 1: .* only 0.3% of its peak. Set "
+            "schedule.warmup_steps to at most 6",
         ),
         (
             {"schedule": {"warmup_steps": 6}, "stages": _TWO_STAGES},
@@ -42,7 +42,7 @@ def _warnings(schedule: dict[str, Any] | None = None, logging: int = 5, **sectio
         ),
         (
             {"schedule": {"warmup_steps": 9}},
-            r"warmup_steps 9 leaves 1 of the 2 steps that stage 1 of 10 steps is to decay over .* at most 8",
+            r"warmup_steps 9 leaves only 1 step of stage 1 for the decay, but .* 0.2 asks for 2 of its 10 .* at most 8",
         ),
         ({"steps": 2, "checkpoint": {"interval": 2}, "logging": 2}, "decay_fraction 0.2 of the 2 steps of stage 1"),
         (
@@ -51,18 +51,18 @@ def _warnings(schedule: dict[str, Any] | None = None, logging: int = 5, **sectio
         ),
         (
             {"stages": _TWO_STAGES, "adapter": {"restart_interval": 10}},
-            "adapter.restart_interval 10 is not less than the 10 steps of stage 2: it never comes due in that stage",
+            "adapter.restart_interval 10 is not less than the 10 steps of stage 2: the old layers do not change in",
         ),
         (
             {"stages": _TWO_STAGES, "adapter": {"restart_interval": 4}, "schedule": {"rewarm_steps": 8}},
-            "rewarm_steps 8 is more than adapter.restart_interval 4: .* gets to 50.0% of its peak. Set it to at most 4",
+            "rewarm_steps 8 is more than adapter.restart_interval 4: .* only 50.0% of its peak .* at most 4",
         ),
         ({"evaluation": {"interval": 11}}, "evaluation.interval 11 is more than the 10 steps of the run"),
         ({"checkpoint": {"interval": 11}}, "checkpoint.interval 11 is more than the 10 steps of the run"),
         ({"logging": 11}, "logging.interval 11 is more than the 10 steps of the run"),
         (
             {"checkpoint": {"interval": 4, "keep_every": 6}},
-            "keep_every 6 keeps no checkpoint .* is 12, .* 10",
+            "keep_every 6 keeps no checkpoint .* is step 12, .* 10",
         ),
         (
             {"checkpoint": {"interval": 4, "keep_every": 5}, "steps": 20},
@@ -70,7 +70,7 @@ def _warnings(schedule: dict[str, Any] | None = None, logging: int = 5, **sectio
         ),
         (
             {"training": {"ramp_up": RampUpConfig(2, 2, 100)}},
-            "ramp_up.samples 100 is more than the 20 samples of the run: .* gets to 2 samples, not to .* 8",
+            "ramp_up.samples 100 is more than the 20 samples of the run: .* grows to 2 samples only, not to .* 8",
         ),
         (
             {"stages": {"steps": None, "tokens": 10}, "checkpoint": {"interval": 1}, "logging": 1},
@@ -107,4 +107,4 @@ def test_the_share_of_the_peak_is_that_of_the_schedule() -> None:
     (warning,) = _warnings({"warmup_steps": 40}, checkpoint={"interval": 5})
     config = small_config()
     rate = learning_rate(replace(config.schedule, warmup_steps=40), 1.0, 9, 10, warmup_steps=40, since_restart=9)
-    assert f"ends at {rate:.1%} of its peak" in warning
+    assert f"reaches only {rate:.1%} of its peak" in warning

@@ -66,7 +66,7 @@ def test_layouts_are_even_or_given_if_asked_for() -> None:
 def test_layouts_say_how_deep_their_stages_are() -> None:
     plan = _plan(stages={"count": 2, "layouts": [[1, 2], [4, 2]]}, parallel={"pipeline_parallel_size": 2})
     assert [stage.num_new_layers for stage in plan.stages] == [3, 3]
-    with pytest.raises(ValueError, match=r"hold \[3, 5\] layers in their stages, which do not grow to .* 6"):
+    with pytest.raises(ValueError, match=r"give the stages \[3, 5\] layers, but these must grow to .* 6"):
         _plan(stages={"count": 2, "layouts": [[1, 2], [4, 1]]}, parallel={"pipeline_parallel_size": 2})
 
 
@@ -87,7 +87,7 @@ def test_the_planner_chooses_layouts_for_layers_that_are_given() -> None:
 @pytest.mark.parametrize(
     ("stages", "parallel", "message"),
     [
-        ({"count": 2, "layers": [1, 5]}, {"pipeline_parallel_size": 2}, "stage 1 has 1 layers for .*_size 2 x"),
+        ({"count": 2, "layers": [1, 5]}, {"pipeline_parallel_size": 2}, "stage 1 has 1 layer for .*_size 2 x"),
         ({"layouts": [[4, 1]]}, {"pipeline_parallel_size": 2}, r"\[4, 1\] of stage 1 must be 2 numbers.*its 6 layers"),
         ({"layouts": [[6, 0]]}, {"pipeline_parallel_size": 2}, "each at least 1"),
         ({"layouts": [[6]]}, {"pipeline_parallel_size": 2}, "must be 2 numbers"),

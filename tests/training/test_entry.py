@@ -199,8 +199,8 @@ def test_the_adapters_of_another_run_are_merged(alone: Parallel, tmp_path: Path)
             "has 4 layers, but the first stage has 6: set stages.layers to begin with 4",
         ),
         ({}, VOCAB_SIZE, {"count": 2, "layers": [3, 1]}, "has 4 layers, but the first stage has 3"),
-        ({"hidden_size": 32}, VOCAB_SIZE, {}, "is of another model: model.hidden_size 64 -> 32"),
-        ({"rope_theta": 5e5}, VOCAB_SIZE, {}, "is of another model: model.rope_theta 10000.0 -> 500000.0"),
+        ({"hidden_size": 32}, VOCAB_SIZE, {}, "has a model with other settings: model.hidden_size 64 -> 32"),
+        ({"rope_theta": 5e5}, VOCAB_SIZE, {}, "has a model with other settings: model.rope_theta 10000.0 -> 500000.0"),
         (
             {"mlp": "gelu", "qk_norm": True},
             VOCAB_SIZE,

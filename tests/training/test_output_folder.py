@@ -59,7 +59,7 @@ def test_a_rank_that_sees_another_folder_is_named(worlds: Worlds, tmp_path: Path
     first, second = worlds(2).run(enter_own, folder=tmp_path)
     assert first == second
     assert first.startswith("rank 1 on ")
-    assert "is not the folder that rank 0 on" in first
+    assert "is on this machine another folder than on" in first
 
 
 def enter_own(folder: Path) -> str:

@@ -127,7 +127,11 @@ KINDS: dict[str, tuple[Callable[[ExitStack], None], str, int]] = {
     "threads": (other_threads, "the number of threads (OMP_NUM_THREADS) differs between ranks: 2 for rank 2", 2),
     "kernels": (no_extension, "the backend of the operations differs between ranks: torch for rank 2", 2),
     "full disk": (full_disk, f"rank 2 on {HOST}: cannot write to shared/run: File too large", 1),
-    "output folder": (other_output, f"rank 2 on {HOST}: output_dir shared/run is not the folder that rank 0 on", 2),
+    "output folder": (
+        other_output,
+        f"rank 2 on {HOST}: output_dir shared/run is on this machine another folder than on",
+        2,
+    ),
 }
 
 

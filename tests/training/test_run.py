@@ -39,7 +39,7 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
     metrics = (tmp_path / "metrics.jsonl").read_text()
     capsys.readouterr()
     assert run(config)
-    assert "step_00000002 is the end of the run" in capsys.readouterr().out
+    assert "the run is finished: " in capsys.readouterr().out
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
 
 
@@ -47,7 +47,7 @@ def test_a_fresh_start_over_checkpoints_is_refused(tmp_path: Path, small_data: D
     assert run(_config(tmp_path, small_data, steps=2))
     before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
     with pytest.raises(
-        ValueError, match="holds the checkpoints of another run.*--resume auto or choose another output_dir"
+        ValueError, match="holds the checkpoints of another run.*--resume auto, or choose another output_dir"
     ):
         run(_config(tmp_path, small_data, steps=2, checkpoint={"resume": "none"}))
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
@@ -74,14 +74,14 @@ def _no_tokenizer(data: DataConfig) -> DataConfig:
         (_no_tokenizer, {}, "corpus.json"),
         (lambda data: data, {"model": {"vocab_size": 100}}, "model.vocab_size 100 is smaller than the 400 tokens"),
         (lambda data: data, {"training": {"micro_batch_size": 3}}, "8 samples is not divisible"),
-        (lambda data: data, {"parallel": {"tensor_parallel_size": 2}}, "a world of 1 ranks does not fit"),
+        (lambda data: data, {"parallel": {"tensor_parallel_size": 2}}, "a world of 1 rank does not fit"),
         (lambda data: data, {"model": {"seq_length": 50_000}}, "add text, lower model.seq_length"),
         (lambda data: data, {"checkpoint": {"resume": "nowhere"}}, "there is no checkpoint nowhere"),
         (lambda data: data, {"stages": {"start_from": "nowhere"}}, "nowhere"),
         (
             lambda data: data,
             {"stages": {"count": 2, "layers": [3, 1]}, "growth": {"operator": "stack", "init": "copy"}},
-            "it cannot add 1 layers to 3",
+            "it cannot add 1 layer to 3",
         ),
     ],
 )

@@ -38,8 +38,8 @@ def test_parameters_by_what_is_done_with_them(worlds: Worlds, size: int, layout:
         ("trained", "embedding, output layer"): 2 * 256 * 64,
         ("trained", "new layers"): 2 * (matrices + 2 * 64),
         ("trained", "adapters"): 4 * adapters,
-        ("trained", "other"): 4 * 2 * 64 + 64,
-        ("frozen", "other"): 4 * matrices,
+        ("trained", "old layers, norms"): 4 * 2 * 64 + 64,
+        ("frozen", "old layers, norms"): 4 * matrices,
     }
 
 

@@ -1,15 +1,16 @@
 """The depth after each stage, by dynamic programming.
 
-A stage that grows the model from M to N layers costs c_i(M, N): the largest share of its memory that any pipeline rank
-needs in the stage's best layout, or its time. The first stage begins with nothing, each other one with what the stage
-before left, and the last one ends with all L layers:
+Stage i grows the model from M to N layers at the cost c_i(M, N). The cost is the largest share of memory that a
+pipeline rank needs in the stage's best layout, or the stage's time. The first stage starts with no layer, each later
+stage starts with the layers of the stage before, and the last stage ends with all L layers:
 
     f_1(N) = c_1(0, N)      f_i(N) = min over M < N   f_(i-1)(M) o c_i(M, N)      o: max, or +
 
-f_K(L) is the least cost of all stages: O(K L^2). planner/search/program.py has the same as an integer program.
+f_K(L) is the least cost of all stages, in O(K L^2). planner/search/program.py is the same as an integer program.
 
-Many costs are expensive to know. They are found only for the stages that the best path goes through, as long as their
-bounds make it the best (logic-based Benders decomposition, Hooker and Ottosson, 2003).
+A cost takes long to compute, but a lower bound of it does not. The search computes the costs of the path that is best
+by the bounds, and repeats until the best path has no bound left in it (logic-based Benders decomposition, Hooker and
+Ottosson, 2003).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 EXACT = 1e-9
-"""Relative difference below which two costs are the same: they are computed in floating point."""
+"""Relative difference up to which two costs count as equal, because of floating-point rounding."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class Depths:
     """Depths after each stage."""
 
     depths: tuple[int, ...]
-    """N_1, ..., N_K; () if there are none."""
+    """N_1, ..., N_K; () if no depths are possible."""
     cost: float
-    """What they cost."""
+    """Cost of these depths."""
     bound: float
-    """No others cost less."""
+    """Lower bound of the cost of any depths."""
 
     @property
     def is_optimal(self) -> bool:
-        """Whether it is proven that none are better."""
+        """Whether no other depths can cost less."""
         return bool(self.cost - self.bound <= EXACT * abs(self.cost))
 
 
@@ -50,14 +51,15 @@ def cheapest_depths(
     deadline: float = float("inf"),
     rising: bool = False,
 ) -> Depths:
-    """The depths that cost least: the `largest` cost of a stage, or the sum of all.
+    """Find the depths with the least cost: the `largest` cost of a stage, or the sum of the costs of all stages.
 
-    `bounds` [i][M, N] is not above c_i(M, N), and infinite where there is no such stage. `evaluate` gives for i, M and
-    N the cost of the best layout that it found and a bound of it, if `rising` also a bound for M and more than N. At
-    the `deadline` (of time.monotonic) the best depths that are known by then are taken, `start` among them.
+    `bounds` [i][M, N] is a lower bound of c_i(M, N), infinite for an impossible stage. `evaluate` takes i, M and N. It
+    returns the cost of the best layout found, and a lower bound of c_i(M, N). If `rising`, this is also a lower bound
+    of c_i(M, Q) for all Q > N. At the `deadline` (a value of time.monotonic) the search ends with the best depths
+    found. `start` are depths to evaluate first.
     """
     lower = [bound.copy() for bound in bounds]
-    upper = [np.full_like(bound, np.nan) for bound in bounds]  # of what is not known yet, not a number
+    upper = [np.full_like(bound, np.nan) for bound in bounds]  # NaN until computed
     path = tuple(start)
     while True:
         for i, growth in enumerate(growths(path)):
@@ -74,10 +76,10 @@ def cheapest_depths(
 
 
 def best_depths(costs: Sequence[Array], *, largest: bool) -> tuple[float, tuple[int, ...]]:
-    """The least cost of all stages and the depths N_1, ..., N_K = L after them; infinite and () if there is none.
+    """Return the least cost of all stages and their depths N_1, ..., N_K = L; infinite and () if there are none.
 
-    `costs` [i][M, N] is c_i(M, N), infinite where there is no such stage; a first stage has M = 0, no other has.
-    Stages cost the `largest` of theirs, or their sum.
+    `costs` [i][M, N] is c_i(M, N), infinite for an impossible stage. M is 0 in the first stage and in no other. The
+    cost of all stages is the `largest` cost of a stage, or the sum.
     """
     combine = np.maximum if largest else np.add
     best = costs[0][0]
@@ -96,5 +98,5 @@ def best_depths(costs: Sequence[Array], *, largest: bool) -> tuple[float, tuple[
 
 
 def growths(depths: Sequence[int]) -> list[tuple[int, int]]:
-    """Layers before and after each stage."""
+    """Return the numbers of layers before and after each stage."""
     return list(zip((0, *depths[:-1]), depths))

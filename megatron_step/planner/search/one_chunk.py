@@ -1,10 +1,10 @@
 """The best split of a stage's layers over pipeline ranks without virtual pipelines, by dynamic programming.
 
-With w_p(x, y) what rank p costs with the layers x + 1, ..., y, and every rank at least one layer,
+Rank p costs w_p(x, y) with the layers x + 1, ..., y. Every rank has at least one layer. Then
 
     g_0(0) = 0      g_p(y) = min over x < y   max(g_(p-1)(x), w_p(x, y))      the best split costs g_P(N)
 
-which is exact: O(P N^2), for any w.
+is exact for any w, in O(P N^2).
 """
 
 import numpy as np
@@ -14,14 +14,14 @@ Array = npt.NDArray[np.float64]
 
 
 def best_split(costs: Array) -> tuple[float, tuple[int, ...]]:
-    """The smallest largest cost of a rank, and the layers of each rank; infinite and () where nothing fits.
+    """Return the cost of the costliest rank in the best split, and the layers of each rank in it.
 
-    `costs` [p, x, y] is w_p(x, y), infinite for y <= x.
+    `costs` [p, x, y] is w_p(x, y), infinite for y <= x. The result is infinite and () if no split has a finite cost.
     """
     num_ranks, num_ends = costs.shape[:2]
     best = np.full(num_ends, np.inf)
     best[0] = -np.inf
-    starts = np.zeros((num_ranks, num_ends), dtype=np.int64)  # where the rank's layers begin in the best split up to y
+    starts = np.zeros((num_ranks, num_ends), dtype=np.int64)  # x of the best split up to y
     for rank in range(num_ranks):
         candidates = np.maximum(best[:, None], costs[rank])
         starts[rank] = candidates.argmin(axis=0)

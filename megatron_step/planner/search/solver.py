@@ -15,14 +15,14 @@ class SolverError(OSError):
 
 
 def new_model(purpose: str) -> mip.Model:
-    """An empty program for CBC, which says nothing. `purpose` says in an error what the program is for.
+    """Return an empty program for CBC, without log output. `purpose` names the use of the program in an error.
 
     Raises SolverError if CBC's library cannot be loaded.
     """
     if reason := _why_not_loaded():
         raise SolverError(
-            f"{purpose} needs the solver CBC, and its library cannot be loaded: {reason}. Install what the library "
-            "needs (often libgfortran), or set PMIP_CBC_LIBRARY to a libCbc of this machine"
+            f"{purpose} needs the solver CBC, but its library cannot be loaded: {reason}. Install the libraries that "
+            "CBC needs (often libgfortran), or set PMIP_CBC_LIBRARY to a libCbc of this machine"
         )
     model = mip.Model(solver_name=mip.CBC)
     model.verbose = 0
@@ -31,7 +31,7 @@ def new_model(purpose: str) -> mip.Model:
 
 @cache
 def _why_not_loaded() -> str:
-    """Why CBC's library cannot be loaded; empty if it is loaded."""
+    """Return the reason why CBC's library cannot be loaded; empty if it is loaded."""
     logger, messages, folder = logging.getLogger("mip.cbc"), [], os.getcwd()
 
     def keep(record: logging.LogRecord) -> bool:
@@ -43,10 +43,10 @@ def _why_not_loaded() -> str:
         import mip.cbc
     finally:
         logger.removeFilter(keep)
-        os.chdir(folder)  # mip stays in the library's folder where loading fails
+        os.chdir(folder)  # mip leaves the process in the library's folder if loading fails
     if not mip.cbc.has_cbc:
         return messages[-1].partition("library: ")[2] if messages else "python-mip does not say why"
-    # cffi makes a function at its first use, under a lock. That which a model calls at its end must be there before:
-    # the garbage collector may end a model while the lock is held.
+    # cffi makes a function at its first use, under a lock. The garbage collector may delete a model while the lock is
+    # held, so the function that deletes a model must be made before.
     _ = mip.cbc.cbclib.Cbc_deleteModel
     return ""

@@ -12,9 +12,9 @@ from megatron_step.training.step import Microbatch, evaluate_batch
 
 
 def evaluation_hook(read_batch: Callable[[int], list[Microbatch]], config: RunConfig, parallel: Parallel) -> Hook:
-    """A hook that adds `validation_loss` and `validation_perplexity`, every interval and at the end of each stage.
+    """Return a hook that adds `validation_loss` and `validation_perplexity` at each interval and at a stage's end.
 
-    `read_batch(i)` gives this rank's micro-batches of the i-th global batch of the validation set.
+    `read_batch(i)` returns this rank's micro-batches of the i-th global batch of the validation set.
     """
 
     def hook(context: StepContext) -> None:
@@ -30,7 +30,7 @@ def evaluation_hook(read_batch: Callable[[int], list[Microbatch]], config: RunCo
 def validation_loss(
     chunks: list[torch.nn.Module], read_batch: Callable[[int], list[Microbatch]], config: RunConfig, parallel: Parallel
 ) -> float:
-    """Mean loss, in nats per token, over the `evaluation.steps` global batches of the validation set."""
+    """Return the mean loss, in nats per token, over the `evaluation.steps` global batches of the validation set."""
     for chunk in chunks:
         chunk.eval()
     with torch.no_grad():

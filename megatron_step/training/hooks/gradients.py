@@ -1,16 +1,17 @@
-"""Stops a run in which a trainable weight gets no gradient: the loss would look healthy, and the weight never move."""
+"""Stop a run in which a trainable weight gets no gradient: the loss would look healthy, but the weight never change."""
 
 import torch
 from torch import Tensor
 
+from megatron_step.config.counts import counted
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_weights
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
 CHECKED_STEPS = 3
-"""Steps of a stage whose gradients are looked at. The first one's may be zero by design: of a fresh adapter's A, since
-its B is zero, and of what comes before an output projection that begins as zero."""
+"""Number of steps of a stage whose gradients are checked. In the first step, some gradients are zero by design: that of
+a fresh adapter's A, since B is zero, and those of weights before an output projection that starts as zero."""
 
 
 class NoGradientError(RuntimeError):
@@ -18,9 +19,9 @@ class NoGradientError(RuntimeError):
 
 
 def gradient_check_hook(parallel: Parallel) -> Hook:
-    """A hook that looks at the gradients of the first steps of each stage in this process.
+    """Return a hook that checks the gradients of the first steps of each stage in this process.
 
-    It raises NoGradientError, on every rank, with the names of the trainable weights whose gradient is zero throughout.
+    It raises NoGradientError, on every rank, with the names of trainable weights whose gradient was zero in each step.
     """
     checked_stage, suspects, looks = -1, set[str](), 0
 
@@ -36,9 +37,9 @@ def gradient_check_hook(parallel: Parallel) -> Hook:
         if suspects and looks == CHECKED_STEPS:
             names = sorted(suspects)
             raise NoGradientError(
-                f"{len(names)} trainable weights got no gradient in {CHECKED_STEPS} steps up to step "
-                f"{context.state.step}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; the run stops, as "
-                "they would never be trained"
+                f"{counted(len(names), 'trainable weight')} got no gradient in the {CHECKED_STEPS} steps up to step "
+                f"{context.state.step}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. The run stops, "
+                "because training would never change them: freeze them, or make the loss depend on them"
             )
 
     return hook
@@ -53,7 +54,7 @@ def weights_without_gradient(state: TrainState, parallel: Parallel) -> list[str]
     }
     zero = {name for name, gradient in gradients.items() if not gradient.any()}
     suspects = set().union(*_gather(zero, parallel))
-    # A part may well be zero, such as rows of the embedding that are padding: some other part must not be.
+    # One rank's shard may be zero, such as padding rows of the embedding, if another rank's shard is not.
     reached = set().union(*_gather(suspects & gradients.keys() - zero, parallel))
     return sorted(suspects - reached)
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from megatron_step.config.run import LoggingConfig, RunConfig
+from megatron_step.engine.messages import say
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.peak import dense_peak_flops
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import StagePlan
 from megatron_step.planner.costs.flops import stage_flops_per_token
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
-from megatron_step.training.messages import say
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.summary import memory_summary
 from megatron_step.training.trackers.metrics_file import MetricsFile
@@ -32,9 +32,9 @@ def logging_hook(
     first_step: int,
     trackers: Sequence[MakeTracker] = (),
 ) -> Iterator[Hook]:
-    """A hook that gives each step's metrics to the trackers of the config and to `trackers`.
+    """Yield a hook that gives each step's metrics to the trackers of the config and to `trackers`.
 
-    It adds speed and memory to the metrics. Training of this process begins after `first_step`.
+    The hook adds speed and memory to the metrics. This process trains the steps after `first_step`.
     """
     peak = _peak_flops(config.training.precision)
     resolved = resolve(config, vocab_size, parallel.dp_size)
@@ -55,7 +55,7 @@ def logging_hook(
                 if parallel.is_main:
                     say(memory_summary(measured[stage.index]["ranks"]))
             flops = metrics["tokens_per_second"] * flops_per_token[stage.index] / parallel.world_size
-            metrics["tflops_per_second"] = flops / 1e12  # of one rank
+            metrics["tflops_per_second"] = flops / 1e12  # per rank
             if peak is not None:
                 metrics["mfu"] = flops / peak
             logged = context.is_last or metrics["step"] % config.logging.interval == 0
@@ -71,7 +71,7 @@ def logging_hook(
 
 
 def _trackers(logging: LoggingConfig) -> list[MakeTracker]:
-    """The trackers that the config asks for."""
+    """Return the trackers that the config names."""
     made: list[MakeTracker] = [MetricsFile, progress]
     if logging.tensorboard:
         made.append(_tensorboard)
@@ -81,7 +81,7 @@ def _trackers(logging: LoggingConfig) -> list[MakeTracker]:
 
 
 def _tensorboard(run: TrackedRun) -> Tracker:
-    from megatron_step.training.trackers.tensorboard import TensorBoard  # not needed where it is off
+    from megatron_step.training.trackers.tensorboard import TensorBoard  # imported only if it is used
 
     return TensorBoard(run)
 
@@ -89,7 +89,7 @@ def _tensorboard(run: TrackedRun) -> Tracker:
 def _memory_entry(
     own: RankMemory, growth_peak_bytes: int | None, planned: Sequence[RankMemory], parallel: Parallel
 ) -> dict[str, Any]:
-    """Return the most bytes of each kind over all ranks, and the planned and measured bytes of each rank."""
+    """Return the largest bytes of each kind over all ranks, and the planned and measured bytes of each rank."""
     gathered: list[Any] = [None] * parallel.world_size
     torch.distributed.all_gather_object(gathered, (parallel.pp_rank, own, growth_peak_bytes))
     entry: dict[str, Any] = {"planned_bytes": max(memory.peak_bytes for memory in planned)}
@@ -105,7 +105,7 @@ def _memory_entry(
 
 
 def _kinds(memory: RankMemory) -> dict[str, int]:
-    """Bytes by kind, with their sums."""
+    """Return the bytes of each kind, and their sums."""
     return {**asdict(memory), "model_state_bytes": memory.model_state_bytes, "peak_bytes": memory.peak_bytes}
 
 

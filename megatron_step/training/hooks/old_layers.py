@@ -1,7 +1,8 @@
-"""Changes old layers in the course of a stage, as their policy says; when, `plan/old_layers.py` decides."""
+"""Change old layers during a stage, at the steps that `plan/old_layers.py` decides, if their policy has a change."""
 
 from collections.abc import Callable
 
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.plan.old_layers import changes_after, policy_of
@@ -10,8 +11,8 @@ from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
 Change = Callable[[TrainState, RunConfig, Parallel], dict[str, float]]
-"""Changes the old layers of a state, in place, after a step. It returns figures for the step's metrics. A run that
-resumes after it must build the same state from the checkpoint of that step."""
+"""A function that changes the old layers of a state in place, after a step, and returns figures for the step's metrics.
+A run that resumes from the checkpoint of that step must build the same state."""
 
 
 def _restart(state: TrainState, config: RunConfig, parallel: Parallel) -> dict[str, float]:
@@ -23,9 +24,9 @@ _CHANGES: dict[str, Change] = {"adapters": _restart}
 
 
 def register_change(policy: str, change: Change) -> None:
-    """Have `change` called every `change_interval` steps of a stage where old_layers.policy is `policy`.
+    """Register `change`, to be called every `change_interval` steps of a stage if old_layers.policy is `policy`.
 
-    Raises ValueError if that policy has another one.
+    Raises ValueError if another change is registered for that policy.
     """
     if _CHANGES.setdefault(policy, change) is not change:
         raise ValueError(f"the policy {policy} for old layers has a change already: choose another name for the policy")
@@ -39,8 +40,9 @@ def old_layers_hook(config: RunConfig, parallel: Parallel) -> Hook:
     policy = policy_of(config)
     if policy.change_interval(config) and policy.name not in _CHANGES:
         raise ValueError(
-            f"old_layers.policy {policy.name} changes old layers every {policy.change_interval(config)} steps, but "
-            "nothing says how: call register_change (training/hooks/old_layers.py) in the module that registers it"
+            f"old_layers.policy {policy.name} changes old layers every "
+            f"{counted(policy.change_interval(config), 'step')}, but no change is registered for it: call "
+            "register_change (training/hooks/old_layers.py) in the module that registers the policy"
         )
 
     def hook(context: StepContext) -> None:

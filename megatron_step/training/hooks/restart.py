@@ -1,4 +1,4 @@
-"""Restarts adapters: merges them, draws fresh ones and prunes their optimizer states (ReLoRA, Lialin et al., 2023)."""
+"""Restart adapters: merge them, draw fresh ones and prune their optimizer states (ReLoRA, Lialin et al., 2023)."""
 
 import torch
 from megatron.core.optimizer import MegatronOptimizer
@@ -18,7 +18,7 @@ from megatron_step.training.state import TrainState
 
 def restart(state: TrainState, config: RunConfig, parallel: Parallel) -> float:
     """Merge and restart the adapters and prune their moments; return the share of moments that are then zero."""
-    seed = config.training.seed + state.step  # other values than any adapter before
+    seed = config.training.seed + state.step  # a new seed, so that new adapters differ from all earlier ones
     restart_adapters(state.chunks, config.model, parallel, seed)
     weights = {
         name: shard for name, shard in sharded_weights(state.chunks, parallel).items() if shard.data.role == "adapter"

@@ -1,4 +1,4 @@
-"""Checkpoints as a hook of the training loop, and what a resumed run must share with the one that saved."""
+"""Checkpoints as a hook of the training loop, and the check that a resumed run continues the run that saved."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,11 +12,11 @@ from megatron_step.checkpoint.save import CheckpointSaver, SaveError
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.config.stages import old_layer_policy
 from megatron_step.data.fingerprint import check_fingerprint
+from megatron_step.engine.messages import say, warn
 from megatron_step.engine.parallel import Parallel
 from megatron_step.plan.stages import StagePlan, plan_from_dict
 from megatron_step.plan.states import training_recipe
 from megatron_step.training.memory import measure_host_peak
-from megatron_step.training.messages import say, warn
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
@@ -28,10 +28,11 @@ def saving_hook(
     planned_bytes: Sequence[int],
     parallel: Parallel,
 ) -> Hook:
-    """A hook that saves every `checkpoint.interval` steps, and at the end of each stage.
+    """Return a hook that saves every `checkpoint.interval` steps and at the end of each stage.
 
-    A save in between that fails is reported and training goes on; the last one raises SaveError. The first save of a
-    stage says what it took; `planned_bytes` are the bytes of host memory that the plan has for a save of each stage.
+    If a save inside a stage fails, the hook warns and training goes on. If the save at a stage's end fails, the hook
+    raises SaveError. The first save of a stage logs its time and memory. `planned_bytes` has the planned host memory
+    of a save in each stage.
     """
     measured: set[int] = set()  # stages
 
@@ -41,7 +42,7 @@ def saving_hook(
         try:
             saver.finish() if due else saver.poll()
         except SaveError as error:
-            _warn(error, parallel)  # of the checkpoint before: this step's may succeed
+            _warn(error, parallel)  # the previous save failed; this step's may succeed
         if not due:
             return
         try:
@@ -51,7 +52,9 @@ def saving_hook(
             )
             seconds = perf_counter() - began
             if config.checkpoint.asynchronous:
-                host_bytes = max(host_bytes, written)  # on the CPU the system keeps what training changes meanwhile
+                host_bytes = max(
+                    host_bytes, written
+                )  # on the CPU, a fork keeps its own copy of what training changes meanwhile
             written, host_bytes = _largest([written, host_bytes], parallel)
             planned = planned_bytes[state.stage.index]
             state.save_memory = {"save_host_bytes": host_bytes, "planned_save_host_bytes": planned}
@@ -69,14 +72,14 @@ def saving_hook(
 
 
 def _largest(numbers: Sequence[int], parallel: Parallel) -> list[int]:
-    """The largest of each number over ranks."""
+    """Return the largest value of each number over all ranks."""
     found = torch.tensor(numbers, dtype=torch.int64, device=parallel.device)
     torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return found.tolist()
 
 
 def _took(step: int, seconds: float, written: int, host_bytes: int, planned: int) -> str:
-    """What a save took, for a reader."""
+    """Return a line with the time and memory of a save."""
     mib = [f"{number / 2**20:,.1f}" for number in (written, planned, host_bytes)]
     return (
         f"checkpoint of step {step}: {seconds:.1f} s, at most {mib[0]} MiB written by a rank; "
@@ -92,7 +95,7 @@ def _warn(error: SaveError, parallel: Parallel) -> None:
 def description(
     config: RunConfig, plan: StagePlan, vocab_size: int, fingerprint: dict[str, Any], parallel: Parallel
 ) -> Callable[[TrainState], dict[str, Any]]:
-    """Return a function of the state that gives what a manifest says beside the tensors."""
+    """Return a function that describes a state for the manifest of its checkpoint."""
     layout = {
         "tensor_parallel_size": config.parallel.tensor_parallel_size,
         "pipeline_parallel_size": config.parallel.pipeline_parallel_size,
@@ -114,7 +117,7 @@ def description(
 def check_resumable(
     manifest: Manifest, config: RunConfig, plan: StagePlan, vocab_size: int, fingerprint: dict[str, Any]
 ) -> None:
-    """Raise ValueError, naming each difference, if this run cannot go on from a checkpoint exactly where it stopped."""
+    """Raise ValueError, naming each difference, if this run cannot continue exactly from a checkpoint."""
     saved, current = manifest.config, asdict(config)
     differences = [
         f"{section}.{key} {saved[section].get(key)} -> {value}"
@@ -132,8 +135,8 @@ def check_resumable(
     differences += _plan_differences(plan_from_dict(manifest.plan), plan)
     if differences:
         raise ValueError(
-            f"the checkpoint of step {manifest.step} is of another run: {', '.join(differences)}; "
-            "restore these keys to go on, or choose another output_dir to start a new run"
+            f"the checkpoint of step {manifest.step} was saved with other settings: {', '.join(differences)}. "
+            "Restore these keys to go on, or choose another output_dir to start a new run"
         )
     check_fingerprint(manifest.data_fingerprint, fingerprint)
 
@@ -145,7 +148,7 @@ _FIXED: dict[str, set[str] | None] = {
     "freeze": None,
     "adapter": None,
 }
-"""Keys of the config, by section, that follow a run through all its processes; None for the whole section."""
+"""Keys of the config, by section, that must stay the same when a run is resumed; None for the whole section."""
 
 
 def _plan_differences(saved: StagePlan, plan: StagePlan) -> list[str]:

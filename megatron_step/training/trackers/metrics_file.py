@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line of JSON for each step."""
+"""metrics.jsonl: one line of JSON for each step."""
 
 import json
 import os
@@ -12,8 +12,7 @@ from megatron_step.training.trackers.waiting_file import WaitingFile
 class MetricsFile:
     """Writes OUTPUT_DIR/metrics.jsonl, with all digits of each number.
 
-    The lines of steps after `run.first_step` that an earlier, interrupted process left are dropped: they are trained
-    again.
+    It first drops lines of steps after `run.first_step`, which an interrupted process left: they are trained again.
     """
 
     def __init__(self, run: TrackedRun) -> None:
@@ -38,7 +37,7 @@ def _plain(value: Any) -> float | str:
 
 
 def _cut(path: Path, last_step: int) -> None:
-    """Cut the file after the last whole line of a step up to `last_step`; in place: a full disk has no room for two."""
+    """Cut the file after the last whole line of a step up to `last_step`, in place, since the disk may be full."""
     end = position = 0
     with path.open("rb") as lines:
         for line in lines:
@@ -50,7 +49,7 @@ def _cut(path: Path, last_step: int) -> None:
 
 
 def _step(line: bytes) -> float:
-    """Step of a line; infinity for a line that a crash cut off."""
+    """Return the step of a line; infinity for a line that a crash cut off."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,10 +1,10 @@
-"""What a run shows while it trains: a bar on a terminal, else a line for each step to show."""
+"""The progress of a run: a bar on a terminal, otherwise a line for each shown step."""
 
 import sys
 
 from tqdm import tqdm
 
-from megatron_step.training.messages import say
+from megatron_step.engine.messages import say
 from megatron_step.training.trackers.tracker import Metrics, TrackedRun
 
 
@@ -44,13 +44,13 @@ class ProgressBar:
 
 
 def progress(run: TrackedRun) -> ProgressLines | ProgressBar:
-    """A bar where standard error is a terminal, else lines."""
+    """Return a bar if standard error is a terminal, otherwise lines."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     return ProgressBar(run) if is_terminal else ProgressLines(run)
 
 
 def progress_line(metrics: Metrics, num_steps: int) -> str:
-    """The metrics of a step that a person reads, in one line."""
+    """Return the metrics of a step for people, in one line."""
     parts = [
         f"step {metrics['step']}/{num_steps}",
         f"loss {metrics['loss']:.4f}",

@@ -1,4 +1,4 @@
-"""The numbers of a step that are worth a plot."""
+"""The numbers of a step that are plotted."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from megatron_step.training.trackers.tracker import Metrics
 
 
 def is_plotted(metrics: Metrics, shown: bool) -> bool:
-    """Whether a step gets points in plots: one that is shown or evaluated."""
+    """Return whether a step is plotted: it is if it is shown or evaluated."""
     return shown or "validation_loss" in metrics
 
 
 def scalars(metrics: Metrics) -> dict[str, float]:
-    """The numbers of a step by the name of their plot."""
+    """Return the numbers of a step, by the names of their plots."""
     found = {name: value for name, value in metrics.items() if isinstance(value, float)}
     memory: dict[str, Any] = metrics.get("memory", {})
     found.update({f"memory/{name}": value for name, value in memory.items() if isinstance(value, int)})

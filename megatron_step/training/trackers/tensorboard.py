@@ -1,7 +1,7 @@
 """TensorBoard events.
 
-The events and their framing are TensorBoard's own. Only the file is ours: the thread behind TensorBoard's writer ends
-for good when a write fails, and leaves half an event, after which TensorBoard reads no more of the file.
+TensorBoard's library makes the events and their framing. The file is written here, because a failed write ends the
+thread of TensorBoard's own writer. It also leaves half an event, and TensorBoard reads no further than that.
 """
 
 import os
@@ -39,7 +39,7 @@ class TensorBoard:
             self._add(Event(step=metrics["step"], summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Write what still waits for room."""
+        """Write the events that still wait for room on the disk."""
         self._file.close()
 
     def _add(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""What a tracker is: anything that takes the metrics of a run, such as a file, a progress bar or a service."""
+"""Trackers: objects that take the metrics of a run, such as a file, a progress bar or a service."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,8 +7,9 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig
-from megatron_step.training.messages import warn
+from megatron_step.engine.messages import warn
 
 Metrics = dict[str, Any]
 """One line of metrics.jsonl."""
@@ -18,7 +19,7 @@ class Tracker(Protocol):
     """Takes the metrics of each step. Only rank 0 has trackers."""
 
     def write(self, metrics: Metrics, shown: bool) -> None:
-        """Take the metrics of one step; `shown` says whether it is one of those that `logging.interval` selects."""
+        """Take the metrics of one step; `shown` is True for the steps that `logging.interval` selects."""
 
     def close(self) -> None:
         """Write what is left, once, when training ends or fails."""
@@ -26,7 +27,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told about its run."""
+    """The run that a tracker follows."""
 
     config: RunConfig
     """The run's config."""
@@ -37,17 +38,17 @@ class TrackedRun:
 
 
 MakeTracker = Callable[[TrackedRun], Tracker]
-"""Makes the tracker of a run, as a class does whose constructor takes a `TrackedRun`."""
+"""A function that makes the tracker of a run, or a tracker class whose constructor takes a `TrackedRun`."""
 
-_SHARE = 10  # a tracker that fails slowly costs at most a tenth of the time
+_SHARE = 10  # a tracker that fails slowly takes at most a tenth of the run's time
 
 
 @contextmanager
 def guarded(make: MakeTracker, run: TrackedRun) -> Iterator[Callable[[Metrics, bool], None]]:
     """Make a tracker, yield its `write` and close it. Its errors are reported once and do not end training.
 
-    A tracker that cannot be made is left out. One that cannot write is asked again, after ten times as long as its
-    failure took.
+    A tracker that cannot be made is left out. A tracker that fails to write is tried again after ten times the duration
+    of its failure.
     """
     guard = _Guard(make, run)
     try:
@@ -60,7 +61,7 @@ class _Guard:
     """A tracker that does not raise."""
 
     def __init__(self, make: MakeTracker, run: TrackedRun) -> None:
-        self._missed = 0  # steps to show that it did not take
+        self._missed = 0  # shown steps that it did not take
         self._next_try = 0.0
         self._tracker: Tracker | None = None
         try:
@@ -90,7 +91,7 @@ class _Guard:
             return
         name = type(self._tracker).__name__
         if self._missed:
-            warn(f"{name} missed {self._missed} steps")
+            warn(f"{name} missed {counted(self._missed, 'step')}")
         try:
             self._tracker.close()
         except Exception as error:

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_step.engine.files import atomic_write
-from megatron_step.training.messages import warn
+from megatron_step.engine.messages import warn
 from megatron_step.training.trackers.scalars import is_plotted, scalars
 from megatron_step.training.trackers.tracker import Metrics, TrackedRun
 
-_START_SECONDS = 15.0  # that a run waits for the service before it goes on offline
+_START_SECONDS = 15.0  # a run waits so long for the service before it logs offline
 
 
 class WeightsAndBiases:
     """Logs the shown and evaluated steps to the project `logging.wandb`, and keeps its files in OUTPUT_DIR/wandb.
 
-    A service that does not answer within 15 s gets nothing: the run is logged offline, for `wandb sync`.
+    If the service does not answer within 15 s, the run is logged offline, for `wandb sync`.
     """
 
     def __init__(self, run: TrackedRun) -> None:
-        import wandb  # optional: `run` has checked that it is there
+        import wandb  # optional; `run` has checked that it is installed
 
         folder = Path(run.config.output_dir).absolute()
 
@@ -33,9 +33,9 @@ class WeightsAndBiases:
                 config=asdict(run.config),
                 dir=folder,
                 name=f"{folder.parent.name}/{folder.name}"[-128:],
-                # A sweep's agent has chosen the id before.
+                # The agent of a sweep sets the id.
                 id=os.environ.get("WANDB_RUN_ID") or run_id(folder),
-                resume="allow",  # a resumed run goes on in the same plots
+                resume="allow",  # a resumed run continues in the same plots
                 mode=mode,
                 settings=wandb.Settings(init_timeout=_START_SECONDS, login_timeout=_START_SECONDS),
             )
@@ -61,10 +61,10 @@ class WeightsAndBiases:
 
 
 def run_id(folder: Path) -> str:
-    """The id of the run in `folder`: the same in every process, and no other run's.
+    """Return the id of the run in `folder`: the same in every process, and unlike that of any other run.
 
-    Its characters are letters, digits, `-` and `_`. It depends on the absolute path, so that a copied folder is another
-    run, and on a random text kept in the folder, so that the same path on another machine is one, too.
+    The id consists of letters, digits, `-` and `_`. It depends on the absolute path, so a copied folder is another run.
+    It also depends on a random text kept in the folder, so the same path on another machine is another run, too.
     """
     kept = folder / "wandb" / "run_salt"
     if not kept.exists():

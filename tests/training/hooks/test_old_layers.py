@@ -50,7 +50,7 @@ def test_the_first_stage_has_nothing_to_restart(alone: Parallel) -> None:
 def test_a_policys_own_change_is_called_and_a_missing_one_is_refused(alone: Parallel) -> None:
     register(Counted())
     config = _config(old_layers={"policy": "counted"})
-    with pytest.raises(ValueError, match=r"old_layers\.policy counted changes old layers every 3 steps, but nothing"):
+    with pytest.raises(ValueError, match=r"old_layers\.policy counted changes old layers every 3 steps, but no change"):
         old_layers_hook(config, alone)
     steps: list[int] = []
 

@@ -125,7 +125,7 @@ def test_another_run_is_refused_by_the_name_of_what_differs(
 ) -> None:
     manifest = _manifest(small_config(), alone)
     name = request.node.callspec.id
-    with pytest.raises(ValueError, match=rf"is of another run: \w+\.{name} .* -> "):
+    with pytest.raises(ValueError, match=rf"was saved with other settings: \w+\.{name} .* -> "):
         _check(manifest, small_config(**change))
 
 

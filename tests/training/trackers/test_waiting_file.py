@@ -23,7 +23,7 @@ def test_records_wait_for_room_and_are_whole(tmp_path: Path, capsys: pytest.Capt
     assert path.read_bytes() == b"".join(RECORDS)
     file.close()
     said = capsys.readouterr().err
-    assert said == f"warning: cannot write {path}: File too large; training goes on, and what is to be written waits\n"
+    assert said == f"warning: cannot write {path}: File too large; training goes on, and records wait in memory\n"
 
 
 @pytest.mark.parametrize("kind", ["full disk", "folder in its place", "parent is a file"])

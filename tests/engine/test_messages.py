@@ -1,4 +1,4 @@
-"""A stream that takes nothing does not end training, nor change its exit status."""
+"""A stream that takes nothing neither ends training nor changes the exit status."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from megatron_step.training.messages import say, warn
+from megatron_step.engine.messages import say, warn
 
 
 def test_lines_and_warnings_have_their_streams(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,7 +17,7 @@ def test_lines_and_warnings_have_their_streams(capsys: pytest.CaptureFixture[str
 
 PROGRAM = """
 import sys
-from megatron_step.training.messages import discard_unwritten, say, warn
+from megatron_step.engine.messages import discard_unwritten, say, warn
 for number in range(20000):
     say(f"line {number}")
 warn("the end")

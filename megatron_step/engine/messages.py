@@ -1,4 +1,4 @@
-"""What a run says on its standard output and standard error: a stream that takes nothing does not end training."""
+"""Lines and warnings for people. Training goes on if standard output or standard error cannot be written."""
 
 import contextlib
 import functools
@@ -9,8 +9,8 @@ import sys
 def say(text: str) -> None:
     """Print a line of the run's log.
 
-    A full disk or a closed pipe behind standard output is said once, as are letters that its encoding does not have.
-    What a full disk has not taken waits in the stream's buffer.
+    If standard output fails, one warning says so: because of a full disk, a closed pipe, or a letter that its encoding
+    lacks. Text that a full disk does not take waits in the stream's buffer.
     """
     try:
         print(text, flush=True)
@@ -30,10 +30,10 @@ def _standard_output_failed(reason: str) -> None:
 
 
 def discard_unwritten() -> None:
-    """Drop what standard output or error has not taken, which would change the exit status as the process ends."""
+    """Drop text that standard output or error has not taken, since it would change the exit status of the process."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:  # as it is where the process was started with the stream closed
+            if stream is not None:  # None if the process was started with the stream closed
                 stream.flush()
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
