@@ -36,7 +36,7 @@ class WholeTensors:
         Raises ValueError if the tensor is missing or holds values that are not finite.
         """
         if key not in self._entries:
-            raise ValueError(f"{self._path} lacks the tensor {key} of its own model: use another checkpoint")
+            raise ValueError(f"{self._path} lacks the tensor {key} of its model: use another checkpoint")
         entry = self._entries[key]
         pieces = [(chunk, self._piece(MetadataIndex(key, chunk.offsets))) for chunk in entry.chunks]
         whole = pieces[0][1]

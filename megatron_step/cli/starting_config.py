@@ -105,8 +105,7 @@ def starting_text(config: RunConfig, size_name: str, machine: str, planned: Fore
     model, training, parallel, schedule = config.model, config.training, config.parallel, config.schedule
     layers = [stage.stage.num_new_layers for stage in planned.stages]
     groups = "null" if model.num_query_groups is None else model.num_query_groups
-    tokens = training.global_batch_size * model.seq_length
-    on_cpu = config.planner.cluster is None
+    tokens, on_cpu = training.global_batch_size * model.seq_length, config.planner.cluster is None
     return f"""\
 # A model of {size_name.upper()} parameters for {"a CPU" if on_cpu else machine}.
 # Relative paths start in the folder where you run the command.

@@ -175,8 +175,8 @@ def operator_of(growth: GrowthConfig) -> Operator:
     operator = _OPERATORS.get(growth.operator)
     if operator is None:
         raise ValueError(
-            f"growth.operator {growth.operator} is unknown: choose {_either(list(_OPERATORS))}, or add the module that "
-            "registers it to plugins"
+            f"growth.operator {growth.operator} is not registered: choose {_either(list(_OPERATORS))}, or add the module "
+            "that registers it to plugins"
         )
     if growth.init not in operator.inits:
         raise ValueError(
@@ -209,10 +209,10 @@ def grow(
     """
     operator = operator_of(growth)
     if not operator.can_add(len(layers), num_new):
-        possible = nearest(num_new, partial(operator.can_add, len(layers)))
+        possible, number = nearest(num_new, partial(operator.can_add, len(layers))), stage_index + 1
         raise ValueError(
             f"growth.operator {operator.name} adds {operator.adds}: it cannot add {counted(num_new, 'layer')} to "
-            f"{len(layers)}. Let stage {stage_index + 1} add {' or '.join(map(str, possible)) or 'none'} in "
+            f"{len(layers)}. Let stage {number} add {' or '.join(map(str, possible)) or 'none'} in "
             "stages.layers"
         )
     places = operator.places(len(layers), num_new, growth, seed)

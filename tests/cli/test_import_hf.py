@@ -22,6 +22,6 @@ def test_a_model_is_imported(command: Callable, tmp_path: Path, capsys: pytest.C
 def test_bad_input(command: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("import-hf", tmp_path / "nowhere", tmp_path / "out") == 2
     shown = capsys.readouterr().err
-    assert "nowhere is not a Hugging Face model: it has no config.json" in shown
+    assert "nowhere is not a Hugging Face model, because it has no config.json" in shown
     assert shown.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,11 @@ def test_lists_of_all_plugins_are_put_together(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no module faulty_plugin_0: start in its folder, or add its folder to PYTHONPATH"),
+        (
+            None,
+            "there is no module faulty_plugin_0: start the command in the module's folder, or add its folder to "
+            "PYTHONPATH",
+        ),
         (
             "import not_there_at_all",
             "the module faulty_plugin_1 needs not_there_at_all, which is not installed: install not_there_at_all",

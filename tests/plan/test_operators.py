@@ -187,5 +187,5 @@ def test_an_operator_that_loses_a_layer_is_refused(placed: tuple[Old | New, ...]
     operator.can_add = lambda num_layers, num_new: True  # type: ignore[method-assign]
     operator.name, operator.placed = f"careless {len(placed)} {placed[1]}", placed
     register(operator)
-    with pytest.raises(ValueError, match="must place each of 2 old layers once, and 1 new ones"):
+    with pytest.raises(ValueError, match="must place each of the 2 old layers once, and add 1 new layer"):
         _grown(2, 1, operator=operator.name, init="copy")

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.old_layers import policy_of
@@ -196,17 +197,20 @@ def _check_found(found: Depths, stages: _Stages, config: RunConfig) -> None:
     count, num_layers = config.stages.count, config.model.num_layers
     if num_layers < chunks + count - 1:
         raise ValueError(
-            f"{num_layers} layers are too few for {count} stages on {chunks} parts of a pipeline: the first stage "
-            "needs one for each part, each other stage adds at least one"
+            f"{counted(num_layers, 'layer')} cannot be split into {counted(count, 'stage')} on "
+            f"{counted(chunks, 'pipeline chunk')}: the first stage needs a layer for each chunk, and each later stage "
+            f"adds at least one. Set model.num_layers to at least {chunks + count - 1}, or use fewer stages or "
+            "pipeline ranks"
         )
     _, path = best_depths([np.where(possible, 0.0, np.inf) for possible in stages.possible], largest=True)
     if not path:
         operator = operator_of(config.growth)
         raise ValueError(
-            f"growth.operator {operator.name} adds {operator.adds}: it cannot grow a model to {num_layers} layers in "
-            f"{count} stages. Change stages.count or model.num_layers"
+            f"growth.operator {operator.name} adds {operator.adds}: it cannot grow a model to "
+            f"{counted(num_layers, 'layer')} in {counted(count, 'stage')}. Change stages.count or model.num_layers"
         )
     raise ValueError(
-        "no plan fits the memory of the cluster, or none was found within planner.time_limit "
-        f"{config.planner.time_limit:g}: megatron-step plan --explain says what is short, and what would make it fit"
+        "the planner found no plan that fits the memory of the cluster within planner.time_limit "
+        f"{config.planner.time_limit:g} s. Run megatron-step plan --explain to see the missing memory, and changes "
+        "that make a plan fit"
     )

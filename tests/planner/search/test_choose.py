@@ -220,7 +220,7 @@ def test_too_few_layers_are_refused() -> None:
 def test_a_cluster_that_is_too_small_for_any_plan() -> None:
     config = small_config(stages={"count": 2}, planner={"objective": "time", "cluster": "given"})
     cluster = Cluster([replace(GPU, memory_gib=1e-4)])
-    with pytest.raises(ValueError, match=r"no plan fits the memory of the cluster.*megatron-step plan --explain"):
+    with pytest.raises(ValueError, match=r"no plan that fits the memory of the cluster.*megatron-step plan --explain"):
         make_plan(resolve(config, VOCAB_SIZE), cluster=cluster)
 
 

@@ -55,5 +55,5 @@ def test_a_machine_without_cbc(tmp_path: Path, content: str | None) -> None:
     assert layouts.count("(") == 2
     for line, purpose in ((interleaved, "layout of virtual pipelines"), (paper, "the paper's program")):
         assert purpose in line
-        assert "needs the solver CBC, and its library cannot be loaded: " in line
+        assert "needs the solver CBC, but its library cannot be loaded: " in line
         assert str(library) in line
