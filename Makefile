@@ -1,5 +1,7 @@
-# make demo | make test | make test-long | make lint | make kernels | make clean     PYTHON=python3.12 chooses the interpreter of a new .venv
+# make demo | make test | make test-long | make lint | make kernels | make clean
+# PYTHON=python3.12 chooses the interpreter of a new .venv, WORKERS=8 how many processes run tests at once.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -9,12 +11,15 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	PATH="$(BIN):$$PATH" examples/step/run.sh
 
+# A test's worlds have up to eight processes: one thread each keeps them from crowding each other out.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # All pairs of layouts and settings, and twenty times the random inputs: hours.
 test-long: lint
-	$(BIN)/python -m pytest -m "long or not long" --hypothesis-profile long
+	$(PYTEST) -m "long or not long" --hypothesis-profile long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -15,6 +15,6 @@ nats = 0.0
 with torch.no_grad():
     for first in range(0, len(ids) - 1, length):
         window = torch.tensor(ids[first : first + length + 1])
-        logits = model(window[None, :-1]).logits[0]
+        logits = model(window[None, :-1]).logits[0].double()  # torch adds exponentials of fp32 logits in fp32
         nats += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
 print(f"{folder}: loss {nats / (len(ids) - 1):.6f} by transformers")

@@ -175,8 +175,8 @@ def operator_of(growth: GrowthConfig) -> Operator:
     operator = _OPERATORS.get(growth.operator)
     if operator is None:
         raise ValueError(
-            f"growth.operator {growth.operator} is not registered: choose {_either(list(_OPERATORS))}, or add the module "
-            "that registers it to plugins"
+            f"growth.operator {growth.operator} is not registered: choose {_either(list(_OPERATORS))}, or add the "
+            "module that registers it to plugins"
         )
     if growth.init not in operator.inits:
         raise ValueError(

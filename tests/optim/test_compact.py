@@ -1,18 +1,23 @@
 """Training with compact states: what it keeps, and that every layout computes what one rank computes."""
 
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
-from small_run import TIED, VOCAB_SIZE, made_up_batch, small_config
+from small_run import TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config
 from worlds import Worlds
 
+from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
 from megatron_step.model.build import sharded_weights
+from megatron_step.optim.optimizer import clip, set_learning_rate
 from megatron_step.optim.owned import owned
+from megatron_step.optim.slices import pieces
 from megatron_step.plan.resolved import resolve
-from megatron_step.plan.states import MAIN_WEIGHT, REMAINDER, SECOND_MOMENT
+from megatron_step.plan.states import MAIN_WEIGHT, REMAINDER, SECOND_MOMENT, training_recipe
 from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_states
@@ -34,6 +39,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2": (2, {"tensor_parallel_size": 2}),
     "PP2 VPP2": (2, {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}),
 }
+
+
+UPDATED: list[tuple[int, dict[str, Any]]] = [
+    (1, {}),
+    (2, {"tensor_parallel_size": 2}),
+    (2, {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}),
+    (2, {"distributed_optimizer": False}),
+    (8, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}),
+]
 
 
 def _config(recipe: dict[str, Any], layout: dict[str, Any], **sections: Any) -> RunConfig:
@@ -67,6 +81,19 @@ def test_the_states_take_the_planned_bytes(worlds: Worlds, recipe: str, layout: 
     (planned,) = stage_memory(resolved, make_plan(resolved).stages[0])
     assert max(one["model_state_bytes"] for one in measured) == pytest.approx(planned.model_state_bytes, rel=3e-3)
     assert max(one["optimizer_bytes"] for one in measured) == pytest.approx(planned.optimizer_bytes, rel=1e-2)
+
+
+@pytest.mark.parametrize("recipe", ["exact", "compact", "compact 8 bits", "smallest"])
+def test_every_layout_updates_weights_and_states_bit_for_bit(worlds: Worlds, tmp_path: Path, recipe: str) -> None:
+    """From the same gradients; stochastic rounding, and blocks that ranks share, included."""
+    expected = None
+    for number, (size, layout) in enumerate(UPDATED):
+        folder = tmp_path / str(number)
+        worlds(size).run(step_with_made_up_gradients, config=_config(RECIPES[recipe], layout), folder=folder)
+        found = read_checkpoint(folder / "step_00000003")
+        expected = expected or found
+        assert found.keys() == expected.keys()
+        assert [key for key, tensor in found.items() if not torch.equal(tensor, expected[key])] == [], layout
 
 
 # What the ranks run.
@@ -103,3 +130,25 @@ def measured_states(config: RunConfig) -> dict[str, int]:
         state = initial_state(config, VOCAB_SIZE, parallel)
         memory = measure_states(state, 0)
         return {"model_state_bytes": memory.model_state_bytes, "optimizer_bytes": memory.optimizer_bytes}
+
+
+def step_with_made_up_gradients(config: RunConfig, folder: Path) -> None:
+    """Three steps with gradients that depend on a weight's key, the step and the place in the whole weight alone."""
+    with parallel_layout(config.parallel, 1) as parallel:
+        state = initial_state(config, VOCAB_SIZE, parallel)
+        assert state.optimizer is not None
+        set_learning_rate(state.optimizer, 1e-2, config.optimizer)
+        for step in range(3):
+            for shard in sharded_weights(state.chunks, parallel).values():
+                for piece in pieces(shard):
+                    generator = torch.Generator().manual_seed(crc32(f"{piece.key} {step}".encode()))
+                    scale = torch.rand(piece.global_shape[-1], generator=generator) ** 4
+                    whole = torch.randn(piece.global_shape, generator=generator) * scale
+                    first = (piece.data.data_ptr() - shard.data.data_ptr()) // piece.data.element_size()
+                    own = shard.data.main_grad.view(-1)[first : first + piece.data.numel()]
+                    own.copy_(whole[piece.global_slice()].flatten())
+            state.optimizer.prepare_grads()
+            clip(state.optimizer, 1.5)
+            state.optimizer.step_with_ready_grads()
+        saver = CheckpointSaver(folder, config.checkpoint, parallel)
+        saver.save(state.chunks, state.optimizer, training_recipe(config), 3, manifest_facts(config))
