@@ -147,7 +147,7 @@ def test_too_little_data(config: DataConfig, folder: Path, tokenizer: Tokenizer)
         build_datasets(replace(config, validation=[(1.0, tiny)]), SEQ, tokenizer, 10, 10)
     build_datasets(replace(config, validation=[(1.0, tiny)]), SEQ, tokenizer, 10, 0)
     split = replace(config, train=[(1.0, one)], validation=None, split=(99, 1))
-    with pytest.raises(ValueError, match=r"one has 0 tokens in 0 documents for validation.*change data\.split"):
+    with pytest.raises(ValueError, match=r"one has 0 tokens in 0 documents for the validation set.*change data\.split"):
         build_datasets(split, SEQ, tokenizer, 10, 10)
 
 

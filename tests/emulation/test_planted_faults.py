@@ -26,7 +26,7 @@ ARGUMENTS = (
     "c10::BFloat16* wide, int64_t t, int64_t c, int64_t r"
 )
 FIRST_BARRIER = r"    __syncthreads\(\);\n(?=    (for|const Tiles now))"
-SECOND_BARRIER = r"    __syncthreads\(\);  // all have read.*\n"
+SECOND_BARRIER = r"    __syncthreads\(\);  // all threads have read.*\n"
 WAIT = r"    wait_copies<\d>\(\);\n"
 # Kernel, what is planted, file, pattern, replacement.
 FAULTS = [

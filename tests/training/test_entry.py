@@ -124,7 +124,7 @@ def test_another_runs_weights_come_without_its_moments_and_step(alone: Parallel,
 def test_a_size_may_be_given_or_left_to_its_default(alone: Parallel, other: Path) -> None:
     model = {"num_query_groups": 2, "head_size": 16}  # a width of 64 over four heads
     _first(small_config(model=model, stages={"start_from": str(other)}), alone)  # raises nothing
-    with pytest.raises(ValueError, match=r"of another model: model\.num_query_groups 2 -> 4"):
+    with pytest.raises(ValueError, match=r"a model with other settings: model\.num_query_groups 2 -> 4"):
         _first(small_config(model={"head_size": 16}, stages={"start_from": str(other)}), alone)
 
 
@@ -205,7 +205,7 @@ def test_the_adapters_of_another_run_are_merged(alone: Parallel, tmp_path: Path)
             {"mlp": "gelu", "qk_norm": True},
             VOCAB_SIZE,
             {},
-            "another model: model.mlp swiglu -> gelu, model.qk_norm False -> True",
+            "a model with other settings: model.mlp swiglu -> gelu, model.qk_norm False -> True",
         ),
         ({"tie_embeddings": True}, VOCAB_SIZE, {}, "model.tie_embeddings False -> True"),
         ({}, 251, {}, "a vocabulary of 250 tokens, not the 251 of unused: use the tokenizer that it was trained with"),

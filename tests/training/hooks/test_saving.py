@@ -168,5 +168,5 @@ def test_the_policy_for_old_layers_follows_a_run_by_what_it_comes_to(alone: Para
     _check(manifest, named)  # raises nothing: the default came to the same
     older = {key: section for key, section in manifest.config.items() if key != "old_layers"}
     _check(replace(manifest, config=older), named)  # a checkpoint from before the key
-    with pytest.raises(ValueError, match="old_layers.policy adapters -> frozen; restore these keys to go on"):
+    with pytest.raises(ValueError, match="old_layers.policy adapters -> frozen. Restore these keys to go on"):
         _check(replace(manifest, config=older), replace(config, old_layers=OldLayersConfig("frozen")))
