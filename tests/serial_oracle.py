@@ -32,8 +32,12 @@ Fault = Callable[[TrainState], None]
 """Spoils a state, to see that the oracle notices."""
 
 
-def differences(result: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Every quantity that is further from the serial one than rounding explains, in words."""
+def differences(result: dict[str, Any], expected: dict[str, Any], *, bf16_weights: bool = False) -> list[str]:
+    """Every quantity that is further from the serial one than rounding explains, in words.
+
+    With `bf16_weights` a rounding error in a gradient now and then rounds a weight to its other neighbour, 0.4 % away:
+    losses still agree to 1e-5, norms of later gradients to 1e-3, and weights to 5e-3.
+    """
     found = []
 
     def check(name: str, error: float, tolerance: float) -> None:
@@ -43,9 +47,9 @@ def differences(result: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     for what, name in (("losses", "loss"), ("grad_norms", "gradient norm")):
         assert len(result[what]) == len(expected[what])
         for step, (ours, theirs) in enumerate(zip(result[what], expected[what]), start=1):
-            check(f"{name} of step {step}", abs(ours / theirs - 1), 1e-5)
+            check(f"{name} of step {step}", abs(ours / theirs - 1), 1e-3 if bf16_weights and what != "losses" else 1e-5)
     check("validation loss", abs(result["validation_loss"] / expected["validation_loss"] - 1), 1e-5)
-    for what, tolerance in (("gradient", 1e-5), ("weight", 1e-4)):
+    for what, tolerance in (("gradient", 1e-5), ("weight", 5e-3 if bf16_weights else 1e-4)):
         assert result[what].keys() == expected[what].keys()
         for key, tensor in expected[what].items():
             size = tensor.norm().clamp(min=1e-12)  # what nothing has touched may be zero

@@ -51,8 +51,9 @@ class TrainingConfig:
     """Samples that a rank processes at once."""
     ramp_up: RampUpConfig | None = None
     """Growth of the global batch at the start; null for a constant batch."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Number format of weights and activations; bf16 keeps fp32 main weights and gradients."""
+    precision: Literal["bf16", "bf16_weights", "fp32"] = "bf16"
+    """Number format of weights and activations. bf16 keeps fp32 main weights and gradients; bf16_weights does as well,
+    and has activations and all arithmetic in fp32, for CPUs without bf16 instructions."""
     seed: int = 1
     """Seed of the initial weights and of dropout."""
 
@@ -252,9 +253,10 @@ def _check_stages(config: RunConfig) -> None:
             f"stages.count {stages.count} is more than model.num_layers {num_layers}, but each stage adds a layer: "
             f"set stages.count to {num_layers} or less"
         )
-    if config.planner.recipe is not None and config.training.precision != "bf16":
+    if config.planner.recipe is not None and config.training.precision == "fp32":
         raise ValueError(
-            f"planner.recipe {config.planner.recipe} counts weights in 16 bits: set training.precision to bf16"
+            f"planner.recipe {config.planner.recipe} counts weights in 16 bits: set training.precision to bf16 or "
+            "bf16_weights"
         )
     if config.training.precision == "fp32":
         for key, default in (("states", "full"), ("gradients", None)):

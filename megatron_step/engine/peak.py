@@ -20,7 +20,7 @@ _PEAKS = (
 
 
 def dense_peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense peak rate of a device in FLOP/s for "bf16" or "fp32"; None if it is not known."""
+    """Dense peak rate of a device in FLOP/s at `training.precision`; None if it is not known."""
     for name, bf16, fp32 in _PEAKS:
         if name in device_name:
             peak = bf16 if precision == "bf16" else fp32

@@ -37,6 +37,7 @@ class DescribedModel:
     """Descriptions of settings that training changed since the import of a Hugging Face model."""
 
 
+_PRECISIONS = {"bf16": "bf16", "bf16_weights": "bf16 weights and fp32 arithmetic", "fp32": "fp32"}
 _LAST_STEPS = 10  # steps over which the training loss is averaged, since one step's loss depends on its batch
 
 _LOADED = """\
@@ -112,7 +113,8 @@ def _training(manifest: Manifest, metrics: Metrics) -> list[str]:
         grown += f"; adapters had rank {adapter.rank} and alpha {adapter.alpha:g}." if adapts(config) else "."
     return [
         f"Pre-trained with megatron_step for {counted(manifest.step, 'step')}, "
-        f"{counted(manifest.consumed_samples * config.model.seq_length, 'token')}, in {config.training.precision}."
+        f"{counted(manifest.consumed_samples * config.model.seq_length, 'token')}, in "
+        f"{_PRECISIONS[config.training.precision]}."
         f"{began}{grown}",
         "",
         "| stage | layers | steps | tokens | training loss | validation loss | planned peak memory | measured |",

@@ -202,7 +202,7 @@ def _prepare(found: FoundCheckpoint, options: ExportOptions) -> _Export:
     saved = SavedWeights(found)
     if options.adapter_only and not saved.adapted:
         raise ValueError(f"{found.path} has no adapters: export it without --adapter-only")
-    dtype = options.dtype or {"bf16": "bfloat16", "fp32": "float32"}[config.training.precision]
+    dtype = options.dtype or ("float32" if config.training.precision == "fp32" else "bfloat16")
     computed = hf_config(model, manifest.vocab_size, dtype, tokenizer.bos_id, tokenizer.eod_id)
     architecture, changes = with_kept_config(computed, manifest.kept_settings)
     weights = hf_mapping(model, manifest.vocab_size)

@@ -11,6 +11,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.transformer.module import Float16Module
 
 from megatron_step.config.model import ModelConfig
+from megatron_step.engine.gradient_types import check_gradient_types
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.transformer_engine import has_transformer_engine
 from megatron_step.layers.spec import block_spec
@@ -18,6 +19,7 @@ from megatron_step.model.gpt import GPTModel
 from megatron_step.model.initialize import initialize
 from megatron_step.model.transformer_config import transformer_config
 from megatron_step.plan.stages import even_layout
+from megatron_step.plan.states import activation_format, weight_format
 
 Sharded: TypeAlias = ShardedTensor | ShardedTensorFactory
 """A weight as checkpoints know it: whole, or fused of several that are saved apart."""
@@ -35,8 +37,13 @@ def build_model(
 
     `vocab_size` is the tokenizer's; the embedding is padded to model.padded_vocab_size(vocab_size) rows. `layout` gives
     the number of layers in every chunk of the pipeline; without it model.num_layers layers are split evenly.
+
+    Raises ValueError if this torch cannot train at the precision.
     """
-    transformer_engine = has_transformer_engine()
+    widens_weights = weight_format(precision) != activation_format(precision)
+    if widens_weights:
+        check_gradient_types()
+    transformer_engine = has_transformer_engine() and not widens_weights  # it has one type for both
     pipeline, virtual = parallel.config.pipeline_parallel_size, parallel.config.virtual_pipeline_size
     layout = even_layout(model.num_layers, pipeline * virtual) if layout is None else layout
     model = replace(model, num_layers=sum(layout))

@@ -13,6 +13,7 @@ from megatron_step import ops
 from megatron_step.config.model import ModelConfig
 from megatron_step.engine.compat.models import computes_outputs
 from megatron_step.engine.device import current_device
+from megatron_step.layers.embedding import widen_embedding
 from megatron_step.layers.rotary import RotaryEmbedding, ScaledRotaryEmbedding
 
 
@@ -49,22 +50,23 @@ class GPTModel(gpt_model.GPTModel):
         rotary = ScaledRotaryEmbedding if config.apply_rope_fusion else RotaryEmbedding
         self.rotary_pos_emb = rotary(model, current_device(), groups.cp)
         self.true_vocab_size = vocab_size
+        if pre_process and config.params_dtype != config.pipeline_dtype:
+            widen_embedding(self.embedding.word_embeddings, config.pipeline_dtype)
 
     def outputs(self, hidden_states: Tensor, labels: Tensor | None, **unused: Any) -> Tensor:
         """Compute losses [b, s] of hidden_states [s, b, h] and labels [b, s]; without labels, logits [b, s, v / t]."""
         if not self.post_process:
             return hidden_states
-        shared = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        if labels is None:
-            logits, _ = self.output_layer(hidden_states, weight=shared)
-            return logits.transpose(0, 1)
-        weight = self.output_layer.weight if shared is None else shared  # [v / t, h]
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight  # [v / t, h]
         group = self.pg_collection.tp
         # Each rank's gradient covers its shard of the vocabulary; these functions sum it over ranks in backward.
         if self.config.sequence_parallel:
             hidden_states = tensor_parallel.gather_from_sequence_parallel_region(hidden_states, group=group)
         else:
             hidden_states = tensor_parallel.copy_to_tensor_model_parallel_region(hidden_states, group=group)
+        if labels is None:
+            return ops.linear(hidden_states, weight).transpose(0, 1)
         losses = ops.linear_cross_entropy(
             hidden_states,
             weight,

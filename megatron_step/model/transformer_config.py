@@ -9,7 +9,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron_step.config.model import ModelConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.engine.formats import tensor_type
-from megatron_step.plan.states import weight_format
+from megatron_step.plan.states import activation_format, weight_format
 
 _ACTIVATIONS = {"swiglu": F.silu, "gelu": F.gelu}
 
@@ -21,7 +21,7 @@ def transformer_config(
 
     `layout` gives the number of layers in every chunk of the pipeline, in layer order.
     """
-    dtype = tensor_type(weight_format(precision))
+    weights, activations = tensor_type(weight_format(precision)), tensor_type(activation_format(precision))
     return TransformerConfig(
         # Shape
         num_layers=model.num_layers,
@@ -41,9 +41,9 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         # Numbers
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype is torch.bfloat16,
+        params_dtype=weights,
+        pipeline_dtype=activations,
+        bf16=activations is torch.bfloat16,
         # initialize.py fills the weights; megatron-core only marks how they are split.
         init_method=_leave_unfilled,
         output_layer_init_method=_leave_unfilled,

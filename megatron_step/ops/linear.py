@@ -17,9 +17,7 @@ from torch import Tensor
 
 from megatron_step.engine.compat.operations import onednn_linear
 from megatron_step.ops.dispatch import use_kernel, use_onednn
-
-WIDENED_ELEMENTS = 2**20
-"""Most elements of a bf16 weight that a product has in fp32 at a time, 4 MiB; always at least a row of the weight."""
+from megatron_step.plan.states import WIDENED_ELEMENTS
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

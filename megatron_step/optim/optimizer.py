@@ -17,6 +17,7 @@ from megatron_step.config.optimization import OptimizerConfig
 from megatron_step.engine.compat.operations import foreach_mul_
 from megatron_step.engine.compat.optimizers import adam_class, compact_class, separate_gradients
 from megatron_step.engine.formats import tensor_type
+from megatron_step.engine.gradient_types import keep_gradient_type
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_weights
 from megatron_step.optim.adam import FusedAdam
@@ -36,7 +37,8 @@ def wrap_data_parallel(
 ) -> list[DistributedDataParallel]:
     """Give the trainable weights of every model chunk gradient buffers that are averaged over data-parallel ranks.
 
-    What is trainable is fixed here: a weight that is unfrozen later would never be updated.
+    What is trainable is fixed here: a weight that is unfrozen later would never be updated. A gradient reaches its
+    buffer in the activations' type, if that is wider than the weight's.
     """
     overlap = parallel.config.overlap_grad_reduce and parallel.dp_size > 1
     config = DistributedDataParallelConfig(
@@ -44,6 +46,10 @@ def wrap_data_parallel(
         overlap_grad_reduce=overlap,
         use_distributed_optimizer=parallel.config.distributed_optimizer,
     )
+    for chunk in chunks:
+        for weight in chunk.parameters():
+            if weight.requires_grad:
+                keep_gradient_type(weight, chunk.config.pipeline_dtype)
     wrap = DistributedDataParallel if parallel.dp_size > 1 else _SingleReplica
     wrapped = [
         # Only the first chunk's gradients are reduced in several buckets: the others have time to hide one.

@@ -17,7 +17,7 @@ from megatron_step.plan.blocks.layer import Layer
 from megatron_step.plan.blocks.microbatch import Microbatch
 from megatron_step.plan.blocks.mlp import Mlp
 from megatron_step.plan.layout import num_microbatches
-from megatron_step.plan.states import Recipe, recipe_of, weight_format
+from megatron_step.plan.states import Recipe, activation_format, recipe_of, weight_format
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def resolve(config: RunConfig, vocab_size: int, dp_size: int = 1) -> ResolvedCon
     blocks = _model_blocks(config.model, vocab_size)
     batch = Microbatch(
         tokens=training.micro_batch_size * config.model.seq_length,
-        element_bytes=weight_format(training.precision).element_bytes,
+        element_bytes=activation_format(training.precision).element_bytes,
+        widens_weights=weight_format(training.precision) != activation_format(training.precision),
         tensor=parallel.tensor_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
     )

@@ -39,6 +39,8 @@ SCALE_SUFFIX = "_scale"
 """Ends the name of a moment's scales."""
 MOMENT_BLOCK = 64
 """Columns of a row of the whole weight that share a moment's scale."""
+WIDENED_ELEMENTS = 2**20
+"""Most elements of a bf16 weight that a product has in fp32 at a time, 4 MiB; always at least a row of the weight."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,11 @@ RECIPES = {
 def weight_format(precision: str) -> Format:
     """Return the format of the weights at `training.precision`."""
     return FP32 if precision == "fp32" else BF16
+
+
+def activation_format(precision: str) -> Format:
+    """Return the format of activations and products at `training.precision`."""
+    return BF16 if precision == "bf16" else FP32
 
 
 def recipe_of(config: RunConfig) -> Recipe:

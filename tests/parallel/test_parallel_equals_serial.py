@@ -28,6 +28,20 @@ from megatron_step.training.state import TrainState, initial_state
 from megatron_step.training.step import train_step
 
 ARCHITECTURES = {"plain": PLAIN, "tied": TIED}
+BF16_WEIGHTS = "tied, bf16 weights"
+CASES: dict[str, dict[str, Any]] = {
+    **{name: {"model": model, "training": {}} for name, model in ARCHITECTURES.items()},
+    BF16_WEIGHTS: {"model": TIED, "training": {"precision": "bf16_weights"}},
+    **{
+        f"tied, {states}": {
+            "model": TIED,
+            "training": {"precision": "bf16_weights"},
+            "optimizer": {"states": states, "gradients": "fp32"},
+        }
+        for states in ("exact", "compact", "smallest")
+    },
+}
+"""Sections of the config, by name."""
 
 ODD: dict[str, Any] = {
     "num_layers": 6,
@@ -86,41 +100,42 @@ KEPT: dict[str, list[str]] = {
         "TP2 PP2 DP2 SP, full",
     ],
     "tied": ["TP2 SP", "PP2 VPP2", "DP2 distributed", "PP4", "TP2 PP2 DP2"],
+    BF16_WEIGHTS: ["TP2 SP, full", "PP2 VPP2", "DP2 overlap"],
+    "tied, exact": ["TP2 PP2 DP2"],
+    "tied, compact": ["TP2", "PP2 VPP2", "DP2 distributed", "TP2 PP2 DP2"],
+    "tied, smallest": ["TP2 SP", "TP2 PP2 DP2"],
 }
 
 
 @pytest.fixture(scope="module")
 def serial_of(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """One process's checkpoint of an architecture's third step and what it computes from there."""
+    """One process's checkpoint of a case's third step and what it computes from there."""
 
     @cache
-    def run_serial(architecture: str) -> dict[str, Any]:
-        model = ARCHITECTURES[architecture]
-        folder = tmp_path_factory.mktemp(architecture)
-        config = small_config(model=model, parallel={"distributed_optimizer": False})
+    def run_serial(case: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(case)
+        config = small_config(parallel={"distributed_optimizer": False}, **CASES[case])
         worlds(1).run(write_checkpoint, config=config, folder=folder)
         (result,) = worlds(1).run(train, config=config, folder=folder)
-        return {"model": model, "folder": folder, "result": result}
+        return {"folder": folder, "result": result}
 
     return run_serial
 
 
 @pytest.mark.parametrize(
-    ("architecture", "name"),
-    cases(
-        product(ARCHITECTURES, LAYOUTS),
-        [(architecture, name) for architecture, names in KEPT.items() for name in names],
-    ),
+    ("case", "name"), cases(product(CASES, LAYOUTS), [(case, name) for case, names in KEPT.items() for name in names])
 )
 def test_layout_equals_one_process(
-    serial_of: Callable[[str], dict[str, Any]], worlds: Worlds, architecture: str, name: str
+    serial_of: Callable[[str], dict[str, Any]], worlds: Worlds, case: str, name: str
 ) -> None:
-    serial, (world_size, layout) = serial_of(architecture), LAYOUTS[name]
+    serial, (world_size, layout), sections = serial_of(case), LAYOUTS[name], CASES[case]
     # Four micro-batches a step, or two where tensor-parallel ranks alone exchange something for each layer of each.
     size = 4 if layout.get("tensor_parallel_size", 1) == world_size else 2
-    config = small_config(model=serial["model"], parallel=layout, training={"micro_batch_size": size})
+    training = {**sections["training"], "micro_batch_size": size}
+    config = small_config(**{**sections, "parallel": layout, "training": training})
     result = worlds(world_size).run(train, config=config, folder=serial["folder"])[0]
-    assert differences(result, serial["result"]) == []
+    rounds_weights = config.training.precision == "bf16_weights"
+    assert differences(result, serial["result"], bf16_weights=rounds_weights) == []
 
 
 def test_odd_sizes_equal_one_process(worlds: Worlds, tmp_path: Path) -> None:
@@ -149,7 +164,7 @@ def test_oracle_catches_planted_fault(
     serial_of: Callable[[str], dict[str, Any]], worlds: Worlds, fault: str, layout: dict[str, Any]
 ) -> None:
     serial = serial_of("plain")
-    config = small_config(model=serial["model"], parallel=layout)
+    config = small_config(parallel=layout, **CASES["plain"])
     try:
         result = worlds(2).run(train, config=config, folder=serial["folder"], fault=FAULTS[fault])[0]
     except WorldError as error:

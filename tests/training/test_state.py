@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import VOCAB_SIZE, small_config
+from serial_oracle import fill_adapters, first_gradient
+from small_run import PLAIN, TIED, VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
@@ -38,6 +39,23 @@ def test_bf16_weights_have_fp32_gradients(alone: Parallel) -> None:
     state = initial_state(small_config(training={"precision": "bf16"}), VOCAB_SIZE, alone)
     assert {param.dtype for param in state.chunks[0].parameters()} == {torch.bfloat16}
     assert {buffer.grad_data.dtype for buffer in state.chunks[0].buffers} == {torch.float32}
+
+
+@pytest.mark.parametrize("model", [PLAIN, TIED], ids=["untied", "tied"])
+def test_bf16_weights_get_the_gradients_of_the_same_weights_in_fp32(alone: Parallel, model: dict[str, Any]) -> None:
+    """Every kind of weight, over several micro-batches: gradients are rounded nowhere on their way to the buffer."""
+    gradients = []
+    for precision in ("fp32", "bf16_weights"):
+        config = small_config(model=model, stages=STAGES, adapter={"dropout": 0.1}, training={"precision": precision})
+        state = _state(config, 1, alone)
+        fill_adapters(state)
+        for param in state.chunks[0].parameters():
+            param.data.copy_(param.bfloat16())
+        gradients.append(first_gradient(state, config, alone))
+    assert state.chunks[0].module.embedding.word_embeddings.weight.dtype == torch.bfloat16
+    for key, expected in gradients[0].items():
+        error = (gradients[1][key] - expected).norm() / expected.norm()
+        assert error < 1e-6, f"{key}: relative error {error:.1e}"
 
 
 def test_a_later_stage_optimizes_what_it_trains_alone(alone: Parallel) -> None:

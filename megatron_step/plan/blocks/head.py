@@ -55,7 +55,7 @@ class Head:
             weights = (*weights, (self.output_key, (rows, self.hidden)))
         # For a token: its largest logit, its total and its label's logit in fp64, its label, whether it counts.
         kept = norm.kept + hidden + batch.whole(rows) + batch.tokens * (3 * 8 + 8 + 1)
-        gradient = batch.weight_gradient(rows, self.hidden) if trained else 0
+        gradient = batch.weight_gradient(rows, self.hidden) if trained else batch.widened(rows, self.hidden)
         losses = 3 * 4 * batch.tokens  # losses, their gradients, these times counted
         return HeadCosts(
             weights=weights,

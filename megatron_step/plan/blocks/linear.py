@@ -119,9 +119,12 @@ class Linear:
         # The gradients of u in fp32, as its products want it and transposed; of A in fp32 and as it is, and of B.
         needed = batch.tokens * rank * (4 + 2 * element) + rank * ((4 + element) * columns + element * rows)
         if handling.trained:
+            # The matrix is widened for the input's gradient before this gradient, which takes more, is made.
             needed += batch.weight_gradient(rows, columns)
         elif handling.dequantized:
             needed += batch.matrix(rows, columns)  # the matrix, for the product
+        else:
+            needed += batch.widened(rows, columns)
         if rank and handling.drops:
             needed += 2 * batch.whole(columns)  # the input with zeros, the adapter's part of dx
         return needed

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from megatron_step.plan.states import WIDENED_ELEMENTS
+
 
 @dataclass(frozen=True)
 class Microbatch:
@@ -15,6 +17,8 @@ class Microbatch:
     """t."""
     sequence_parallel: bool
     """Whether norms and residuals are split over the sequence."""
+    widens_weights: bool = False
+    """Whether weights have fewer bytes an element, so that a product widens them."""
 
     def whole(self, width: int) -> int:
         """Bytes of vectors of `width` that every rank holds: e T w."""
@@ -38,6 +42,12 @@ class Microbatch:
         The BLAS, which takes the product on CPUs without AVX-512, needs no copy; a plan covers both kinds of CPU.
         """
         return self.matrix(rows, columns) * (2 if self.element_bytes == 4 and rows > columns else 1)
+
+    def widened(self, rows: int, columns: int) -> int:
+        """Bytes of the part of a matrix that a product holds in the micro-batch's wider format: a block of rows."""
+        if not self.widens_weights:
+            return 0
+        return self.matrix(min(rows, max(1, WIDENED_ELEMENTS // columns)), columns)
 
     @property
     def norm_scale(self) -> int:
