@@ -9,13 +9,11 @@
 // may compute both sides of a choice, whatever exceptions they raise.
 #pragma GCC optimize("fp-contract=off", "no-trapping-math")
 
-#include <bit>
 #include <optional>
 
 #include "index_hash.h"
+#include "moment_codes.h"
 #include "operations.h"
-
-#define MEGATRON_STEP_INLINE [[gnu::always_inline]] inline
 
 namespace megatron_step {
 namespace {
@@ -24,17 +22,14 @@ using at::Tensor;
 using std::optional;
 
 constexpr int64_t kBlock = 64;  // MOMENT_BLOCK of plan/states.py
-constexpr float kFirstUnit = 1.0 / 127.0, kSecondUnit = 1.0 / 255.0;
-constexpr uint32_t kExponent = 0x7F800000u, kSmallestNormal = 0x00800000u, kLargestBf16 = 0x7F7F0000u;
-
-MEGATRON_STEP_INLINE uint32_t bits_of(float value) { return std::bit_cast<uint32_t>(value); }
-MEGATRON_STEP_INLINE float of_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
+constexpr int64_t kGroup = 8;   // blocks of a row that are computed together
 
 // Hyper-parameters of a step.
 struct Step {
   float gradient_factor, decay, gradient_share, beta2, square_share, root_factor, eps, step_size;
 
-  Step(double gradient_factor, double decay, double beta1, double beta2, double root_factor, double eps, double step_size)
+  Step(double gradient_factor, double decay, double beta1, double beta2, double root_factor, double eps,
+       double step_size)
       : gradient_factor(static_cast<float>(gradient_factor)),
         decay(static_cast<float>(decay)),
         gradient_share(static_cast<float>(1 - beta1)),
@@ -64,93 +59,18 @@ MEGATRON_STEP_INLINE void draw(Words seed, uint64_t index, int64_t size, uint32_
   }
 }
 
-// The scale of a block in bf16, from the bits of its peak, which is not negative.
-inline uint16_t scale_of_peak(uint32_t peak) {
-  if (peak < kSmallestNormal) {
-    return 0;
-  }
-  if (peak >= kExponent) {
-    return peak == kExponent ? 0x7F80 : 0x7FC0;
-  }
-  return static_cast<uint16_t>(std::min((peak + 0xFFFFu) & 0xFFFF0000u, kLargestBf16) >> 16);
-}
 
-inline float value_of_scale(uint16_t scale) { return of_bits(static_cast<uint32_t>(scale) << 16); }
-
-// m = r |r| with r = k sqrt(scale) / 127
-MEGATRON_STEP_INLINE void decode_first(const int8_t* codes, float scale, int64_t size, float* first) {
-  const float unit = std::sqrt(scale) * kFirstUnit;
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    const float root = static_cast<float>(codes[j]) * unit;
-    first[j] = root * std::fabs(root);
-  }
-}
-
-// v = r^4 with r = k scale^(1/4) / 255
-MEGATRON_STEP_INLINE void decode_second(const uint8_t* codes, float scale, int64_t size, float* second) {
-  const float unit = std::sqrt(std::sqrt(scale)) * kSecondUnit;
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    const float root = static_cast<float>(codes[j]) * unit;
-    second[j] = (root * root) * (root * root);
-  }
-}
-
-// 1 with a probability of rest / step, else 0, from 16 random bits; 0 for NaN.
-MEGATRON_STEP_INLINE int32_t rounded_up(uint32_t random, float step, float rest) {
-  return (static_cast<float>(static_cast<int32_t>(random)) + 0.5f) * step < 65536.0f * rest ? 1 : 0;
-}
-
-// A NaN becomes code 0, and stays NaN: its block's scale is NaN.
-// k <= r with r = 127 sqrt(|m| / scale), or with a probability of (r^2 - k^2) / ((k + 1)^2 - k^2) the next.
-MEGATRON_STEP_INLINE void encode_first(const float* first, const uint32_t* random, float scale, int64_t size,
-                                       int32_t* codes) {
-  const float levels = scale == 0.0f ? 0.0f : 127.0f / std::sqrt(scale);
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    const float root = std::sqrt(std::fabs(first[j])) * levels;
-    const int32_t code = static_cast<int32_t>(root);
-    const float k = static_cast<float>(code);
-    const int32_t magnitude =
-        std::min(code + rounded_up(random[j] & 0xFFFFu, k + (k + 1.0f), (root - k) * (root + k)), 127);
-    const int32_t sign = static_cast<int32_t>(bits_of(first[j])) >> 31;  // 0 or -1
-    codes[j] = (magnitude ^ sign) - sign;
-  }
-}
-
-// k <= r with r^2 = 255^2 sqrt(v / scale), or with a probability of (r^4 - k^4) / ((k + 1)^4 - k^4) the next; at least 1
-// for v > 0. `roots` are those of v.
-MEGATRON_STEP_INLINE void encode_second(const float* roots, const uint32_t* random, float scale, int64_t size,
-                                        int32_t* codes) {
-  const float levels = scale == 0.0f ? 0.0f : 65025.0f / std::sqrt(scale);
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    const float square = roots[j] * levels;
-    const int32_t code = static_cast<int32_t>(std::sqrt(square));
-    const float k = static_cast<float>(code), lower = k * k, upper = (k + 1.0f) * (k + 1.0f);
-    const float step = (upper - lower) * (upper + lower), rest = (square - lower) * (square + lower);
-    const int32_t least = roots[j] > 0.0f ? 1 : 0;
-    codes[j] = std::max(std::min(code + rounded_up(random[j] >> 16, step, rest), 255), least);
-  }
-}
-
-template <typename Code>
-MEGATRON_STEP_INLINE void narrow(const int32_t* codes, int64_t size, Code* target) {
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    target[j] = static_cast<Code>(codes[j]);
-  }
-}
-
+// The moments after the gradient, the square roots of v, and what is subtracted from each main weight.
 template <typename scalar_t>
-MEGATRON_STEP_INLINE void advance_moments(const scalar_t* gradient, const Step& step, int64_t size, float* first,
-                                          float* second) {
+MEGATRON_STEP_INLINE void advance(const scalar_t* gradient, const Step& step, int64_t size, float* first, float* second,
+                                  float* roots, float* updates) {
 #pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
     const float g = to_float(gradient[j]) * step.gradient_factor;
     first[j] = first[j] + (g - first[j]) * step.gradient_share;
     second[j] = second[j] * step.beta2 + g * g * step.square_share;
+    roots[j] = std::sqrt(second[j]);
+    updates[j] = first[j] / (roots[j] * step.root_factor + step.eps) * step.step_size;
   }
 }
 
@@ -162,16 +82,6 @@ MEGATRON_STEP_INLINE uint32_t peak_of(const float* values, int64_t size) {
     peak = std::max(peak, static_cast<int32_t>(bits_of(values[j]) & 0x7FFFFFFFu));
   }
   return static_cast<uint32_t>(peak);
-}
-
-// What is subtracted from each main weight, and the square roots of v.
-MEGATRON_STEP_INLINE void find_updates(const float* first, const float* second, const Step& step, int64_t size,
-                                       float* updates, float* roots) {
-#pragma omp simd
-  for (int64_t j = 0; j < size; ++j) {
-    roots[j] = std::sqrt(second[j]);
-    updates[j] = first[j] / (roots[j] * step.root_factor + step.eps) * step.step_size;
-  }
 }
 
 MEGATRON_STEP_INLINE uint32_t weight_bits(uint16_t weight) { return static_cast<uint32_t>(weight) << 16; }
@@ -241,67 +151,131 @@ struct Rectangle {
         weight_seed(seed_words(static_cast<uint64_t>(seed) + 1)) {}
 };
 
-struct Peaks {
-  uint32_t first, second;
+// Blocks of one row that are computed together. Its elements are `size` from `begin` on in the rectangle's memory.
+struct Group {
+  int64_t row, column, begin, size, first_block, blocks;
+  int64_t cut;  // columns of the first block that lie left of the rectangle
 };
 
-// m and v after the gradient, of `size` elements from `begin` on, whose scales are at `block`.
-template <typename scalar_t>
-MEGATRON_STEP_INLINE void fresh_moments(const States& states, const scalar_t* gradient, const Step& step, int64_t begin,
-                                        int64_t block, int64_t size, float* first, float* second) {
-  if (states.first_codes != nullptr) {
-    decode_first(states.first_codes + begin, value_of_scale(states.first_scales[block]), size, first);
-    decode_second(states.second_codes + begin, value_of_scale(states.second_scales[block]), size, second);
-  } else {
-    std::copy_n(states.first + begin, size, first);
-    std::copy_n(states.second + begin, size, second);
-  }
-  advance_moments(gradient + begin, step, size, first, second);
-}
+// A group's values on their way.
+struct Values {
+  alignas(64) float first[kGroup * kBlock], second[kGroup * kBlock], roots[kGroup * kBlock], updates[kGroup * kBlock];
+  alignas(64) uint32_t random[kGroup * kBlock];
+  alignas(64) int32_t codes[kGroup * kBlock];
+};
 
-template <typename scalar_t>
-MEGATRON_STEP_INLINE void update_block(const States& states, const scalar_t* gradient, const Peaks& given,
-                                       const Step& step, const Rectangle& rectangle, uint64_t index, int64_t begin,
-                                       int64_t block, int64_t size) {
-  alignas(64) float first[kBlock], second[kBlock], updates[kBlock], roots[kBlock];
-  alignas(64) uint32_t random[kBlock];
-  fresh_moments(states, gradient, step, begin, block, size, first, second);
-  find_updates(first, second, step, size, updates, roots);
-  if (states.remainder != nullptr) {
-    update_with_remainder(states.weight + begin, states.remainder + begin, updates, step, size);
-  } else {
-    draw(rectangle.weight_seed, index, size, random);
-    if (states.correction != nullptr) {
-      update_with_correction(states.weight + begin, states.correction + begin, updates, random, step, size);
+// Calls function(block, begin, size) for the blocks of a group; the size of a whole block is a constant.
+template <typename Function>
+MEGATRON_STEP_INLINE void for_each_block(const Group& group, const Function& function) {
+  for (int64_t block = 0; block < group.blocks; ++block) {
+    const int64_t begin = std::max<int64_t>(block * kBlock - group.cut, 0);
+    const int64_t end = std::min((block + 1) * kBlock - group.cut, group.size);
+    if (end - begin == kBlock) {
+      function(block, begin, kBlock);
     } else {
-      update_weight_alone(states.weight + begin, updates, random, step, size);
+      function(block, begin, end - begin);
     }
   }
-  if (states.first_codes == nullptr) {
-    std::copy_n(first, size, states.first + begin);
-    std::copy_n(second, size, states.second + begin);
-    return;
-  }
-  const uint16_t first_scale = scale_of_peak(std::max(peak_of(first, size), given.first));
-  const uint16_t second_scale = scale_of_peak(std::max(peak_of(second, size), given.second));
-  states.first_scales[block] = first_scale, states.second_scales[block] = second_scale;
-  draw(rectangle.moment_seed, index, size, random);
-  alignas(64) int32_t codes[kBlock];
-  encode_first(first, random, value_of_scale(first_scale), size, codes);
-  narrow(codes, size, states.first_codes + begin);
-  encode_second(roots, random, value_of_scale(second_scale), size, codes);
-  narrow(codes, size, states.second_codes + begin);
 }
 
-// Calls function(row, begin, size, block) for every block: columns from `begin` on; `block` counts over all rows.
+// m and v after the gradient, their roots and the updates.
+template <typename scalar_t>
+MEGATRON_STEP_INLINE void fresh_moments(const States& states, const scalar_t* gradient, const Step& step,
+                                        const Group& group, Values& values) {
+  if (states.first_codes == nullptr) {
+    std::copy_n(states.first + group.begin, group.size, values.first);
+    std::copy_n(states.second + group.begin, group.size, values.second);
+  } else {
+    float first_units[kGroup], second_units[kGroup];
+    for (int64_t block = 0; block < group.blocks; ++block) {
+      first_units[block] = std::sqrt(value_of_scale(states.first_scales[group.first_block + block])) * kFirstUnit;
+      second_units[block] =
+          std::sqrt(std::sqrt(value_of_scale(states.second_scales[group.first_block + block]))) * kSecondUnit;
+    }
+    for_each_block(group, [&](int64_t block, int64_t begin, int64_t size) {
+      decode_first(states.first_codes + group.begin + begin, first_units[block], size, values.first + begin);
+      decode_second(states.second_codes + group.begin + begin, second_units[block], size, values.second + begin);
+    });
+  }
+  advance(gradient + group.begin, step, group.size, values.first, values.second, values.roots, values.updates);
+}
+
+MEGATRON_STEP_INLINE void update_weights(const States& states, const Step& step, const Group& group, Words seed,
+                                         uint64_t index, Values& values) {
+  uint16_t* weight = states.weight + group.begin;
+  if (states.remainder != nullptr) {
+    update_with_remainder(weight, states.remainder + group.begin, values.updates, step, group.size);
+    return;
+  }
+  draw(seed, index, group.size, values.random);
+  if (states.correction != nullptr) {
+    update_with_correction(weight, states.correction + group.begin, values.updates, values.random, step, group.size);
+  } else {
+    update_weight_alone(weight, values.updates, values.random, step, group.size);
+  }
+}
+
+// The peaks of a group's blocks, at least as large as those given, if any are.
+MEGATRON_STEP_INLINE void find_peaks(const Group& group, const float* values, const float* given, uint32_t* peaks) {
+  for_each_block(group, [&](int64_t block, int64_t begin, int64_t size) {
+    const uint32_t least = given == nullptr ? 0u : bits_of(given[group.first_block + block]) & 0x7FFFFFFFu;
+    peaks[block] = std::max(peak_of(values + begin, size), least);
+  });
+}
+
+// Writes the scales of blocks, and gives levels / sqrt(scale) of each, or 0 where the scale is 0.
+MEGATRON_STEP_INLINE void store_scales(const uint32_t* peaks, float levels, int64_t blocks, uint16_t* scales,
+                                       float* factors) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    scales[block] = scale_of_peak(peaks[block]);
+    const float scale = value_of_scale(scales[block]);
+    factors[block] = scale == 0.0f ? 0.0f : levels / std::sqrt(scale);
+  }
+}
+
+MEGATRON_STEP_INLINE void store_moments(const States& states, const Group& group, const float* first_given,
+                                        const float* second_given, Words seed, uint64_t index, Values& values) {
+  if (states.first_codes == nullptr) {
+    std::copy_n(values.first, group.size, states.first + group.begin);
+    std::copy_n(values.second, group.size, states.second + group.begin);
+    return;
+  }
+  uint32_t peaks[kGroup];
+  float first_levels[kGroup], second_levels[kGroup];
+  find_peaks(group, values.first, first_given, peaks);
+  store_scales(peaks, 127.0f, group.blocks, states.first_scales + group.first_block, first_levels);
+  find_peaks(group, values.second, second_given, peaks);
+  store_scales(peaks, 65025.0f, group.blocks, states.second_scales + group.first_block, second_levels);
+  draw(seed, index, group.size, values.random);
+  for_each_block(group, [&](int64_t block, int64_t begin, int64_t size) {
+    encode_first(values.first + begin, values.random + begin, first_levels[block], size, values.codes + begin);
+  });
+  narrow(values.codes, group.size, states.first_codes + group.begin);
+  for_each_block(group, [&](int64_t block, int64_t begin, int64_t size) {
+    encode_second(values.roots + begin, values.random + begin, second_levels[block], size, values.codes + begin);
+  });
+  narrow(values.codes, group.size, states.second_codes + group.begin);
+}
+
+// Calls function(group) for all blocks of a rectangle; a group of whole blocks has a constant size.
 template <typename Function>
-void for_each_block(const Rectangle& rectangle, const Function& function) {
-  constexpr int64_t grain = 256;  // blocks that are worth a thread
-  at::parallel_for(0, rectangle.rows * rectangle.blocks, grain, [&](int64_t begin_block, int64_t end_block) {
-    for (int64_t block = begin_block; block < end_block; ++block) {
-      const int64_t row = block / rectangle.blocks, start = block % rectangle.blocks * kBlock - rectangle.first_column;
-      const int64_t begin = std::max<int64_t>(start, 0), end = std::min(start + kBlock, rectangle.columns);
-      function(row, begin, end - begin, block);
+void for_each_group(const Rectangle& rectangle, const Function& function) {
+  constexpr int64_t grain = 32;  // groups that are worth a thread
+  const int64_t groups = (rectangle.blocks + kGroup - 1) / kGroup;
+  at::parallel_for(0, rectangle.rows * groups, grain, [&](int64_t begin_group, int64_t end_group) {
+    for (int64_t i = begin_group; i < end_group; ++i) {
+      const int64_t row = i / groups, block = i % groups * kGroup, start = block * kBlock - rectangle.first_column;
+      const int64_t column = std::max<int64_t>(start, 0);
+      const int64_t end = std::min(start + kGroup * kBlock, rectangle.columns);
+      Group group{row,          column,
+                  row * rectangle.columns + column, end - column, row * rectangle.blocks + block,
+                  std::min(kGroup, rectangle.blocks - block), column - start};
+      if (group.size == kGroup * kBlock) {
+        group.size = kGroup * kBlock, group.blocks = kGroup, group.cut = 0;
+        function(group);
+      } else {
+        function(group);
+      }
     }
   });
 }
@@ -324,28 +298,24 @@ States states_of(const optional<Tensor>& weight, const optional<Tensor>& remaind
 
 void compact_adamw_(Tensor& weight, const Tensor& gradient, const optional<Tensor>& remainder, Tensor& first,
                     Tensor& second, const optional<Tensor>& first_scale, const optional<Tensor>& second_scale,
-                    const optional<Tensor>& peaks, double gradient_factor, double decay, double beta1, double beta2, double root_factor,
+                    const optional<Tensor>& peaks, double gradient_factor, double decay, double beta1,
+                    double beta2, double root_factor,
                     double eps, double step_size, int64_t seed, int64_t first_index, int64_t row_stride,
                     int64_t first_column) {
   const States states = states_of(weight, remainder, first, second, first_scale, second_scale);
   const Step step(gradient_factor, decay, beta1, beta2, root_factor, eps, step_size);
   const Rectangle rectangle(gradient, first_column, first_index, row_stride, seed);
-  const float* given = peaks.has_value() ? peaks->const_data_ptr<float>() : nullptr;
-  const int64_t all_blocks = rectangle.rows * rectangle.blocks;
+  const float* first_given = peaks.has_value() ? peaks->const_data_ptr<float>() : nullptr;
+  const float* second_given = peaks.has_value() ? first_given + rectangle.rows * rectangle.blocks : nullptr;
   MEGATRON_STEP_DISPATCH(gradient, "compact_adamw_", [&] {
     const scalar_t* g = gradient.const_data_ptr<scalar_t>();
-    for_each_block(rectangle, [&](int64_t row, int64_t begin, int64_t size, int64_t block) {
-      const uint64_t index =
-          rectangle.first_index + static_cast<uint64_t>(row) * rectangle.row_stride + static_cast<uint64_t>(begin);
-      const Peaks least = given == nullptr ? Peaks{0, 0}
-                                           : Peaks{bits_of(given[block]) & 0x7FFFFFFFu,
-                                                   bits_of(given[all_blocks + block]) & 0x7FFFFFFFu};
-      const int64_t element = row * rectangle.columns + begin;
-      if (size == kBlock) {  // a constant: whole vectors
-        update_block(states, g, least, step, rectangle, index, element, block, kBlock);
-      } else {
-        update_block(states, g, least, step, rectangle, index, element, block, size);
-      }
+    for_each_group(rectangle, [&](const Group& group) __attribute__((always_inline)) {
+      const uint64_t index = rectangle.first_index + static_cast<uint64_t>(group.row) * rectangle.row_stride +
+                             static_cast<uint64_t>(group.column);
+      Values values;
+      fresh_moments(states, g, step, group, values);
+      update_weights(states, step, group, rectangle.weight_seed, index, values);
+      store_moments(states, group, first_given, second_given, rectangle.moment_seed, index, values);
     });
   });
 }
@@ -356,16 +326,16 @@ Tensor compact_adamw_peaks(const Tensor& gradient, const Tensor& first, const Te
   const States states = states_of(std::nullopt, std::nullopt, first, second, first_scale, second_scale);
   const Step step(gradient_factor, 1, beta1, beta2, 1, 0, 0);
   const Rectangle rectangle(gradient, first_column, 0, 0, 0);
-  const int64_t all_blocks = rectangle.rows * rectangle.blocks;
   Tensor peaks = at::empty({2, rectangle.rows, rectangle.blocks}, gradient.options().dtype(at::kFloat));
-  float* result = peaks.mutable_data_ptr<float>();
+  auto* first_peaks = static_cast<uint32_t*>(peaks.mutable_data_ptr());
+  uint32_t* second_peaks = first_peaks + rectangle.rows * rectangle.blocks;
   MEGATRON_STEP_DISPATCH(gradient, "compact_adamw_peaks", [&] {
     const scalar_t* g = gradient.const_data_ptr<scalar_t>();
-    for_each_block(rectangle, [&](int64_t row, int64_t begin, int64_t size, int64_t block) {
-      alignas(64) float fresh_first[kBlock], fresh_second[kBlock];
-      fresh_moments(states, g, step, row * rectangle.columns + begin, block, size, fresh_first, fresh_second);
-      result[block] = of_bits(peak_of(fresh_first, size));
-      result[all_blocks + block] = of_bits(peak_of(fresh_second, size));
+    for_each_group(rectangle, [&](const Group& group) __attribute__((always_inline)) {
+      Values values;
+      fresh_moments(states, g, step, group, values);
+      find_peaks(group, values.first, nullptr, first_peaks + group.first_block);
+      find_peaks(group, values.second, nullptr, second_peaks + group.first_block);
     });
   });
   return peaks;
