@@ -31,7 +31,7 @@ def last_step(output: Path) -> int:
 
 def wait_for_step(output: Path, step: int, is_alive: Callable[[], bool] = lambda: True) -> None:
     """Return as soon as the run's metrics tell of `step`."""
-    deadline = monotonic() + 120
+    deadline = monotonic() + 300
     while last_step(output) < step:
         assert monotonic() < deadline, f"step {step} was not reached in time"
         assert is_alive(), f"the run ended before step {step}"

@@ -42,9 +42,10 @@ def encode(values: Tensor, format: Format) -> Tensor:
 
     Raises ValueError for another format.
     """
+    dtype = tensor_type(format)
     if format not in (FP32, BF16):
         raise ValueError(f"{format} is not a format of one tensor")
-    return values.to(tensor_type(format))
+    return values.to(dtype)
 
 
 def decode(stored: Tensor) -> Tensor:

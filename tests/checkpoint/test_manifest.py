@@ -53,7 +53,7 @@ def flip_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "10239 bytes instead of 10240"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "10,239 bytes instead of 10,240"),
         (flip_bit, "checksum"),
         (Path.unlink, "No such file"),
     ],

@@ -143,7 +143,9 @@ def test_run_goes_on_when_the_disk_is_full(
     world = worlds(2)
     error = world.run(case, config=config)[0]
     assert "cannot save the checkpoint of step 12" in error
-    assert re.search("it needs 18 MiB, and 16 MiB are free" if filled == "before" else "; 0 MiB are free", error), error
+    assert re.search(
+        "it needs 18 MiB, but only 16 MiB are free" if filled == "before" else "; 0 MiB are free", error
+    ), error
     lines = (small_disk / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 12
     saved = list_checkpoints(small_disk / "checkpoints")

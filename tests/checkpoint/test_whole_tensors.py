@@ -41,7 +41,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     assert torch.equal(tensors.read("good"), written["good"])
     with pytest.raises(ValueError, match="has infinite or NaN values in bad"):
         tensors.read("bad")
-    with pytest.raises(ValueError, match="has no tensor missing"):
+    with pytest.raises(ValueError, match="lacks the tensor missing"):
         tensors.read("missing")
 
 

@@ -49,7 +49,7 @@ def test_batches() -> None:
 
 @pytest.mark.parametrize("first", [-1, 989, 5000])
 def test_beyond_the_dataset(first: int) -> None:
-    with pytest.raises(ValueError, match="but the dataset has 1000 samples"):
+    with pytest.raises(ValueError, match="but the dataset has 1,000 samples"):
         batches(Numbers(), first, 12, 2, 0, 3)
 
 

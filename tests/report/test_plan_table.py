@@ -31,7 +31,7 @@ def test_a_line_for_each_stage_and_for_vanilla() -> None:
         assert shown["peak"] == format_bytes(heaviest.peak_bytes)
         assert shown["slack"] == "-"
     assert [line[headers.index("peak/vanilla")] for line in lines][-1] == "100.0%"
-    times = [float(line[headers.index("time")].rstrip("%")) for line in lines[:-1]]
+    times = [float(line[headers.index("share of time")].rstrip("%")) for line in lines[:-1]]
     assert sum(times) == pytest.approx(100, abs=0.2)
 
 

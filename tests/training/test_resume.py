@@ -191,13 +191,13 @@ def test_command_goes_on_after_every_signal(worlds: Worlds, small_data: DataConf
         process = start_command(command)
         wait_for_step(config, before + 7, process)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == status, output
         assert "Traceback" not in output
         if status == EXIT_STOPPED:
             assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1][0] == last_step(config)
     process = start_command(command)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
     assert_same_checkpoint(tmp_path / "stopped", tmp_path / "straight", equal)
@@ -212,11 +212,11 @@ def test_torchrun_passes_the_signal_on(worlds: Worlds, small_data: DataConfig, t
     process = start_command(command)
     wait_for_step(config, 7, process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode != 0, output
     assert list_checkpoints(tmp_path / "stopped" / "checkpoints")[-1][0] == last_step(config) < STEPS
     process = start_command(command)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
 

@@ -48,7 +48,7 @@ def test_a_whole_graph_reaches_every_weight(alone: Parallel) -> None:
 def test_a_broken_graph_is_named_after_the_checked_steps(alone: Parallel) -> None:
     state, hook = fresh_state(alone, detach=True), gradient_check_hook(alone)
     train(state, alone, CHECKED_STEPS - 1, hook)
-    words = r"no gradient in 3 steps up to step 3: .*decoder\.layers\.1\.mlp\.linear_fc1\.weight, .*the run stops"
+    words = r"no gradient in the 3 steps up to step 3: .*decoder\.layers\.1\.mlp\.linear_fc1\.weight, .*The run stops"
     with pytest.raises(NoGradientError, match=words):
         train(state, alone, 1, hook)
 
