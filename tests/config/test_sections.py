@@ -80,7 +80,7 @@ def test_missing_keys_and_empty_ones_are_named() -> None:
     [
         ("model.num_layers", "a whole number"),
         ("model.num_query_groups", "a whole number or null"),
-        ("training.precision", "one of bf16, fp32"),
+        ("training.precision", "one of bf16, bf16_weights, fp32"),
         ("stages.layers", "auto or a list, each entry a whole number"),
         ("data.split", "a list of a number and a number or null"),
         ("model.tie_embeddings", "true or false"),
