@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from megatron_step.checkpoint.load import find_checkpoint, load_weights
+from megatron_step.checkpoint.manifest import saved_recipe
+from megatron_step.checkpoint.states import load_states
 from megatron_step.config.cluster import PlannerConfig
 from megatron_step.config.data import DataConfig
 from megatron_step.config.model import ModelConfig
@@ -22,8 +25,9 @@ from megatron_step.config.stages import AdapterConfig, FreezeConfig, GrowthConfi
 from megatron_step.engine.parallel import Parallel, first_problem
 from megatron_step.model.build import sharded_weights
 from megatron_step.plan.resolved import resolve
+from megatron_step.plan.states import Recipe, training_recipe
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.state import TrainState
+from megatron_step.training.state import TrainState, build_state
 from megatron_step.training.step import Microbatch
 
 VOCAB_SIZE = 250  # padded to 256 rows
@@ -75,6 +79,22 @@ def small_config(
         planner=PlannerConfig(**(planner or {})),
         logging=LoggingConfig(interval=5, tensorboard=False),
     )
+
+
+def loaded_state(config: RunConfig, folder: Path, parallel: Parallel, saved: Recipe | None = None) -> TrainState:
+    """The state of the newest checkpoint in `folder`, of a run of one stage, in the recipe and layout of `config`.
+
+    The states are read by the recipe `saved`; None for the one that the checkpoint names.
+    """
+    found = find_checkpoint(folder, "auto", parallel)
+    assert found is not None
+    plan = make_plan(resolve(config, VOCAB_SIZE))
+    state = build_state(config, plan, plan.stages[0], found.manifest.step, VOCAB_SIZE, parallel)
+    load_weights(found.path, state.chunks, parallel)
+    # Main weights of a new optimizer are those of the initial weights: all of them come from the checkpoint.
+    weights, saved = sharded_weights(state.chunks, parallel), saved or saved_recipe(found.manifest)
+    load_states(found.path, state.optimizer, weights, saved, training_recipe(config), parallel)
+    return state
 
 
 def made_up_batch(config: RunConfig, seed: int, parallel: Parallel, batch_size: int | None = None) -> list[Microbatch]:

@@ -18,10 +18,11 @@ from dataclasses import replace
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
 
 from megatron_step.checkpoint.scales import scale_tensors
 from megatron_step.model.build import Sharded
-from megatron_step.optim.owned import owned
+from megatron_step.optim.owned import Owned, owned
 from megatron_step.optim.slices import pieces, rectangles
 from megatron_step.plan.states import CORRECTION, MAIN_WEIGHT, REMAINDER, SCALE_SUFFIX, SECOND_MOMENT, Recipe
 
@@ -40,21 +41,29 @@ def sharded_optimizer_states(
     block of 8-bit moments that ranks share is loaded by all of them, and with `saving` saved by the one that has its
     first element.
     """
-    states: dict[str, ShardedTensor] = {}
+    tensors: dict[str, ShardedTensor] = {}
     for shard in weights.values():
         own = owned(optimizer, shard.data) if shard.data.requires_grad else None
-        if own is None:
-            continue
-        for name, format in recipe.optimizer_states(shard.data.shape).items():
-            saved_state = list(rectangles(shard, own.elements, own.states[name], own.is_replicated))
-            states |= by_key(f"optimizer.state.{name}.", saved_state)
-            if format.scale_block:
-                scales = scale_tensors(saved_state, own.states[name + SCALE_SUFFIX], saving)
-                states |= by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
-    return states
+        if own is not None:
+            tensors |= state_tensors(shard, own, own.states, recipe, saving=saving)
+    return tensors
 
 
-def by_key(prefix: str, tensors: Iterable[ShardedTensor]) -> dict[str, ShardedTensor]:
+def state_tensors(
+    shard: Sharded, own: Owned, states: Mapping[str, Tensor], recipe: Recipe, *, saving: bool = False
+) -> dict[str, ShardedTensor]:
+    """Return `states` by `recipe`, flat and by name, of the elements that this rank owns of a weight, as rectangles."""
+    tensors: dict[str, ShardedTensor] = {}
+    for name, format in recipe.optimizer_states(shard.data.shape).items():
+        parts = list(rectangles(shard, own.elements, states[name], own.is_replicated))
+        tensors |= _by_key(f"optimizer.state.{name}.", parts)
+        if format.scale_block:
+            scales = scale_tensors(parts, states[name + SCALE_SUFFIX], saving)
+            tensors |= _by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
+    return tensors
+
+
+def _by_key(prefix: str, tensors: Iterable[ShardedTensor]) -> dict[str, ShardedTensor]:
     """The tensors under their keys with a prefix, by key and place."""
     named = (replace(tensor, key=prefix + tensor.key) for tensor in tensors)
     return {f"{tensor.key}/{tensor.global_offset}": tensor for tensor in named}
@@ -71,5 +80,5 @@ def reset_main_weights(optimizer: MegatronOptimizer, weights: Mapping[str, Shard
         for name in (REMAINDER, CORRECTION):
             if name in own.states:
                 own.states[name].zero_()
-        if own.states[SECOND_MOMENT].dtype == torch.float32:
+        if REMAINDER in own.states and own.states[SECOND_MOMENT].dtype == torch.float32:
             own.states[SECOND_MOMENT].abs_()  # the sign is a part of the main weight

@@ -9,17 +9,14 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_step.checkpoint.load import load_tensors
-from megatron_step.checkpoint.scales import scale_tensors
-from megatron_step.checkpoint.sharding import by_key, sharded_optimizer_states
-from megatron_step.engine.formats import tensor_type
+from megatron_step.checkpoint.sharding import sharded_optimizer_states, state_tensors
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import Sharded
 from megatron_step.optim.decoded import DecodedStates, decode_states, encode_states_, moment_peaks
 from megatron_step.optim.owned import Owned, owned
-from megatron_step.optim.pieces import Piece, owned_pieces
+from megatron_step.optim.pieces import Piece, owned_pieces, zero_states
 from megatron_step.optim.shared_blocks import SharedBlocks
-from megatron_step.optim.slices import rectangles
-from megatron_step.plan.states import SCALE_SUFFIX, Recipe
+from megatron_step.plan.states import Recipe
 
 _WEIGHTS_AT_ONCE = 8
 """Weights whose states are in memory twice while they are carried into another recipe."""
@@ -64,14 +61,15 @@ def _in_turns(
 
 def _convert(path: Path, weights: list[tuple[Sharded, Owned]], saved: Recipe, parallel: Parallel, shared: bool) -> None:
     """Load the states of a few weights as they are saved, and carry them into the optimizer's recipe."""
-    requests: dict[str, ShardedTensor] = {}
-    loaded: list[dict[str, Tensor]] = []
-    for shard, own in weights:
-        states, weight_requests = _requests(shard, own, saved)
-        requests |= weight_requests
-        loaded.append(states)
-    load_tensors(path, requests, shared=shared)
     pieces = [list(owned_pieces(shard, own.elements)) for shard, own in weights]
+    loaded = [
+        zero_states(saved, shard.data.shape, weight_pieces, parallel.device)
+        for (shard, _), weight_pieces in zip(weights, pieces)
+    ]
+    requests: dict[str, ShardedTensor] = {}
+    for (shard, own), states in zip(weights, loaded):
+        requests |= state_tensors(shard, own, states, saved)
+    load_tensors(path, requests, shared=shared)
     values = [shard.data.detach().flatten()[own.elements] for shard, own in weights]
     decoded = [decode_states(*each) for each in zip(values, loaded, pieces)]
     peaks = _shared_peaks(decoded, pieces, parallel)
@@ -89,20 +87,3 @@ def _shared_peaks(decoded: list[DecodedStates], pieces: list[list[Piece]], paral
         if piece.shared_blocks()
     }
     return blocks.largest(own) if len(blocks) else {}
-
-
-def _requests(shard: Sharded, own: Owned, saved: Recipe) -> tuple[dict[str, Tensor], dict[str, ShardedTensor]]:
-    """Return empty tensors for the owned states of a weight by the recipe `saved`, and the requests that fill them."""
-    states: dict[str, Tensor] = {}
-    requests: dict[str, ShardedTensor] = {}
-    numel, device = own.elements.stop - own.elements.start, shard.data.device
-    for name, format in saved.optimizer_states(shard.data.shape).items():
-        states[name] = torch.empty(numel, dtype=tensor_type(format), device=device)
-        saved_state = list(rectangles(shard, own.elements, states[name], own.is_replicated))
-        requests |= by_key(f"optimizer.state.{name}.", saved_state)
-        if format.scale_block:
-            count = sum(piece.rows * piece.blocks for piece in owned_pieces(shard, own.elements))
-            states[name + SCALE_SUFFIX] = torch.empty(count, dtype=torch.bfloat16, device=device)
-            scales = scale_tensors(saved_state, states[name + SCALE_SUFFIX], saving=False)
-            requests |= by_key(f"optimizer.state.{name}{SCALE_SUFFIX}.", scales)
-    return states, requests

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron_step.engine.compat.operations import fused_adamw_
 from megatron_step.plan.states import FIRST_MOMENT, MOMENTS, SECOND_MOMENT
@@ -31,7 +32,7 @@ class FusedAdam(torch.optim.Optimizer):
         adam_w_mode: bool = True,
     ) -> None:
         if not adam_w_mode:
-            raise ValueError("FusedAdam decouples weight decay from the gradient; adam_w_mode must be true")
+            raise ValueError("AdamW decouples weight decay from the gradient; adam_w_mode must be true")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
     @torch.no_grad()
@@ -43,26 +44,38 @@ class FusedAdam(torch.optim.Optimizer):
             if not params:
                 continue
             states = [self._moments(p) for p in params]
-            # A tensor on the parameters' device, as the fused kernel wants it; one serves all parameters.
-            count = torch.tensor(float(group["step"]), device=params[0].device)
-            fused_adamw_(
-                params,
-                [p.grad for p in params],
-                [state[FIRST_MOMENT] for state in states],
-                [state[SECOND_MOMENT] for state in states],
-                [],
-                [count] * len(params),
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            first, second = ([state[name] for state in states] for name in (FIRST_MOMENT, SECOND_MOMENT))
+            update_(group, params, [p.grad for p in params], first, second)
 
     def _moments(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[param]
         if not state:
             state.update({name: torch.zeros_like(param) for name in MOMENTS})
         return state
+
+
+def update_(
+    group: dict[str, Any],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+) -> None:
+    """Update fp32 weights and moments in place by torch's fused AdamW, at the group's step and with its settings."""
+    # A tensor on the weights' device, as the fused kernel wants it; one serves all weights.
+    count = torch.tensor(float(group["step"]), device=weights[0].device)
+    fused_adamw_(
+        weights,
+        gradients,
+        first,
+        second,
+        [],
+        [count] * len(weights),
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )

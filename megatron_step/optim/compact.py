@@ -1,19 +1,18 @@
 """AdamW on bf16 weights with compact states: which tensors it keeps of a weight, and its step."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from megatron_step.engine.compat.operations import fused_adamw_
 from megatron_step.engine.compat.optimizers import separate_gradient
 from megatron_step.engine.formats import tensor_type
 from megatron_step.ops.compact_adamw import AdamWStep, CompactStates, compact_adamw_, compact_adamw_peaks
 from megatron_step.ops.main_weight import join_main, split_main_
-from megatron_step.ops.moment_codes import decode_first
-from megatron_step.optim.pieces import Piece
+from megatron_step.optim.adam import FusedAdam, update_
+from megatron_step.optim.pieces import Piece, zero_states
 from megatron_step.optim.shared_blocks import SharedBlocks
 from megatron_step.plan.states import (
     CORRECTION,
@@ -29,24 +28,14 @@ _CHUNK = 1 << 16
 """Elements whose main weights `exact` has in memory at once."""
 
 
-class CompactAdamW(torch.optim.Optimizer):
+class CompactAdamW(FusedAdam):
     """AdamW by a recipe of compact states. Gradients are in `decoupled_grad`, bf16 or fp32.
 
     `own` gives it each weight with its states, before the first step.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        adam_w_mode: bool = True,
-    ) -> None:
-        if not adam_w_mode:
-            raise ValueError("CompactAdamW decouples weight decay from the gradient; adam_w_mode must be true")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.gradient_scale = 1.0
         """Factor of all gradients in the next step, at most 1."""
         self._pieces: dict[Tensor, list[Piece]] = {}
@@ -56,23 +45,7 @@ class CompactAdamW(torch.optim.Optimizer):
     def own(self, param: Tensor, pieces: Sequence[Piece], recipe: Recipe, shape: Sequence[int]) -> None:
         """Allocate zero states of an owned slice of a weight of lengths `shape`; `pieces` make up the slice."""
         self._pieces[param] = list(pieces)
-        for name, format in recipe.optimizer_states(shape).items():
-            self.state[param][name] = torch.zeros(param.numel(), dtype=tensor_type(format), device=param.device)
-            if format.scale_block:
-                scales = sum(piece.rows * piece.blocks for piece in pieces)
-                self.state[param][name + SCALE_SUFFIX] = torch.zeros(scales, dtype=torch.bfloat16, device=param.device)
-
-    def first_moments(self, param: Tensor) -> Tensor:
-        """Return the fp32 first moments of an owned slice, flat."""
-        states = self.state[param]
-        if FIRST_MOMENT + SCALE_SUFFIX not in states:
-            return states[FIRST_MOMENT]
-        decoded = torch.empty(param.numel(), device=param.device)
-        for piece in self._pieces[param]:
-            scales = piece.scales_of(states[FIRST_MOMENT + SCALE_SUFFIX])
-            codes = piece.of(states[FIRST_MOMENT])
-            piece.of(decoded).copy_(decode_first(codes, scales, piece.place.first_column))
-        return decoded
+        self.state[param].update(zero_states(recipe, shape, pieces, param.device))
 
     def pieces_of(self, param: Tensor) -> list[Piece]:
         """Return the rectangles of whole weights that an owned slice consists of."""
@@ -105,28 +78,14 @@ class CompactAdamW(torch.optim.Optimizer):
 
     def _step_exact(self, param: Tensor, group: dict[str, Any]) -> None:
         """Update a weight with torch's AdamW, so that every bit is that of training with fp32 main weights."""
-        states, count = self.state[param], torch.tensor(float(group["step"]), device=param.device)
+        states = self.state[param]
         every = (param, separate_gradient(param), states[REMAINDER], states[FIRST_MOMENT], states[SECOND_MOMENT])
         for weight, gradient, remainder, first, second in zip(*(tensor.split(_CHUNK) for tensor in map(_flat, every))):
             main = join_main(weight, remainder, second)
             gradient = gradient.float()
             if self.gradient_scale < 1:
                 gradient = gradient * self.gradient_scale
-            fused_adamw_(
-                [main],
-                [gradient],
-                [first],
-                [second],
-                [],
-                [count],
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
+            update_(group, [main], [gradient], [first], [second])
             split_main_(main, weight, remainder, second)
 
     def _largest_peaks(self) -> dict[Piece, Tensor]:

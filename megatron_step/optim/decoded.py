@@ -29,6 +29,8 @@ from megatron_step.plan.states import (
     SECOND_MOMENT,
 )
 
+_DECODE = {FIRST_MOMENT: decode_first, SECOND_MOMENT: decode_second}
+_ENCODE = {FIRST_MOMENT: encode_first, SECOND_MOMENT: encode_second}
 _HALF = 0x8000
 """Random bits that choose the nearer of two neighbours."""
 
@@ -46,17 +48,19 @@ class DecodedStates:
 def decode_states(weight: Tensor, states: Mapping[str, Tensor], pieces: Sequence[Piece]) -> DecodedStates:
     """Decode the stored `states`, flat, of the owned elements `weight` [n], which `pieces` make up."""
     main = _main(weight, states)
-    moments = {}
-    for name, decode in zip(MOMENTS, (decode_first, decode_second)):
-        scales = states.get(name + SCALE_SUFFIX)
-        if scales is None:
-            moments[name] = states[name]
-            continue
-        moments[name] = torch.empty(len(weight), device=weight.device)
-        for piece in pieces:
-            values = decode(piece.of(states[name]), piece.scales_of(scales), piece.place.first_column)
-            piece.of(moments[name]).copy_(values)
-    return DecodedStates(main, moments)
+    return DecodedStates(main, {name: decode_moment(name, states, pieces) for name in MOMENTS})
+
+
+def decode_moment(name: str, states: Mapping[str, Tensor], pieces: Sequence[Piece]) -> Tensor:
+    """Return the fp32 moment `name` of the stored `states`, flat; the stored tensor itself where that is fp32."""
+    stored, scales = states[name], states.get(name + SCALE_SUFFIX)
+    if scales is None:
+        return stored
+    values = torch.empty(stored.shape, device=stored.device)
+    for piece in pieces:
+        decoded = _DECODE[name](piece.of(stored), piece.scales_of(scales), piece.place.first_column)
+        piece.of(values).copy_(decoded)
+    return values
 
 
 def _main(weight: Tensor, states: Mapping[str, Tensor]) -> Tensor:
@@ -89,7 +93,7 @@ def encode_states_(
 
     `shared` has the peaks of blocks that ranks share, and 0 for others, by piece: fp32 [2, rows, blocks].
     """
-    for index, (name, encode) in enumerate(zip(MOMENTS, (encode_first, encode_second))):
+    for index, name in enumerate(MOMENTS):
         values, scales = decoded.moments[name], states.get(name + SCALE_SUFFIX)
         if scales is None:
             states[name].copy_(values)
@@ -100,7 +104,7 @@ def encode_states_(
             peaks = block_peaks(piece_values, column)
             scale.copy_(block_scales(torch.maximum(peaks, shared[piece][index]) if piece in shared else peaks))
             half = torch.full(piece_values.shape, _HALF, device=piece_values.device)
-            piece.of(states[name]).copy_(encode(piece_values, scale, half, column))
+            piece.of(states[name]).copy_(_ENCODE[name](piece_values, scale, half, column))
     if MAIN_WEIGHT in states:
         states[MAIN_WEIGHT].copy_(decoded.main)
     if CORRECTION in states:

@@ -1,16 +1,17 @@
-"""The rectangles of whole weights that this rank's optimizer updates."""
+"""The rectangles of whole weights that this rank's optimizer updates, and empty states for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from megatron_step.engine.formats import tensor_type
 from megatron_step.model.build import Sharded
 from megatron_step.ops.compact_adamw import Rectangle
 from megatron_step.ops.moment_codes import block_count
 from megatron_step.optim.slices import rectangles
-from megatron_step.plan.states import MOMENT_BLOCK
+from megatron_step.plan.states import MOMENT_BLOCK, SCALE_SUFFIX, Recipe
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,23 @@ class Piece:
         at_first = begins % MOMENT_BLOCK > 0
         at_last = ends % MOMENT_BLOCK > 0 and ends < self.place.whole_columns
         return sorted({*([0] if at_first else []), *([self.blocks - 1] if at_last else [])})
+
+
+def zero_states(
+    recipe: Recipe, shape: Sequence[int], pieces: Sequence[Piece], device: torch.device
+) -> dict[str, Tensor]:
+    """Return zero optimizer states by `recipe`, flat and by name, of the elements that `pieces` of a weight make up.
+
+    The weight has lengths `shape`.
+    """
+    elements = sum(piece.rows * piece.columns for piece in pieces)
+    scales = sum(piece.rows * piece.blocks for piece in pieces)
+    states: dict[str, Tensor] = {}
+    for name, format in recipe.optimizer_states(shape).items():
+        states[name] = torch.zeros(elements, dtype=tensor_type(format), device=device)
+        if format.scale_block:
+            states[name + SCALE_SUFFIX] = torch.zeros(scales, dtype=torch.bfloat16, device=device)
+    return states
 
 
 def owned_pieces(shard: Sharded, elements: slice) -> Iterator[Piece]:

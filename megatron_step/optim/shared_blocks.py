@@ -29,10 +29,17 @@ class SharedBlocks:
             gathered: list[set[BlockName]] = [set()] * torch.distributed.get_world_size(group)
             torch.distributed.all_gather_object(gathered, own, group=group)
             own = set().union(*gathered)
-        self._places: Mapping[BlockName, int] = {name: place for place, name in enumerate(sorted(own))}
+        self._count = len(own)
+        place_of = {name: place for place, name in enumerate(sorted(own))}
+        # Positions of a piece's shared blocks in the vector that ranks exchange: [rows, shared blocks of a row].
+        self._places = {
+            piece: torch.tensor([place_of[name] for name in _names(piece)], device=self._device).view(piece.rows, -1)
+            for piece in pieces
+            if piece.shared_blocks()
+        }
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._count
 
     def largest(self, peaks: Mapping[Piece, Tensor]) -> dict[Piece, Tensor]:
         """Return the peaks of shared blocks over all ranks, and 0 for other blocks.
@@ -40,20 +47,15 @@ class SharedBlocks:
         `peaks` has fp32 [2, rows, blocks] for each piece with shared blocks. Every rank must call it.
         """
         together = torch.zeros(2, len(self), device=self._device)
-        places = {piece: self._places_of(piece) for piece in peaks}
         for piece, own in peaks.items():
-            together[:, places[piece]] = torch.maximum(together[:, places[piece]], own[:, :, piece.shared_blocks()])
+            places = self._places[piece]
+            together[:, places] = torch.maximum(together[:, places], own[:, :, piece.shared_blocks()])
         for group in self._groups:
             torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX, group=group)
         largest = {piece: torch.zeros_like(own) for piece, own in peaks.items()}
         for piece, piece_peaks in largest.items():
-            piece_peaks[:, :, piece.shared_blocks()] = together[:, places[piece]]
+            piece_peaks[:, :, piece.shared_blocks()] = together[:, self._places[piece]]
         return largest
-
-    def _places_of(self, piece: Piece) -> Tensor:
-        """Positions of a piece's shared blocks: [rows, shared blocks of a row]."""
-        places = [self._places[name] for name in _names(piece)]
-        return torch.tensor(places, device=self._device).view(piece.rows, -1)
 
 
 def _names(piece: Piece) -> list[BlockName]:

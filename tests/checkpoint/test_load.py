@@ -6,19 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config
+from small_run import TIED, VOCAB_SIZE, loaded_state, made_up_batch, manifest_facts, read_checkpoint, small_config
 from worlds import WorldError, Worlds
 
-from megatron_step.checkpoint.load import find_checkpoint, load_weights
+from megatron_step.checkpoint.load import find_checkpoint
 from megatron_step.checkpoint.save import CheckpointSaver
-from megatron_step.checkpoint.states import load_states
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
-from megatron_step.model.build import sharded_weights
-from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import training_recipe
-from megatron_step.planner.plan import make_plan
-from megatron_step.training.state import TrainState, build_state, initial_state
+from megatron_step.training.state import TrainState, initial_state
 from megatron_step.training.step import train_step
 
 
@@ -187,13 +183,7 @@ def find(folder: Path, resume: str = "auto") -> tuple[Path, list[str]] | None:
 def load(config: RunConfig, folder: Path, again: Path | None = None) -> list[int]:
     """Load the newest checkpoint, and save it `again` in this layout; returns each group's count of updates."""
     with parallel_layout(config.parallel, 1) as parallel:
-        found = find_checkpoint(folder, "auto", parallel)
-        assert found is not None
-        plan = make_plan(resolve(config, VOCAB_SIZE))
-        state = build_state(config, plan, plan.stages[0], found.manifest.step, VOCAB_SIZE, parallel)
-        load_weights(found.path, state.chunks, parallel)
-        recipe, weights = training_recipe(config), sharded_weights(state.chunks, parallel)
-        load_states(found.path, state.optimizer, weights, recipe, recipe, parallel)
+        state = loaded_state(config, folder, parallel, training_recipe(config))
         if again is not None:
             save(CheckpointSaver(again, config.checkpoint, parallel), state, config, parallel)
         return [int(group["step"]) for group in state.optimizer.param_groups]

@@ -5,20 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config
+from small_run import TIED, VOCAB_SIZE, loaded_state, made_up_batch, manifest_facts, read_checkpoint, small_config
 from worlds import Worlds
 
-from megatron_step.checkpoint.load import find_checkpoint, load_weights
-from megatron_step.checkpoint.manifest import saved_recipe
 from megatron_step.checkpoint.save import CheckpointSaver
-from megatron_step.checkpoint.states import load_states
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
-from megatron_step.model.build import sharded_weights
-from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import RECIPES, training_recipe
-from megatron_step.planner.plan import make_plan
-from megatron_step.training.state import build_state, initial_state
+from megatron_step.training.state import initial_state
 from megatron_step.training.step import train_step
 
 TP2: dict[str, Any] = {"tensor_parallel_size": 2}
@@ -101,13 +95,6 @@ def train_and_save(config: RunConfig, folder: Path) -> None:
 def convert(config: RunConfig, folder: Path, again: Path) -> None:
     """Load the newest checkpoint into the recipe and the layout of `config`, and save it again."""
     with parallel_layout(config.parallel, 1) as parallel:
-        found = find_checkpoint(folder, "auto", parallel)
-        assert found is not None
-        plan = make_plan(resolve(config, VOCAB_SIZE))
-        state = build_state(config, plan, plan.stages[0], found.manifest.step, VOCAB_SIZE, parallel)
-        load_weights(found.path, state.chunks, parallel)
-        # Main weights of a new optimizer are those of the initial weights: all of them must come from the checkpoint.
-        weights, recipe = sharded_weights(state.chunks, parallel), training_recipe(config)
-        load_states(found.path, state.optimizer, weights, saved_recipe(found.manifest), recipe, parallel)
+        state = loaded_state(config, folder, parallel)
         saver = CheckpointSaver(again, config.checkpoint, parallel)
-        saver.save(state.chunks, state.optimizer, recipe, state.step, manifest_facts(config))
+        saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, manifest_facts(config))

@@ -58,7 +58,7 @@ def _config(recipe: dict[str, Any], layout: dict[str, Any], **sections: Any) -> 
 @pytest.mark.parametrize("layout", ["one", "one replicated", "DP2", "DP2 replicated"])
 @pytest.mark.parametrize("gradients", ["fp32", "bf16"])
 def test_exact_states_train_the_very_weights_of_full_ones(worlds: Worlds, layout: str, gradients: str) -> None:
-    """Every bit of weights, main weights and moments after 12 steps, some of them with clipped gradients."""
+    """Every bit of weights, main weights and moments after 50 steps, some of them with clipped gradients."""
     size, parallel = LAYOUTS[layout]
     full, exact = (
         worlds(size).run(train_and_decode, config=_config({"states": states, "gradients": gradients}, parallel))
@@ -79,8 +79,9 @@ def test_the_states_take_the_planned_bytes(worlds: Worlds, recipe: str, layout: 
     config = _config(RECIPES[recipe], parallel)
     resolved = resolve(config, VOCAB_SIZE, config.parallel.data_parallel_size(size))
     (planned,) = stage_memory(resolved, make_plan(resolved).stages[0])
-    assert max(one["model_state_bytes"] for one in measured) == pytest.approx(planned.model_state_bytes, rel=3e-3)
-    assert max(one["optimizer_bytes"] for one in measured) == pytest.approx(planned.optimizer_bytes, rel=1e-2)
+    # The second of two tensor-parallel ranks has columns 48 to 95, which touch two blocks: the plan counts one.
+    error = 3e-3 if layout == "TP2" else 1e-3
+    assert max(measured) == pytest.approx(planned.model_state_bytes, rel=error)
 
 
 @pytest.mark.parametrize("recipe", ["exact", "compact", "compact 8 bits", "smallest"])
@@ -100,12 +101,12 @@ def test_every_layout_updates_weights_and_states_bit_for_bit(worlds: Worlds, tmp
 
 
 def train_and_decode(config: RunConfig) -> dict[str, Any]:
-    """Losses of 12 steps, then weights, fp32 main weights and moments, flat, that this rank holds."""
+    """Losses of 50 steps, then weights, fp32 main weights and moments, flat, that this rank holds."""
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
         losses = [
             train_step(state, made_up_batch(config, step, parallel), 3e-3, config, parallel, False).loss
-            for step in range(12)
+            for step in range(50)
         ]
         tensors = {}
         for name, shard in sharded_weights(state.chunks, parallel).items():
@@ -125,11 +126,10 @@ def train_and_decode(config: RunConfig) -> dict[str, Any]:
         return {"losses": losses, "tensors": tensors}
 
 
-def measured_states(config: RunConfig) -> dict[str, int]:
+def measured_states(config: RunConfig) -> int:
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
-        memory = measure_states(state, 0)
-        return {"model_state_bytes": memory.model_state_bytes, "optimizer_bytes": memory.optimizer_bytes}
+        return measure_states(state, 0).model_state_bytes
 
 
 def step_with_made_up_gradients(config: RunConfig, folder: Path) -> None:

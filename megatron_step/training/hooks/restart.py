@@ -10,9 +10,10 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_weights
 from megatron_step.optim.compact import CompactAdamW
+from megatron_step.optim.decoded import decode_moment
 from megatron_step.optim.owned import owned
 from megatron_step.optim.prune import prune_moments
-from megatron_step.plan.states import MOMENTS
+from megatron_step.plan.states import FIRST_MOMENT, MOMENTS
 from megatron_step.training.state import TrainState
 
 
@@ -37,6 +38,5 @@ def _moments(optimizer: MegatronOptimizer, param: Tensor, device: torch.device) 
         nothing = torch.empty(0, device=device)
         return nothing, [nothing, nothing]
     stored = [own.states[name] for name in MOMENTS]
-    if isinstance(own.inner, CompactAdamW):
-        return own.inner.first_moments(own.updated), stored
-    return stored[0], stored
+    pieces = own.inner.pieces_of(own.updated) if isinstance(own.inner, CompactAdamW) else []
+    return decode_moment(FIRST_MOMENT, own.states, pieces), stored
