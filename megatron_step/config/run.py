@@ -160,7 +160,7 @@ class RunConfig:
     training: TrainingConfig
     """The batch, the precision and the seed."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """The learning rate over the steps of a stage."""
+    """The learning rate over the steps of a stage or of the run."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     """The growth operator."""
     freeze: FreezeConfig = field(default_factory=FreezeConfig)

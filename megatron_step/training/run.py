@@ -151,7 +151,7 @@ def train_stages(
         if parallel.is_main:
             say(summary)
         stage_batches = islice(batches, state.stage.last_step - state.step)
-        if not train_stage(state, stage_batches, config, parallel, hooks, stop):
+        if not train_stage(state, plan, stage_batches, config, parallel, hooks, stop):
             if parallel.is_main:
                 say(f"stopped after step {state.step}, which is saved: start the same command again to go on")
             return False
