@@ -1,6 +1,6 @@
 """The growth of a model: its stages, the growth operator, frozen weights, and the adapters on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from megatron_step.config.counts import counted
@@ -9,6 +9,9 @@ from megatron_step.config.paths import expand_path
 
 Target = Literal["qkv", "proj", "fc1", "fc2"]
 """A linear of a layer: qkv is query, key and value; proj the attention projection; fc1 gate and up; fc2 down."""
+
+_LAST_SHARE = 0.4
+"""Share of a run that its last stage trains by default."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class StagesConfig:
     grow_at: float | list[float] = 0.75
     """Share of a stage's steps after which the model grows; the last stage runs all its steps. One number for all
     stages, or a list with one per stage but the last."""
-    shares: list[float] | None = None
-    """Share of the run's steps that each stage trains, such as [0.3, 0.3, 0.4], in place of `grow_at`."""
+    shares: Literal["auto"] | list[float] | None = None
+    """Share of the run's steps that each stage trains, such as [0.3, 0.3, 0.4], in place of `grow_at`. auto: 0.4 for
+    the last stage, and equal shares of the rest for the others."""
     learning_rates: list[float] | None = None
     """Peak learning rate of each stage; null for optimizer.learning_rate in every stage."""
     layouts: Literal["auto", "even"] | list[list[int]] = "auto"
@@ -51,10 +55,7 @@ class StagesConfig:
         self._check_budgets()
         if self.start_from is not None:
             object.__setattr__(self, "start_from", expand_path(self.start_from))
-        if self.shares is None:
-            self._check_grow_at()
-        else:
-            self._check_shares(self.shares)
+        self._check_growth_times()
         for name in ("layers", "learning_rates", "layouts"):
             values = getattr(self, name)
             if isinstance(values, list) and len(values) != self.count:
@@ -69,23 +70,39 @@ class StagesConfig:
             raise ValueError(f"stages.learning_rates must be positive, not {self.learning_rates}")
 
     @property
+    def run_shares(self) -> list[float] | None:
+        """The share of the run's steps that each stage trains; None if `grow_at` says when the model grows."""
+        if self.shares != "auto":
+            return self.shares
+        others = self.count - 1
+        return [*[(1 - _LAST_SHARE) / others] * others, _LAST_SHARE] if others else [1.0]
+
+    @property
     def growth_times(self) -> list[float]:
         """The share of each stage's steps after which it ends."""
         if self.shares is not None:
             return [1.0] * self.count
         return [*self.grow_at, 1.0] if isinstance(self.grow_at, list) else [self.grow_at] * (self.count - 1) + [1.0]
 
-    def _check_grow_at(self) -> None:
-        if isinstance(self.grow_at, list) and len(self.grow_at) != self.count - 1:
+    def with_count(self, count: int) -> "StagesConfig":
+        """Return this section with another number of stages, whose layers and layouts the planner chooses."""
+        shares: Literal["auto"] | None = None if self.shares is None else "auto"
+        return replace(self, count=count, layers="auto", layouts="auto", shares=shares)
+
+    def _check_growth_times(self) -> None:
+        if self.shares is not None:
+            self._check_shares()
+        elif isinstance(self.grow_at, list) and len(self.grow_at) != self.count - 1:
             raise ValueError(
                 f"stages.grow_at has {counted(len(self.grow_at), 'entry', 'entries')}, but the model grows "
                 f"{counted(self.count - 1, 'time')} (stages.count {self.count})"
             )
-        times = self.grow_at if isinstance(self.grow_at, list) else [self.grow_at]
-        if not all(0 < time <= 1 for time in times):
+        elif not all(0 < time <= 1 for time in ([*self.grow_at] if isinstance(self.grow_at, list) else [self.grow_at])):
             raise ValueError(f"stages.grow_at must lie in (0, 1], not {self.grow_at}")
 
-    def _check_shares(self, shares: list[float]) -> None:
+    def _check_shares(self) -> None:
+        shares = self.run_shares
+        assert shares is not None
         if len(shares) != self.count:
             raise ValueError(
                 f"stages.shares has {counted(len(shares), 'entry', 'entries')}, but stages.count is {self.count}"

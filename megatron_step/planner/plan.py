@@ -134,8 +134,8 @@ def _layers(stages: list[Stage], num_new: int, config: RunConfig) -> tuple[Grown
 def _step_budgets(config: RunConfig) -> list[int]:
     """Return the steps that each stage's learning-rate schedule spans, with schedule.scope `stage`."""
     stages = config.stages
-    if stages.shares is not None:
-        return _divided(stages.shares, _run_steps(config))
+    if stages.run_shares is not None:
+        return _divided(stages.run_shares, _run_steps(config))
     if stages.tokens is None:
         assert stages.steps is not None
         return stages.steps if isinstance(stages.steps, list) else [stages.steps] * stages.count
