@@ -35,10 +35,7 @@ class RunReport:
     @property
     def seconds(self) -> float:
         """Seconds of all steps, without evaluations and saves."""
-        tokens = [0, *(line["tokens"] for line in self.lines)]
-        return sum(
-            (end - start) / line["tokens_per_second"] for start, end, line in zip(tokens, tokens[1:], self.lines)
-        )
+        return sum(_step_seconds(self.lines, 0))
 
     @property
     def flops(self) -> int | None:
@@ -92,13 +89,17 @@ class StageReport:
     @property
     def seconds(self) -> float:
         """Median seconds of a step."""
-        ends = [self.tokens_before, *(line["tokens"] for line in self.lines)]
-        steps = zip(ends, ends[1:], self.lines)
-        return median((end - start) / line["tokens_per_second"] for start, end, line in steps)
+        return median(_step_seconds(self.lines, self.tokens_before))
 
     def memory(self, name: str) -> int | None:
         """Return the largest value of `name`, in bytes, over the stage's lines; None if it was not measured."""
         return max((line["memory"][name] for line in self.lines if name in line.get("memory", {})), default=None)
+
+
+def _step_seconds(lines: list[dict[str, Any]], tokens_before: int) -> list[float]:
+    """Return the seconds of the step of each line."""
+    tokens = [tokens_before, *(line["tokens"] for line in lines)]
+    return [(end - start) / line["tokens_per_second"] for start, end, line in zip(tokens, tokens[1:], lines)]
 
 
 def read_run(folder: Path) -> RunReport:
