@@ -180,11 +180,15 @@ def with_plan(config: RunConfig, path: Path) -> RunConfig:
 
 
 def vanilla_config(config: RunConfig, plan: StagePlan) -> RunConfig:
-    """Ordinary training of the same model for as many steps, in the layout that needs least memory."""
+    """Ordinary training of the same model for as many steps, in the layout that needs least memory.
+
+    Its states are `full`, whatever the run's are; with planner.recipe both have those of the recipe.
+    """
     layouts = config.stages.layouts if config.stages.layouts == "even" else "auto"
     stages = StagesConfig(steps=plan.num_steps, layouts=layouts, start_from=config.stages.start_from)
     planner = replace(config.planner, objective="memory", time_limit=config.planner.time_limit / 8)
-    return replace(config, stages=stages, planner=planner)
+    optimizer = replace(config.optimizer, states="full", gradients=None, correction_bits=16)
+    return replace(config, stages=stages, optimizer=optimizer, planner=planner)
 
 
 def check_fits(found: Forecast) -> None:
