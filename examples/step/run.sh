@@ -24,21 +24,25 @@ chapters = Path("examples/data/austen.txt").read_text(encoding="utf-8").split(se
 Path(sys.argv[1]).write_text(separator.join(chapters[round(0.95 * len(chapters)) :]), encoding="utf-8")
 END
 
-export OMP_NUM_THREADS=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
+cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
+export OMP_NUM_THREADS=$((cores > 1 ? cores / 2 : 1)) # two runs at a time share the cores
 train() {
   python -m megatron_step.train --config examples/step/config.yaml "$@"
 }
 
-echo "2. A small model that grows twice, while all its layers train (preset parity)"
-train "$@"
+echo "2. The ordinary run: all layers from the start, the usual 18 bytes a weight; its lines go to $vanilla.log"
+train "$@" --output_dir "$vanilla" --stages.count 1 --stages.layers auto --optimizer.states full > "$vanilla.log" 2>&1 &
+ordinary=$!
+trap 'kill "$ordinary" 2> /dev/null || true' EXIT
 
-echo "3. The ordinary run: all layers from the start, as many steps, the usual 18 bytes a weight"
-train "$@" --output_dir "$vanilla" --stages.count 1 --stages.layers auto --optimizer.states full
+echo "3. At the same time, a small model that grows twice, while all its layers train (preset parity)"
+train "$@"
 
 echo "4. STEP as published: what is trained is frozen and gets adapters (preset paper)"
 # Three schedules of 0.4 of the steps; the model grows after 0.75 of the first two.
 steps=$(python -c "import json; print(round(0.4 * json.load(open('$run/plan.json'))['stages'][-1]['last_step']))")
 train "$@" --output_dir "$paper" --preset paper --adapter '{rank: 8, alpha: 16}' --stages.steps "$steps"
+wait "$ordinary" || { tail -n 3 "$vanilla.log" >&2; exit 1; }
 
 echo "5. All three side by side, and what they would need for larger models, by the planner"
 python tools/report.py "$run" "$paper" "$vanilla" --output "$run/report.png"
