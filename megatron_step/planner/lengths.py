@@ -65,7 +65,7 @@ def _change_warnings(config: RunConfig, number: int, steps: int) -> Iterator[str
             f"{key} {interval} is not less than the {counted(steps, 'step')} of stage {number}: the old layers do not "
             "change in that stage"
         )
-    elif 0 < interval < rewarm:
+    elif 0 < interval < rewarm and policy.rewarms(config):
         yield (
             f"schedule.rewarm_steps {rewarm} is more than {key} {interval}: the learning rate reaches only "
             f"{interval / rewarm:.1%} of its peak in each interval. Set schedule.rewarm_steps to at most {interval}"

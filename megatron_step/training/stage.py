@@ -9,7 +9,7 @@ from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.signals import StopRequest
 from megatron_step.optim.schedule import learning_rate
-from megatron_step.plan.old_layers import since_change
+from megatron_step.plan.old_layers import since_rewarm
 from megatron_step.plan.stages import Stage
 from megatron_step.planner.costs.memory import RankMemory
 from megatron_step.training.memory import measure_step
@@ -98,6 +98,6 @@ def step_learning_rate(config: RunConfig, stage: Stage, step: int) -> float:
         in_stage,
         stage.schedule_steps,
         warmup_steps=warmup_steps,
-        since_restart=since_change(step, stage, config),
+        since_restart=since_rewarm(step, stage, config),
         grows=stage.grows,
     )
