@@ -22,7 +22,7 @@ from torch import Tensor
 
 from megatron_step.checkpoint.scales import scale_tensors
 from megatron_step.model.build import Sharded
-from megatron_step.optim.owned import Owned, owned
+from megatron_step.optim.owned import Held, held, owned
 from megatron_step.optim.slices import pieces, rectangles
 from megatron_step.plan.states import CORRECTION, MAIN_WEIGHT, REMAINDER, SCALE_SUFFIX, SECOND_MOMENT, Recipe
 
@@ -35,7 +35,8 @@ def in_pieces(shards: Mapping[str, Sharded]) -> dict[str, ShardedTensor]:
 def sharded_optimizer_states(
     optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], recipe: Recipe, *, saving: bool = False
 ) -> dict[str, ShardedTensor]:
-    """Return the states by `recipe` that this rank holds of trainable weights: live tensors, to save or to load into.
+    """Return the states by `recipe` that this rank holds of trained and resting weights: live tensors, to save or to
+    load into.
 
     With the distributed optimizer each data-parallel rank has its own slices, as rectangles of the weights' shapes. A
     block of 8-bit moments that ranks share is loaded by all of them, and with `saving` saved by the one that has its
@@ -43,14 +44,14 @@ def sharded_optimizer_states(
     """
     tensors: dict[str, ShardedTensor] = {}
     for shard in weights.values():
-        own = owned(optimizer, shard.data) if shard.data.requires_grad else None
+        own = held(optimizer, shard.data)
         if own is not None:
             tensors |= state_tensors(shard, own, own.states, recipe, saving=saving)
     return tensors
 
 
 def state_tensors(
-    shard: Sharded, own: Owned, states: Mapping[str, Tensor], recipe: Recipe, *, saving: bool = False
+    shard: Sharded, own: Held, states: Mapping[str, Tensor], recipe: Recipe, *, saving: bool = False
 ) -> dict[str, ShardedTensor]:
     """Return `states` by `recipe`, flat and by name, of the elements that this rank owns of a weight, as rectangles."""
     tensors: dict[str, ShardedTensor] = {}

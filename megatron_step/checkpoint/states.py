@@ -13,7 +13,7 @@ from megatron_step.checkpoint.sharding import sharded_optimizer_states, state_te
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import Sharded
 from megatron_step.optim.decoded import DecodedStates, decode_states, encode_states_, moment_peaks
-from megatron_step.optim.owned import Owned, owned
+from megatron_step.optim.owned import Held, held
 from megatron_step.optim.pieces import Piece, owned_pieces, zero_states
 from megatron_step.optim.shared_blocks import SharedBlocks
 from megatron_step.plan.states import Recipe
@@ -32,8 +32,9 @@ def load_states(
     *,
     shared: bool = False,
 ) -> None:
-    """Load the states of the trained `weights`, which hold their values already, in place; every rank must call it.
+    """Load the states of the trained and resting `weights`, which hold their values already, in place.
 
+    Every rank must call it.
     The checkpoint in `path` has states by the recipe `saved`, the optimizer by `recipe`. Where the two differ, values
     are rounded to the nearest that `recipe` holds. `shared` is for ranks that ask for the same parts.
 
@@ -49,17 +50,16 @@ def load_states(
 
 def _in_turns(
     optimizer: MegatronOptimizer, weights: Mapping[str, Sharded], parallel: Parallel
-) -> Iterator[list[tuple[Sharded, Owned]]]:
+) -> Iterator[list[tuple[Sharded, Held]]]:
     """Yield a few weights at a time, with what this rank owns of them; every rank gets as many lists."""
-    trained = (shard for shard in weights.values() if shard.data.requires_grad)
-    held = [(shard, own) for shard in trained if (own := owned(optimizer, shard.data)) is not None]
-    turns = torch.tensor(-(-len(held) // _WEIGHTS_AT_ONCE), device=parallel.device)
+    own_states = [(shard, own) for shard in weights.values() if (own := held(optimizer, shard.data)) is not None]
+    turns = torch.tensor(-(-len(own_states) // _WEIGHTS_AT_ONCE), device=parallel.device)
     torch.distributed.all_reduce(turns, op=torch.distributed.ReduceOp.MAX)
     for turn in range(int(turns)):
-        yield held[turn * _WEIGHTS_AT_ONCE : (turn + 1) * _WEIGHTS_AT_ONCE]
+        yield own_states[turn * _WEIGHTS_AT_ONCE : (turn + 1) * _WEIGHTS_AT_ONCE]
 
 
-def _convert(path: Path, weights: list[tuple[Sharded, Owned]], saved: Recipe, parallel: Parallel, shared: bool) -> None:
+def _convert(path: Path, weights: list[tuple[Sharded, Held]], saved: Recipe, parallel: Parallel, shared: bool) -> None:
     """Load the states of a few weights as they are saved, and carry them into the optimizer's recipe."""
     pieces = [list(owned_pieces(shard, own.elements)) for shard, own in weights]
     loaded = [

@@ -74,5 +74,10 @@ def in_own_storage(data: Tensor | BytesIO) -> Tensor | BytesIO:
 
 
 def _copied_to_host(items: _Items) -> _Items:
-    """Return the items, with copies on the host of the tensors that are on a device."""
-    return [(item, data.cpu() if isinstance(data, Tensor) else data) for item, data in items]
+    """Return the items, with copies on the host of the tensors that are on a device or in memory that it reads."""
+    return [(item, _pageable(data) if isinstance(data, Tensor) else data) for item, data in items]
+
+
+def _pageable(tensor: Tensor) -> Tensor:
+    """Return the tensor in host memory that a forked process can read, which pinned memory is not."""
+    return tensor.clone() if tensor.is_pinned() else tensor.cpu()

@@ -178,8 +178,23 @@ class OldLayersConfig:
     """What happens to the layers of earlier stages once the model has grown."""
 
     policy: str | None = None
-    """frozen, adapters, trained, or the name of a registered policy (plan/old_layers.py). null follows the other keys:
-    trained if freeze.layers is false, frozen if adapter.rank is 0, otherwise adapters."""
+    """frozen, adapters, rotate, trained, or the name of a registered policy (plan/old_layers.py). null follows the
+    other keys: trained if freeze.layers is false, frozen if adapter.rank is 0, otherwise adapters."""
+    active_share: float = 0.5
+    """rotate: share of the old layers that each turn trains, rounded up to whole layers."""
+    turn_steps: int = 20
+    """rotate: steps of a turn; the next turn trains other layers."""
+    moments: Literal["keep", "reset"] = "keep"
+    """rotate: what happens to the optimizer states of a layer that rests. keep: they wait in the host's memory. reset:
+    they are dropped, and start again when the layer's turn comes."""
+    order: Literal["cyclic", "random"] = "cyclic"
+    """rotate: whether the turns of a cycle come in the same order each time, or in a random one."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.active_share <= 1:
+            raise ValueError(f"old_layers.active_share must lie in (0, 1], not {self.active_share}")
+        if self.turn_steps < 1:
+            raise ValueError(f"old_layers.turn_steps must be at least 1, not {self.turn_steps}")
 
 
 def old_layer_policy(policy: str | None, freezes_layers: bool, adapter_rank: int) -> str:

@@ -1,7 +1,7 @@
 """Carry a checkpoint's optimizer states into the next stage.
 
-If a weight stays trained, its states are read under the key that it had in the stage before. The states of new weights
-stay zero. The states of weights that become frozen are not read.
+If a weight stays trained, or rests until its turn, its states are read under the key that it had in the stage before.
+The states of new weights stay zero. The states of weights that become frozen are not read.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from megatron_step.checkpoint.states import load_states
 from megatron_step.engine.parallel import Parallel
 from megatron_step.growth.turns import turns
 from megatron_step.model.build import Sharded, sharded_weights
-from megatron_step.plan.names import in_layer, layer_of
 from megatron_step.plan.stages import Stage
 from megatron_step.plan.states import Recipe
+from megatron_step.plan.trainable import key_before
 
 
 def grow_moments(
@@ -29,7 +29,7 @@ def grow_moments(
     recipe: Recipe,
     parallel: Parallel,
 ) -> None:
-    """Load the states of the weights that `stage` continues to train, in place, from a checkpoint of any layout.
+    """Load the states of the weights that `stage` trains on or lets rest, in place, from a checkpoint of any layout.
 
     The checkpoint has states by the recipe `saved`, the optimizer by `recipe`.
 
@@ -37,7 +37,7 @@ def grow_moments(
     """
     for _, weights in turns(sharded_weights(chunks, parallel), stage, parallel):
         carried = {
-            name: replace(shard, key=_key_before(shard.key, stage))
+            name: replace(shard, key=key_before(shard.key, stage))
             for name, shard in weights.items()
             if _goes_on(shard, stage)
         }
@@ -46,10 +46,5 @@ def grow_moments(
 
 
 def _goes_on(shard: Sharded, stage: Stage) -> bool:
-    """Return whether the previous stage trained the weight, too."""
-    return shard.data.requires_grad and shard.data.since < stage.index
-
-
-def _key_before(key: str, stage: Stage) -> str:
-    layer = layer_of(key)
-    return key if layer < 0 else in_layer(key, stage.layers[layer].sources[0])
+    """Return whether the weight has states, which an earlier stage created."""
+    return (shard.data.requires_grad or shard.data.rests) and shard.data.since < stage.index

@@ -100,9 +100,10 @@ def encode_states_(
             continue
         for piece in pieces:
             column = piece.place.first_column
-            piece_values, scale = piece.of(values), piece.scales_of(scales)
+            piece_values, stored_scale = piece.of(values), piece.scales_of(scales)
             peaks = block_peaks(piece_values, column)
-            scale.copy_(block_scales(torch.maximum(peaks, shared[piece][index]) if piece in shared else peaks))
+            stored_scale.copy_(block_scales(torch.maximum(peaks, shared[piece][index]) if piece in shared else peaks))
+            scale = stored_scale.to(piece_values.device)  # a weight that rests has its states on the host
             half = torch.full(piece_values.shape, _HALF, device=piece_values.device)
             piece.of(states[name]).copy_(_ENCODE[name](piece_values, scale, half, column))
     if MAIN_WEIGHT in states:
@@ -113,4 +114,5 @@ def encode_states_(
         remainder, tie = remainder_of(decoded.main, weight)
         states[REMAINDER].copy_(remainder)
         if FIRST_MOMENT + SCALE_SUFFIX not in states:
-            states[SECOND_MOMENT].view(torch.int32).bitwise_or_(tie.int() << 31)
+            second = states[SECOND_MOMENT].view(torch.int32)
+            second.bitwise_or_((tie.int() << 31).to(second.device))

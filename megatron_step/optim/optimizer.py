@@ -1,7 +1,7 @@
 """megatron-core's data parallelism and optimizer over the trainable weights of a model."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,27 @@ def wrap_data_parallel(
     return wrapped
 
 
+def unwrap_data_parallel(chunks: Sequence[DistributedDataParallel]) -> list[MegatronModule]:
+    """Return the model chunks without their wrappers, as they were before `wrap_data_parallel`, in place.
+
+    The weights leave the buffers of the wrappers. The wrappers' hooks on gradients do nothing any more. The optimizer
+    over the weights must be gone.
+    """
+    for chunk in chunks:
+        chunk.param_to_bucket_group.clear()  # the hooks look into it
+        chunk.config.no_sync_func = None
+        for weight in chunk.params_with_grad:
+            weight.data = weight.data.clone()  # one after another: the buffer is freed with the last
+            weight.grad = None
+            for name in _WRAPPED_ATTRIBUTES & vars(weight).keys():
+                delattr(weight, name)
+    return [chunk.module for chunk in chunks]
+
+
+_WRAPPED_ATTRIBUTES = {"main_grad", "grad_added_to_main_grad", "main_param", "main_param_sharded", "decoupled_grad"}
+"""What megatron-core's wrapper and optimizer leave on a trained weight."""
+
+
 class _SingleReplica(DistributedDataParallel):
     """The only data-parallel rank: its gradients are the average, its weights complete.
 
@@ -86,8 +107,8 @@ def build_optimizer(
 
     `seed`, the same on all ranks, is that of stochastic rounding where the recipe has it.
 
-    Weights with another `role` (their learning rate may differ) or `since` (Adam has seen another number of their
-    gradients) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
+    Weights with another `role` (their learning rate may differ) or `updates` (the number of their gradients that Adam
+    has seen) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
     the first step.
     """
     distributed = chunks[0].ddp_config.use_distributed_optimizer
@@ -153,9 +174,9 @@ def _group_overrides(chunks: list[DistributedDataParallel]) -> dict[ParamKey, di
         _where("one_dimensional", lambda param: param.dim() == 1): {"wd_mult": 0.0}
     }
     kinds = {_kind(param) for chunk in chunks for param in chunk.parameters() if param.requires_grad}
-    for role, since in kinds:
-        key = _where(f"{role}_{since}", partial(_is_of_kind, (role, since)))
-        overrides[key] = {"role": role, "since": since}
+    for role, updates in kinds:
+        key = _where(f"{role}_{updates}", partial(_is_of_kind, (role, updates)))
+        overrides[key] = {"role": role, "updates": updates}
     return overrides
 
 
@@ -164,8 +185,8 @@ def _where(name: str, condition: Callable[[torch.Tensor], bool]) -> ParamKey:
 
 
 def _kind(param: torch.Tensor) -> tuple[str, int]:
-    """Role of a weight in the optimizer, and the stage in which its moments began."""
-    return getattr(param, "role", "base"), getattr(param, "since", 0)
+    """Role of a weight in the optimizer, and the updates that its moments have seen."""
+    return getattr(param, "role", "base"), getattr(param, "updates", 0)
 
 
 def _is_of_kind(kind: tuple[str, int], param: torch.Tensor) -> bool:
@@ -190,10 +211,10 @@ def set_learning_rate(
         group["weight_decay"] = config.weight_decay * group["wd_mult"]
 
 
-def set_update_counts(optimizer: MegatronOptimizer, updates: Mapping[int, int]) -> None:
-    """Set the count of updates that Adam's moments have seen; `updates` gives it by the stage in which they began."""
+def set_update_counts(optimizer: MegatronOptimizer) -> None:
+    """Set the count of updates that Adam's moments have seen to what the weights' `updates` were at the build."""
     for group in optimizer.param_groups:
-        group["step"] = updates[group["since"]]
+        group["step"] = group["updates"]
 
 
 def gradient_norm(optimizer: MegatronOptimizer, device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""What this rank's optimizer holds of a weight: which of the weight's elements, and their states."""
+"""What this rank holds of a weight's optimizer states: of which elements, and the states."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,33 @@ from megatron_step.plan.states import MAIN_WEIGHT
 
 
 @dataclass(frozen=True)
-class Owned:
-    """A rank's part of a trained weight in the optimizer."""
+class Held:
+    """A rank's part of a weight's optimizer states, in the optimizer or on the host."""
 
     elements: slice
     """Elements of the flattened weight, as this tensor-parallel rank has it."""
-    inner: torch.optim.Optimizer
-    """The inner optimizer that updates it."""
-    updated: Tensor
-    """What the inner optimizer updates, and knows the states by: the main weight, or a compact state's weight."""
     states: dict[str, Tensor]
     """Optimizer states of the elements by name, flat and live."""
     is_replicated: bool
     """Whether every data-parallel rank holds the same elements."""
+
+
+@dataclass(frozen=True)
+class Owned(Held):
+    """A rank's part of a trained weight in the optimizer."""
+
+    inner: torch.optim.Optimizer
+    """The inner optimizer that updates it."""
+    updated: Tensor
+    """What the inner optimizer updates, and knows the states by: the main weight, or a compact state's weight."""
+
+
+def held(optimizer: MegatronOptimizer, param: Tensor) -> Held | None:
+    """Return what this rank holds of a weight's states, which wait on the host (optim/resting.py) while it rests.
+
+    Returns None if other data-parallel ranks hold all of them, or if the weight has none.
+    """
+    return owned(optimizer, param) if param.requires_grad else getattr(param, "resting", None)
 
 
 def owned(optimizer: MegatronOptimizer, param: Tensor) -> Owned | None:
@@ -46,4 +60,4 @@ def _owned(part: MegatronOptimizer, elements: slice, updated: Tensor, *, is_repl
     states = {name: state.view(-1) for name, state in part.optimizer.state[updated].items()}
     if updated.dtype == torch.float32:
         states[MAIN_WEIGHT] = updated.detach().view(-1)
-    return Owned(elements, part.optimizer, updated, states, is_replicated)
+    return Owned(elements, states, is_replicated, part.optimizer, updated)

@@ -44,6 +44,17 @@ class Piece:
         """View of its scales in a tensor of the owned elements' scales: [rows, blocks]."""
         return flat[self.first_scale : self.first_scale + self.rows * self.blocks].view(self.rows, self.blocks)
 
+    def is_within(self, whole: "Piece") -> bool:
+        """Whether its rows are rows of `whole`, a piece of the same rank with every column that the rank has."""
+        row = self.place.first_row - whole.place.first_row
+        return self.key == whole.key and 0 <= row < whole.rows
+
+    def scales_within(self, whole: "Piece", flat: Tensor) -> Tensor:
+        """View of its scales in a tensor of the scales of `whole`, a piece that it is within: [rows, blocks]."""
+        row = self.place.first_row - whole.place.first_row
+        block = self.place.first_column // MOMENT_BLOCK - whole.place.first_column // MOMENT_BLOCK
+        return whole.scales_of(flat)[row : row + self.rows, block : block + self.blocks]
+
     def shared_blocks(self) -> list[int]:
         """Positions in a row of the blocks that other ranks may hold elements of: the first, the last, or both."""
         begins = self.place.first_column

@@ -3,6 +3,8 @@
 policy      matrices and biases      norms                        adapters
 frozen      frozen                   trained, unless freeze.norms none
 adapters    frozen                   trained, unless freeze.norms on adapter.targets (LoRA, Hu et al., 2022)
+rotate      a share of each pipeline trained, unless freeze.norms none
+            rank's layers in turn
 trained     trained                  trained, unless freeze.norms none
 
 A policy decides for each weight whether it is trained, and which linears get adapters. The model, and the planner's
@@ -15,11 +17,15 @@ A user's own policy is a subclass of `Policy`; `register` makes its name a value
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
 from typing import Literal
 
+from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig, check_adapter_rank
 from megatron_step.config.stages import Target
 from megatron_step.plan.names import is_adapter, is_norm, layer_of
+from megatron_step.plan.rotation import Rotation
 from megatron_step.plan.stages import Stage
 
 Role = Literal["base", "embedding", "new_layer", "adapter"]
@@ -36,6 +42,13 @@ class Treatment:
     """The weight's role in the optimizer."""
     since: int
     """Index of the stage that created the optimizer states. Growth carries over the states of an earlier stage."""
+    rests: bool = False
+    """Whether the weight is not trained now, but its optimizer states wait on the host for a later turn."""
+
+    @property
+    def has_states(self) -> bool:
+        """Whether a checkpoint has optimizer states of the weight."""
+        return self.trained or self.rests
 
 
 class Policy(ABC):
@@ -47,8 +60,6 @@ class Policy(ABC):
     """Whether the policy trains every matrix of old layers, which freeze.layers false requires."""
     adds_adapters: bool = False
     """Whether linears of old layers get adapters. The section `adapter` sets their rank, alpha and dropout."""
-    period: int = 1
-    """Number of old layers after which the treatment repeats. The planner uses the mean cost of a period."""
     interval_key: str = ""
     """Config key that `change_interval` reads, for messages."""
 
@@ -61,8 +72,20 @@ class Policy(ABC):
     def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
         """Return what `stage` does with the weight `key` of an old layer or of its adapters, after `turn` changes.
 
-        A change must not alter the bytes on any rank.
+        Whether a weight has optimizer states must not depend on `turn`, unless the change creates and drops states.
         """
+
+    def period(self, config: RunConfig) -> int:
+        """Return after how many old layers the treatment repeats. The planner uses the mean cost of a period."""
+        return 1
+
+    def num_turns(self, stage: Stage, config: RunConfig) -> int:
+        """Return after how many changes the treatment repeats. The plan has the bytes of the largest of these turns."""
+        return 1
+
+    def updates(self, key: str, steps: int, stage: Stage, config: RunConfig) -> int:
+        """Return how many of the first `steps` steps of `stage` have updated the states of a trained weight."""
+        return steps
 
     def adapter_targets(self, layer: int, stage: Stage, config: RunConfig) -> Sequence[Target]:
         """Return the linears that get adapters in the old layer with the index `layer`."""
@@ -75,6 +98,14 @@ class Policy(ABC):
     def change_interval(self, config: RunConfig) -> int:
         """Return the number of steps between changes of old layers in a stage; 0 if there are no changes."""
         return 0
+
+    def rewarms(self, config: RunConfig) -> bool:
+        """Return whether the learning rate warms up again after a change."""
+        return True
+
+    def problem(self, stage: Stage, config: RunConfig) -> str | None:
+        """Return why the policy cannot treat the old layers of `stage`, and what to do; None if it can."""
+        return None
 
     def check(self, config: RunConfig) -> None:
         """Raise ValueError if other keys of the config contradict this policy."""
@@ -142,6 +173,94 @@ class Trained(Policy):
         return Treatment(not (is_norm(key) and config.freeze.norms), "base", stage.layers[layer_of(key)].born)
 
 
+class Rotate(Policy):
+    """Trains a share of each pipeline rank's old layers in each turn. The others rest: only their norms are trained."""
+
+    name = "rotate"
+    effect = "old layers are trained in turn"
+    interval_key = "old_layers.turn_steps"
+
+    def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
+        """Train the norms and, in the layers that `turn` trains, all other weights."""
+        layer, keeps = layer_of(key), config.old_layers.moments == "keep"
+        born = stage.layers[layer].born
+        if is_norm(key):
+            return Treatment(not config.freeze.norms, "base", born)
+        rotation, number = _place_in_rotation(layer, stage, config)
+        active = rotation.is_active(number, turn)
+        return Treatment(active, "base", born if keeps else stage.index, rests=keeps and not active)
+
+    def period(self, config: RunConfig) -> int:
+        """Return a number of layers of which nearly `active_share` are trained."""
+        return _share(config).limit_denominator(20).denominator
+
+    def num_turns(self, stage: Stage, config: RunConfig) -> int:
+        """Return the turns of the longest cycle of a pipeline rank, or of the stage if it has fewer."""
+        in_stage = -(-stage.num_steps // config.old_layers.turn_steps)
+        cycles = [_rotation(number, stage, config).num_shifts for number in range(len(stage.turn_groups))]
+        return max(1, min(in_stage, max(cycles)))
+
+    def updates(self, key: str, steps: int, stage: Stage, config: RunConfig) -> int:
+        """Return the steps of the layer's turns; with `moments: reset` those since it was last at rest."""
+        if is_norm(key):
+            return steps
+        rotation, number = _place_in_rotation(layer_of(key), stage, config)
+        if config.old_layers.moments == "keep":
+            return rotation.active_steps(number, steps)
+        return rotation.steps_in_a_row(number, steps, turn_at(stage.first_step + steps, stage, config))
+
+    def change_interval(self, config: RunConfig) -> int:
+        """Return the steps of a turn."""
+        return config.old_layers.turn_steps
+
+    def rewarms(self, config: RunConfig) -> bool:
+        """Return whether moments start at zero after a change."""
+        return config.old_layers.moments == "reset"
+
+    def problem(self, stage: Stage, config: RunConfig) -> str | None:
+        """Return a line if a turn is longer than the stage, or if the share leaves a pipeline rank without layers."""
+        turn_steps, share = config.old_layers.turn_steps, config.old_layers.active_share
+        if stage.num_steps == 0:
+            return None
+        if turn_steps > stage.num_steps:
+            return (
+                f"old_layers.turn_steps {turn_steps} is more than the {counted(stage.num_steps, 'step')} of stage "
+                f"{stage.number}: the layers that rest first would never be trained. Set old_layers.turn_steps to less "
+                f"than {stage.num_steps}"
+            )
+        fewest = min(map(len, stage.turn_groups))
+        if _num_active(fewest, config) == 0:
+            return (
+                f"old_layers.active_share {share} of the {counted(fewest, 'old layer')} that a pipeline rank has in "
+                f"stage {stage.number} rounds to no layer: use a share of at least {1 / (2 * fewest):.2g}, or fewer "
+                "pipeline ranks"
+            )
+        return None
+
+
+def _place_in_rotation(layer: int, stage: Stage, config: RunConfig) -> tuple[Rotation, int]:
+    """Return the rotation that an old layer takes part in, and its number there."""
+    ((number, group),) = [(number, group) for number, group in enumerate(stage.turn_groups) if layer in group]
+    return _rotation(number, stage, config), group.index(layer)
+
+
+def _rotation(number: int, stage: Stage, config: RunConfig) -> Rotation:
+    """Return the rotation over the group with the number `number` of the stage's old layers."""
+    num_layers, random = len(stage.turn_groups[number]), config.old_layers.order == "random"
+    seed = f"{config.training.seed}/{stage.index}/{number}" if random else None
+    return Rotation(num_layers, _num_active(num_layers, config), config.old_layers.turn_steps, seed)
+
+
+def _num_active(num_layers: int, config: RunConfig) -> int:
+    """Return active_share of `num_layers`, rounded to whole layers, halves up."""
+    return floor(_share(config) * num_layers + Fraction(1, 2))
+
+
+def _share(config: RunConfig) -> Fraction:
+    """Return active_share as it is written, so that 0.15 of 10 layers are exactly 1.5."""
+    return Fraction(str(config.old_layers.active_share))
+
+
 _POLICIES: dict[str, Policy] = {}
 
 
@@ -193,6 +312,12 @@ def since_change(step: int, stage: Stage, config: RunConfig) -> int:
     return in_stage % interval if interval else in_stage
 
 
+def since_rewarm(step: int, stage: Stage, config: RunConfig) -> int:
+    """Return the steps since the learning rate began to warm up in `stage`, when the run has finished `step` steps."""
+    rewarms = stage.index > 0 and policy_of(config).rewarms(config)
+    return since_change(step, stage, config) if rewarms else step - stage.first_step
+
+
 def turn_at(step: int, stage: Stage, config: RunConfig) -> int:
     """Return the number of changes in `stage` until the run has finished `step` steps."""
     interval = _interval(stage, config)
@@ -204,5 +329,5 @@ def _interval(stage: Stage, config: RunConfig) -> int:
     return policy_of(config).change_interval(config) if stage.index > 0 else 0
 
 
-for _policy in (Frozen(), Adapters(), Trained()):
+for _policy in (Frozen(), Adapters(), Rotate(), Trained()):
     register(_policy)

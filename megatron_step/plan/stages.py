@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from megatron_step.plan.layout import Chunk
+from megatron_step.config.parallel import ParallelConfig
+from megatron_step.plan.layout import Chunk, rank_chunks
 from megatron_step.plan.operators import GrownLayer
 
 
@@ -26,6 +27,9 @@ class Stage:
     """Whether the model grows at its end; the run's last stage does not."""
     layout: tuple[int, ...]
     """Layers of each pipeline rank; with virtual pipelines of each chunk, in the order of the layers."""
+    turn_groups: tuple[tuple[int, ...], ...] = ()
+    """Numbers of the old layers of each pipeline rank, for a policy that trains a share of each group in turn. A run
+    that resumes in another layout keeps the groups of the stages that it has begun, to train the same layers."""
 
     @property
     def number(self) -> int:
@@ -104,10 +108,11 @@ def plan_from_dict(values: dict[str, Any]) -> StagePlan:
 
 
 def _stage_from_dict(values: dict[str, Any]) -> Stage:
-    known = {field.name: values[field.name] for field in fields(Stage)}
+    groups = tuple(map(_whole, values.get("turn_groups", ())))  # older plans have none
+    known = {field.name: values[field.name] for field in fields(Stage) if field.name != "turn_groups"}
     layers = tuple(GrownLayer(_whole(layer["sources"]), *_whole([layer["born"]])) for layer in values["layers"])
     _whole([values[name] for name in ("index", "first_step", "last_step", "schedule_steps")])
-    return Stage(**{**known, "layers": layers, "layout": _whole(values["layout"])})
+    return Stage(**{**known, "layers": layers, "layout": _whole(values["layout"]), "turn_groups": groups})
 
 
 def _whole(values: Any) -> tuple[int, ...]:
@@ -120,6 +125,14 @@ def _whole(values: Any) -> tuple[int, ...]:
 def even_layout(num_layers: int, chunks: int) -> tuple[int, ...]:
     """`num_layers` spread over `chunks` as evenly as can be; earlier chunks, which hold no output layer, get more."""
     return tuple(num_layers // chunks + (chunk < num_layers % chunks) for chunk in range(chunks))
+
+
+def turn_groups(stage: Stage, parallel: ParallelConfig) -> tuple[tuple[int, ...], ...]:
+    """Return the old layers of each pipeline rank that has some, in the layout of `stage`."""
+    ranks = [rank_chunks(parallel, rank) for rank in range(parallel.pipeline_parallel_size)]
+    layers = [[layer for chunk in chunks for layer in stage.layers_of(chunk)] for chunks in ranks]
+    groups = [tuple(layer for layer in own if stage.layers[layer].born < stage.index) for own in layers]
+    return tuple(group for group in groups if group)
 
 
 def first_steps(budgets: Sequence[int], times: Sequence[float]) -> list[tuple[int, int]]:

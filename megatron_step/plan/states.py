@@ -23,6 +23,7 @@ row: a frozen linear's matrix has an fp32 scale for each row, and its product ne
 ("LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale"); embeddings, output layer, norms and biases stay.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -178,18 +179,34 @@ class Recipe:
             for parameter in parameters
         )
 
+    def resting_bytes(self, parameters: Sequence[Parameter], owners: int) -> int:
+        """Bytes that the optimizer states of resting weights take on the host, on the fullest of `owners` data-parallel
+        ranks, which divide each weight's states."""
+        counts = Counter(parameter.shape for parameter in parameters if parameter.treatment.rests)
+        ranks = [0] * owners
+        for shape, count in counts.items():
+            for rank in range(owners):
+                ranks[rank] += count * self.optimizer_bytes(shape, *share(prod(shape), owners, rank))
+        return max(ranks)
+
     def saved_bytes(self, parameters: Sequence[Parameter], owners: int) -> int:
-        """Bytes that one rank saves of `parameters`: the weights, and its share of the optimizer states of the trained
-        ones, which `owners` data-parallel ranks divide."""
-        states = sum(self.optimizer_bytes(one.shape) for one in parameters if one.treatment.trained)
+        """Bytes that one rank saves of `parameters`: the weights, and its share of the optimizer states of the
+        trained and resting ones, which `owners` data-parallel ranks divide."""
+        states = sum(self.optimizer_bytes(one.shape) for one in parameters if one.treatment.has_states)
         return sum(self.weight.bytes(one.numel) for one in parameters) + -(-states // owners)
 
     def largest_tensor_bytes(self, parameter: Parameter) -> int:
         """Bytes of the largest tensor that a checkpoint has of a weight: the weight, or one of its states."""
         formats = [self.weight]
-        if parameter.treatment.trained:
+        if parameter.treatment.has_states:
             formats += self.optimizer_states(parameter.shape).values()
         return max(format.element_bytes for format in formats) * parameter.numel
+
+
+def share(numel: int, owners: int, rank: int) -> tuple[int, int]:
+    """Return the first element that `rank` has, and the one after its last, if `owners` ranks divide `numel`."""
+    size = -(-numel // owners)
+    return min(rank * size, numel), min((rank + 1) * size, numel)
 
 
 def copied_in_growth(layer: int, largest: int) -> int:

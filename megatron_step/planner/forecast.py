@@ -10,6 +10,7 @@ from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import StagesConfig
 from megatron_step.config.yaml_json import read_json
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
 from megatron_step.planner.costs.held import HeldChunk, held_chunks
@@ -32,7 +33,7 @@ class RankForecast:
     growth_bytes: int
     """What it needs beside the model states while the model grows into the stage."""
     host: HostMemory
-    """What saves and loads need in the host's memory."""
+    """What saves, loads and resting layers need in the host's memory."""
     capacity_bytes: int | None
     """What it may fill; None for no limit."""
 
@@ -119,8 +120,12 @@ class Forecast:
         }
 
 
-def plan_and_forecast(resolved: ResolvedConfig, chosen: Sequence[int] | None = None) -> Forecast:
-    """Return the plan of a run and what it will need, by the files that the config names; `chosen` as in `make_plan`.
+def plan_and_forecast(
+    resolved: ResolvedConfig, chosen: Sequence[int] | None = None, begun: Sequence[Stage] = ()
+) -> Forecast:
+    """Return the plan of a run and what it will need, by the files that the config names.
+
+    `chosen` and `begun` are as in `plan_by_costs`.
 
     Raises ValueError if there is no such plan, it does not fit the machines, or the config has planner keys that only
     the plan command takes.
@@ -131,12 +136,17 @@ def plan_and_forecast(resolved: ResolvedConfig, chosen: Sequence[int] | None = N
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
     if config.planner.plan:
         resolved = resolved.with_config(with_plan(config, Path(config.planner.plan)))
-    planned = forecast(resolved, cluster, chosen)
+    planned = forecast(resolved, cluster, chosen, begun)
     check_fits(planned)
     return planned
 
 
-def forecast(resolved: ResolvedConfig, cluster: Cluster | None = None, chosen: Sequence[int] | None = None) -> Forecast:
+def forecast(
+    resolved: ResolvedConfig,
+    cluster: Cluster | None = None,
+    chosen: Sequence[int] | None = None,
+    begun: Sequence[Stage] = (),
+) -> Forecast:
     """Return the plan of a run on the machines of `cluster`, and what it will need.
 
     Raises ValueError as `make_plan` does.
@@ -144,7 +154,7 @@ def forecast(resolved: ResolvedConfig, cluster: Cluster | None = None, chosen: S
     check_growth(resolved.config)
     machines = pipeline_machines(cluster, resolved.config.parallel, resolved.dp_size)
     costs = run_costs(resolved)
-    plan = plan_by_costs(resolved, costs, machines, chosen)
+    plan = plan_by_costs(resolved, costs, machines, chosen, begun)
     ordinary = resolved.with_config(vanilla_config(resolved.config, plan))
     vanilla = plan_by_costs(ordinary, costs, machines)  # whose layers cost what those of a first stage do
     return Forecast(
@@ -209,8 +219,12 @@ def _stage_forecast(
 ) -> StageForecast:
     stage_costs = costs.stage(stage.index)
     ranks, seconds = [], []
-    for machine, chunks, cost in zip(machines, held_chunks(resolved, stage), stage_costs.ranks):
-        rank = _rank_forecast(resolved, stage, chunks, machine)
+    policy, config = policy_of(resolved.config), resolved.config
+    turns = range(policy.num_turns(stage, config) if stage.index and stage.num_steps else 1)
+    by_rank = zip(*(held_chunks(resolved, stage, turn) for turn in turns))
+    for machine, rank_turns, cost in zip(machines, by_rank, stage_costs.ranks):
+        forecasts = [_rank_forecast(resolved, stage, chunks, machine) for chunks in rank_turns]
+        rank = max(forecasts, key=lambda turn: turn.peak_bytes)
         ranks.append(rank)
         seconds.append(rank_seconds(stage_costs, cost, machine) + _layers_seconds(stage_costs, rank, machine))
     return StageForecast(stage, tuple(ranks), max(seconds))
@@ -254,6 +268,7 @@ def _stage_dict(forecast: StageForecast) -> dict[str, Any]:
                 "growth_bytes": rank.growth_bytes,
                 "checkpoint_host_bytes": rank.host.save_bytes,
                 "load_host_bytes": rank.host.load_bytes,
+                "resting_host_bytes": rank.host.resting_bytes,
                 "total_bytes": rank.peak_bytes,
                 "capacity_bytes": rank.capacity_bytes,
             }

@@ -94,7 +94,7 @@ def _change_warnings(config: RunConfig, stage: Stage) -> Iterator[str]:
             f"{key} {interval} is not less than the {counted(stage.num_steps, 'step')} of stage {stage.number}: the "
             "old layers do not change in that stage"
         )
-    elif 0 < interval < rewarm:
+    elif 0 < interval < rewarm and policy.rewarms(config):
         yield (
             f"schedule.rewarm_steps {rewarm} is more than {key} {interval}: the learning rate reaches only "
             f"{interval / rewarm:.1%} of its peak in each interval. Set schedule.rewarm_steps to at most {interval}"

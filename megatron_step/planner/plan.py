@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from megatron_step.config.cluster import Cluster
@@ -11,7 +12,7 @@ from megatron_step.plan.layout import num_chunks
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.operators import GrownLayer, first_layers, grow, operator_of
 from megatron_step.plan.resolved import ResolvedConfig
-from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps
+from megatron_step.plan.stages import Stage, StagePlan, even_layout, first_steps, turn_groups
 from megatron_step.planner.costs.machines import Machine, pipeline_machines
 from megatron_step.planner.costs.stage_costs import RunCosts, run_costs
 from megatron_step.planner.search.choose import choose
@@ -38,12 +39,18 @@ def check_growth(config: RunConfig) -> None:
 
 
 def plan_by_costs(
-    resolved: ResolvedConfig, costs: RunCosts, machines: Sequence[Machine], chosen: Sequence[int] | None = None
+    resolved: ResolvedConfig,
+    costs: RunCosts,
+    machines: Sequence[Machine],
+    chosen: Sequence[int] | None = None,
+    begun: Sequence[Stage] = (),
 ) -> StagePlan:
     """Return the stages of a run with these `costs` on these `machines`; `chosen` as in `make_plan`.
 
-    Raises ValueError if the growth operator cannot add the layers asked for, if a layout does not hold a stage, or if
-    the plan does not fit the machines.
+    `begun` has the stages that the run has begun by an earlier plan, in whose layout it trains layers in turn.
+
+    Raises ValueError if the growth operator cannot add the layers asked for, if a layout does not hold a stage, if the
+    policy for old layers cannot treat a stage, or if the plan does not fit the machines.
     """
     config = resolved.config
     budgets = _step_budgets(config)
@@ -58,17 +65,21 @@ def plan_by_costs(
     stages: list[Stage] = []
     for index, (first_step, last_step) in enumerate(spans):
         layers = _layers(stages, depths[index] - (depths[index - 1] if index else 0), config)
-        stages.append(
-            Stage(
-                index=index,
-                layers=layers,
-                first_step=first_step,
-                last_step=last_step,
-                schedule_steps=budgets[index],
-                grows=index < config.stages.count - 1,
-                layout=layouts[index],
-            )
+        stage = Stage(
+            index=index,
+            layers=layers,
+            first_step=first_step,
+            last_step=last_step,
+            schedule_steps=budgets[index],
+            grows=index < config.stages.count - 1,
+            layout=layouts[index],
         )
+        same_layers = index < len(begun) and begun[index].layers == layers and begun[index].turn_groups
+        groups = begun[index].turn_groups if same_layers else turn_groups(stage, config.parallel)
+        stages.append(replace(stage, turn_groups=groups))
+    problems = (policy_of(config).problem(stage, config) for stage in stages[1:])
+    if problem := next(filter(None, problems), None):
+        raise ValueError(problem)
     return StagePlan(tuple(stages), solution)
 
 

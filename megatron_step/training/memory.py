@@ -56,6 +56,13 @@ def measure_states(state: TrainState, activation_bytes: int) -> RankMemory:
     )
 
 
+def measure_resting(state: TrainState) -> int:
+    """Return the bytes of host memory in which optimizer states of this rank's resting weights wait."""
+    params = (param for chunk in state.chunks for param in chunk.parameters())
+    waiting = (param.resting for param in params if getattr(param, "resting", None) is not None)
+    return sum(_nbytes(tensor) for own in waiting for tensor in own.states.values())
+
+
 def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 

@@ -26,7 +26,7 @@ from megatron_step.engine.parallel import Parallel, parallel_layout, stop_world
 from megatron_step.engine.signals import Stopped, StopRequest, stop_requests
 from megatron_step.engine.world import open_world
 from megatron_step.plan.resolved import resolve
-from megatron_step.plan.stages import StagePlan, plan_from_dict
+from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
 from megatron_step.plan.states import Recipe, training_recipe
 from megatron_step.planner.forecast import Forecast, plan_and_forecast
 from megatron_step.planner.lengths import length_warnings
@@ -164,13 +164,16 @@ def _plan(config: RunConfig, vocab_size: int, found: FoundCheckpoint | None, par
 
     Raises ValueError if no plan is possible, or if none fits the machines.
     """
-    chosen = None
+    chosen: list[int] | None = None
+    begun: Sequence[Stage] = ()
     if found is not None:
-        chosen = [stage.num_new_layers for stage in plan_from_dict(found.manifest.plan).stages]
+        saved = plan_from_dict(found.manifest.plan).stages
+        begun = saved[: found.manifest.stage_index + 1]
+        chosen = [stage.num_new_layers for stage in saved]
         # A checkpoint with another number of stages is rejected later, when the two plans are compared.
         chosen = chosen if len(chosen) == config.stages.count else None
     try:
-        return plan_and_forecast(resolve(config, vocab_size, parallel.dp_size), chosen)
+        return plan_and_forecast(resolve(config, vocab_size, parallel.dp_size), chosen, begun)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 

@@ -9,7 +9,7 @@ from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.signals import StopRequest
 from megatron_step.optim.schedule import learning_rate, rewarm_share
-from megatron_step.plan.old_layers import Role, since_change
+from megatron_step.plan.old_layers import Role, since_rewarm
 from megatron_step.plan.stages import StagePlan
 from megatron_step.planner.costs.memory import RankMemory
 from megatron_step.training.memory import measure_step
@@ -102,7 +102,7 @@ def step_learning_rate(config: RunConfig, plan: StagePlan, step: int) -> float:
         in_stage,
         stage.schedule_steps,
         warmup_steps=warmup_steps,
-        since_restart=since_change(step, stage, config),
+        since_restart=since_rewarm(step, stage, config),
         grows=stage.grows,
     )
 
@@ -117,5 +117,5 @@ def warm_shares(config: RunConfig, plan: StagePlan, step: int) -> dict[Role, flo
         return {}
     return {
         "new_layer": rewarm_share(schedule, step - stage.first_step),
-        "adapter": rewarm_share(schedule, since_change(step, stage, config)),
+        "adapter": rewarm_share(schedule, since_rewarm(step, stage, config)),
     }

@@ -10,17 +10,23 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer.module import Float16Module
 
 from megatron_step.adapters.attach import attach_adapters
-from megatron_step.adapters.freeze import apply_treatment
+from megatron_step.adapters.freeze import apply_treatment, mark_weights
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
-from megatron_step.model.build import build_model
+from megatron_step.model.build import build_model, sharded_weights
 from megatron_step.model.gpt import GPTModel
-from megatron_step.optim.optimizer import build_optimizer, set_update_counts, wrap_data_parallel
+from megatron_step.optim.optimizer import (
+    build_optimizer,
+    set_update_counts,
+    unwrap_data_parallel,
+    wrap_data_parallel,
+)
+from megatron_step.optim.resting import rest
 from megatron_step.plan.old_layers import adapter_targets, turn_at
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage, StagePlan
 from megatron_step.plan.states import training_recipe
-from megatron_step.plan.trainable import treatment
+from megatron_step.plan.trainable import treatment, updates
 from megatron_step.planner.plan import make_plan
 
 
@@ -36,6 +42,8 @@ class TrainState:
     """This rank's model chunks, one for each virtual pipeline rank."""
     optimizer: MegatronOptimizer | None
     """AdamW over the trainable weights of the chunks; None after `release`."""
+    plan: StagePlan
+    """All stages of the run."""
     kept_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the Hugging Face model that the weights were imported from; see `Manifest`."""
     growth_peak_bytes: int | None = None
@@ -96,11 +104,31 @@ def make_trainable(
 ) -> TrainState:
     """Give the chunks of `build_stage_model` gradient buffers and an optimizer with zero moments.
 
-    Main weights are copies of the chunks' present weights. The run has finished `step` steps.
+    Main weights are copies of the chunks' present weights. The run has finished `step` steps. Adam counts the updates
+    that the plan gives each weight until then. Resting weights that have no states get zero moments on the host.
     """
-    recipe = training_recipe(config)
+    recipe, stages = training_recipe(config), plan.stages[: stage.index + 1]
+    for shard in sharded_weights(chunks, parallel).values():
+        if shard.data.requires_grad:
+            shard.data.updates = updates(shard.key, stages, config, step)
+        elif shard.data.rests and getattr(shard.data, "resting", None) is None:
+            rest(shard, recipe, parallel)
     wrapped = wrap_data_parallel(chunks, recipe, parallel)
     optimizer = build_optimizer(config.optimizer, wrapped, recipe, parallel, config.training.seed)
-    # Adam's moments have seen the steps since the stage in which they began.
-    set_update_counts(optimizer, {one.index: step - one.first_step for one in plan.stages})
-    return TrainState(step=step, stage=stage, chunks=wrapped, optimizer=optimizer)
+    set_update_counts(optimizer)
+    return TrainState(step=step, stage=stage, chunks=wrapped, optimizer=optimizer, plan=plan)
+
+
+def next_turn(state: TrainState, config: RunConfig, parallel: Parallel) -> None:
+    """Give the weights that the state's step trains gradient buffers and an optimizer with zero moments, in place.
+
+    The weights stay as they are, and so do the states of weights that rest. All else of the optimizer is lost.
+    """
+    state.optimizer = None
+    bare = unwrap_data_parallel(state.chunks)
+    state.release()
+    turn = turn_at(state.step, state.stage, config)
+    for chunk in bare:
+        mark_weights(chunk, lambda key: treatment(key, state.stage, config, turn), parallel)
+    changed = make_trainable(bare, config, state.plan, state.stage, state.step, parallel)
+    state.chunks, state.optimizer = changed.chunks, changed.optimizer

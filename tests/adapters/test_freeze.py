@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 from serial_oracle import state_of
-from small_run import made_up_batch, small_config
+from small_run import VOCAB_SIZE, made_up_batch, small_config
 
+from megatron_step.adapters.freeze import mark_weights
 from megatron_step.engine.parallel import Parallel
+from megatron_step.model.build import build_model
+from megatron_step.plan.old_layers import Treatment
 from megatron_step.training.hooks.gradients import weights_without_gradient
 from megatron_step.training.step import train_step
 
@@ -29,10 +32,19 @@ def test_frozen_weights_have_neither_gradient_nor_state(alone: Parallel, distrib
     assert sum(moments["exp_avg"].numel() for moments in part.optimizer.state.values()) == elements
 
 
-def test_groups_know_role_and_stage(alone: Parallel) -> None:
+def test_groups_know_role_and_updates(alone: Parallel) -> None:
     state = state_of(small_config(stages=STAGES), 1, alone)
-    kinds = {(group["role"], group["since"]) for group in state.optimizer.param_groups}
-    assert kinds == {("embedding", 0), ("base", 0), ("new_layer", 1), ("adapter", 1)}
+    kinds = {(group["role"], group["updates"]) for group in state.optimizer.param_groups}
+    assert kinds == {("embedding", state.step), ("base", state.step), ("new_layer", 0), ("adapter", 0)}
+
+
+def test_a_mark_freezes_and_trains_again(alone: Parallel) -> None:
+    config = small_config()
+    (chunk,) = build_model(config.model, VOCAB_SIZE, alone, "fp32", seed=1)
+    for trained in (False, True):
+        mark_weights(chunk, lambda key: Treatment(trained, "base", 3, rests=not trained), alone)  # noqa: B023
+        for param in chunk.parameters():
+            assert (param.requires_grad, param.since, param.rests) == (trained, 3, not trained)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

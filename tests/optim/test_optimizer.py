@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from serial_oracle import first_gradient
 from small_run import TIED, VOCAB_SIZE, made_up_batch, small_config
 from worlds import Worlds
 
@@ -18,6 +19,7 @@ from megatron_step.optim.optimizer import (
     set_learning_rate,
     set_update_counts,
     square_norm,
+    unwrap_data_parallel,
     wrap_data_parallel,
 )
 from megatron_step.plan.states import RECIPES, training_recipe
@@ -85,18 +87,42 @@ def test_each_role_has_its_learning_rate(alone: Parallel) -> None:
 
 def test_weights_of_one_kind_are_one_group(alone: Parallel) -> None:
     (chunk,), optimizer = _with_roles(alone)
-    groups = [(group["role"], group["since"], group["wd_mult"]) for group in optimizer.param_groups]
+    groups = [(group["role"], group["updates"], group["wd_mult"]) for group in optimizer.param_groups]
     assert len(set(groups)) == len(groups)
     for param in chunk.parameters():
-        kind = (param.role, param.since, 0.0 if param.dim() == 1 else 1.0)
+        kind = (param.role, param.updates, 0.0 if param.dim() == 1 else 1.0)
         (group,) = [group for group, other in zip(optimizer.param_groups, groups) if other == kind]
         assert any(param is other for other in group["params"])
 
 
-def test_the_update_counts_are_those_of_the_moments_stage(alone: Parallel) -> None:
+def test_the_update_counts_are_those_of_the_weights(alone: Parallel) -> None:
     _, optimizer = _with_roles(alone)
-    set_update_counts(optimizer, {0: 40, 1: 25, 2: 7})
-    assert {(group["since"], int(group["step"])) for group in optimizer.param_groups} == {(0, 40), (1, 25), (2, 7)}
+    set_update_counts(optimizer)
+    assert {(group["role"], int(group["step"])) for group in optimizer.param_groups} == {
+        ("base", 40),
+        ("embedding", 40),
+        ("adapter", 25),
+        ("new_layer", 7),
+    }
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunks_leave_their_wrappers_as_they_were(alone: Parallel, distributed: bool, precision: str) -> None:
+    """A new wrapper gives the same gradients, though the old one is still referred to."""
+    config = small_config(parallel={"distributed_optimizer": distributed}, training={"precision": precision})
+    state, recipe = initial_state(config, VOCAB_SIZE, alone), training_recipe(config)
+    train_step(state, made_up_batch(config, 1, alone), 1e-3, config, alone, False)
+    expected, old = first_gradient(state, config, alone), list(state.chunks)
+    state.optimizer = None
+    bare = unwrap_data_parallel(state.chunks)
+    for param in bare[0].parameters():
+        assert not hasattr(param, "main_grad") and param.grad is None
+        assert param.untyped_storage().nbytes() == param.nbytes
+    state.chunks = wrap_data_parallel(bare, recipe, alone)
+    found = first_gradient(state, config, alone)
+    assert len(old) == len(bare)
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
 @pytest.mark.parametrize("size", [1, 4096, 5000, 2**24 + 3])
@@ -121,13 +147,17 @@ def test_the_gradient_norm_is_that_of_all_gradients(alone: Parallel) -> None:
 
 
 def _with_roles(parallel: Parallel) -> tuple:
-    """A model with weights that the stages with index 0, 1 and 2 begin to train."""
+    """A model with weights whose moments have seen 40, 25 and 7 updates."""
     config = small_config()
     (chunk,) = build_model(config.model, VOCAB_SIZE, parallel, "fp32", seed=1)
-    kinds = {"embedding.": ("embedding", 0), "decoder.layers.1.": ("adapter", 1), "decoder.layers.3.": ("new_layer", 2)}
+    kinds = {
+        "embedding.": ("embedding", 40),
+        "decoder.layers.1.": ("adapter", 25),
+        "decoder.layers.3.": ("new_layer", 7),
+    }
     for name, param in chunk.named_parameters():
         known = (kind for prefix, kind in kinds.items() if name.startswith(prefix))
-        param.role, param.since = next(known, ("base", 0))
+        param.role, param.updates = next(known, ("base", 40))
     replicated = replace(parallel, config=replace(parallel.config, distributed_optimizer=False))
     wrapped = wrap_data_parallel([chunk], RECIPES["fp32"], replicated)
     return wrapped, build_optimizer(config.optimizer, wrapped, RECIPES["fp32"], replicated, 1)
@@ -141,7 +171,7 @@ def _with_roles(parallel: Parallel) -> tuple:
 def test_every_group_counts_updates_and_can_be_set(worlds: Worlds, size: int, layout: dict) -> None:
     for counted, set_to in worlds(size).run(count_updates, config=small_config(parallel=layout)):
         assert set(counted) == {2}
-        assert set(set_to) == {40}
+        assert set(set_to) == {0}
 
 
 # What the ranks run.
@@ -153,5 +183,5 @@ def count_updates(config: RunConfig) -> tuple[list[int], list[int]]:
         for step in range(2):
             train_step(state, made_up_batch(config, step, parallel), 1e-3, config, parallel, False)
         counted = [int(group["step"]) for group in state.optimizer.param_groups]
-        set_update_counts(state.optimizer, {0: 40})
+        set_update_counts(state.optimizer)
         return counted, [int(group["step"]) for group in state.optimizer.param_groups]

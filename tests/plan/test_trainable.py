@@ -7,9 +7,9 @@ from small_run import VOCAB_SIZE, small_config
 
 from megatron_step.config.run import RunConfig
 from megatron_step.plan.names import in_layer, is_adapter, layer_of
-from megatron_step.plan.old_layers import adapter_targets
+from megatron_step.plan.old_layers import adapter_targets, turn_at
 from megatron_step.plan.resolved import resolve
-from megatron_step.plan.trainable import treatment
+from megatron_step.plan.trainable import key_before, treatment, updates
 from megatron_step.planner.plan import make_plan
 
 STAGES = {"count": 3, "layers": [2, 1, 1]}  # layers by the stage that added them: 0 2 1 0
@@ -95,3 +95,35 @@ def test_keys_name_layers() -> None:
     assert in_layer(_layer(1, "mlp.linear_fc2.weight"), 11) == _layer(11, "mlp.linear_fc2.weight")
     assert is_adapter(_layer(1, "mlp.linear_fc2.adapter.linear_out.weight"))
     assert not is_adapter(_layer(1, "mlp.linear_fc2.weight"))
+
+
+@pytest.mark.parametrize("order", ["cyclic", "random"])
+@pytest.mark.parametrize("moments", ["keep", "reset"])
+def test_updates_are_the_steps_that_trained_the_states(moments: str, order: str) -> None:
+    rotation = {"policy": "rotate", "turn_steps": 2, "moments": moments, "order": order}
+    stages = {"count": 3, "layers": [3, 2, 2], "steps": [4, 9, 11], "grow_at": 1.0}
+    config = small_config(model={"num_layers": 7, "num_query_groups": 2}, stages=stages, old_layers=rotation)
+    plan = make_plan(resolve(config, VOCAB_SIZE))
+    seen: dict[str, int] = {}
+    for stage in plan.stages:
+        keys = [_layer(number, "mlp.linear_fc2.weight") for number in range(stage.num_layers)]
+        kept = {key for key in keys if moments == "keep" and stage.layers[layer_of(key)].born < stage.index}
+        seen = {key: seen[key_before(key, stage)] if key in kept else 0 for key in keys}
+        for step in range(stage.first_step, stage.last_step):
+            for key in keys:
+                trained = treatment(key, stage, config, turn_at(step, stage, config)).trained
+                if trained:
+                    assert updates(key, plan.stages[: stage.index + 1], config, step) == seen[key]
+                seen[key] = seen[key] + 1 if trained else seen[key] if moments == "keep" else 0
+
+
+def test_updates_of_weights_outside_the_layers_and_of_adapters() -> None:
+    config = _config(adapter={"at_stage_end": "keep"})
+    plan = make_plan(resolve(config, VOCAB_SIZE))
+    last = plan.stages[2]
+    for key, first in (
+        (EMBEDDING, 0),
+        (_layer(0, "mlp.linear_fc1.layer_norm_weight"), 0),
+        (_layer(0, "self_attention.linear_qkv.adapter.linear_in.weight"), plan.stages[1].first_step),
+    ):
+        assert updates(key, plan.stages, config, last.first_step + 3) == last.first_step + 3 - first

@@ -107,17 +107,17 @@ class HeldChunk:
         return (*outer[: self.chunk.is_first], *inner, *outer[self.chunk.is_first :])
 
 
-def held_chunks(resolved: ResolvedConfig, stage: Stage) -> tuple[tuple[HeldChunk, ...], ...]:
-    """Return the chunks of each pipeline rank, bottom up, as `stage` fills them."""
+def held_chunks(resolved: ResolvedConfig, stage: Stage, turn: int = 0) -> tuple[tuple[HeldChunk, ...], ...]:
+    """Return the chunks of each pipeline rank, bottom up, as `stage` fills them after `turn` changes of old layers."""
     parallel = resolved.config.parallel
     return tuple(
-        tuple(_held_chunk(resolved, stage, chunk) for chunk in rank_chunks(parallel, pp_rank))
+        tuple(_held_chunk(resolved, stage, chunk, turn) for chunk in rank_chunks(parallel, pp_rank))
         for pp_rank in range(parallel.pipeline_parallel_size)
     )
 
 
-def _held_chunk(resolved: ResolvedConfig, stage: Stage, chunk: Chunk) -> HeldChunk:
-    layers = {layer: held_layer(resolved, stage, layer) for layer in stage.layers_of(chunk)}
+def _held_chunk(resolved: ResolvedConfig, stage: Stage, chunk: Chunk, turn: int) -> HeldChunk:
+    layers = {layer: held_layer(resolved, stage, layer, turn) for layer in stage.layers_of(chunk)}
     return HeldChunk(chunk, layers, held_ends(resolved, stage, chunk))
 
 
@@ -131,11 +131,12 @@ def held_parts(
     return layers, tuple(tuple(held_ends(resolved, stage, chunk) for chunk in chunks) for chunks in ranks)
 
 
-def held_layer(resolved: ResolvedConfig, stage: Stage, layer: int) -> HeldLayer:
-    """Return the layer with the number `layer`, from 0, of `stage`."""
+def held_layer(resolved: ResolvedConfig, stage: Stage, layer: int, turn: int = 0) -> HeldLayer:
+    """Return the layer with the number `layer`, from 0, of `stage` after `turn` changes of old layers."""
     batch, recompute = resolved.batch, resolved.config.parallel.recompute
-    costs = resolved.blocks.layer.costs(batch, _handling(resolved, stage, layer), resolved.core, recompute)
-    parameters = _parameters(resolved, stage, tuple((layer_key(layer, name), shape) for name, shape in costs.weights))
+    costs = resolved.blocks.layer.costs(batch, _handling(resolved, stage, layer, turn), resolved.core, recompute)
+    weights = tuple((layer_key(layer, name), shape) for name, shape in costs.weights)
+    parameters = _parameters(resolved, stage, weights, turn)
     cost = LayerCost(
         state_bytes=_state_bytes(resolved, parameters),
         use=costs.use,
@@ -146,12 +147,12 @@ def held_layer(resolved: ResolvedConfig, stage: Stage, layer: int) -> HeldLayer:
     return HeldLayer(parameters, cost, costs.flops)
 
 
-def _handling(resolved: ResolvedConfig, stage: Stage, layer: int) -> dict[Target, Handling]:
+def _handling(resolved: ResolvedConfig, stage: Stage, layer: int, turn: int) -> dict[Target, Handling]:
     """Return what `stage` does with the linears of a layer."""
     config, handling = resolved.config, {}
     adapted, dequantized = adapter_targets(layer, stage, config), resolved.recipe.frozen_matrix is not None
     for target, linear in resolved.blocks.layer.linears().items():
-        trained = treatment(layer_key(layer, f"{linear.key}.weight"), stage, config).trained
+        trained = treatment(layer_key(layer, f"{linear.key}.weight"), stage, config, turn).trained
         rank = config.adapter.rank if target in adapted else 0
         handling[target] = Handling(trained, rank, config.adapter.dropout > 0, dequantized)
     return handling
@@ -187,8 +188,8 @@ def held_ends(resolved: ResolvedConfig, stage: Stage, chunk: Chunk) -> HeldEnds:
     )
 
 
-def _parameters(resolved: ResolvedConfig, stage: Stage, weights: Weights) -> tuple[Parameter, ...]:
-    return tuple(Parameter(key, shape, treatment(key, stage, resolved.config)) for key, shape in weights)
+def _parameters(resolved: ResolvedConfig, stage: Stage, weights: Weights, turn: int = 0) -> tuple[Parameter, ...]:
+    return tuple(Parameter(key, shape, treatment(key, stage, resolved.config, turn)) for key, shape in weights)
 
 
 def _state_bytes(resolved: ResolvedConfig, parameters: Sequence[Parameter]) -> int:

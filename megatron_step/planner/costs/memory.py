@@ -56,9 +56,9 @@ class RankMemory:
         return self.model_state_bytes + self.activation_bytes
 
 
-def stage_memory(resolved: ResolvedConfig, stage: Stage) -> tuple[RankMemory, ...]:
-    """Return the memory of each pipeline rank in `stage`; nothing in a stage of no steps."""
-    return tuple(rank_memory(resolved, stage, chunks) for chunks in held_chunks(resolved, stage))
+def stage_memory(resolved: ResolvedConfig, stage: Stage, turn: int = 0) -> tuple[RankMemory, ...]:
+    """Return the memory of each pipeline rank in `stage` after `turn` changes of old layers; nothing in no steps."""
+    return tuple(rank_memory(resolved, stage, chunks) for chunks in held_chunks(resolved, stage, turn))
 
 
 def rank_memory(resolved: ResolvedConfig, stage: Stage, chunks: Sequence[HeldChunk]) -> RankMemory:
@@ -102,17 +102,19 @@ def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """What checkpoints need in the host's memory beside the model states, on the fullest rank of a pipeline rank."""
+    """What is in the host's memory beside the model states, on the fullest rank of a pipeline rank."""
 
     save_bytes: int
     """A save. At once: a device's largest tensor, copied to the host; nothing on the CPU. Asynchronous: all that the
     rank writes, copied from a device, or kept by the system while training changes it."""
     load_bytes: int
     """A load, from any layout: two tensors of the largest size, whole, the one that is read and the one before it."""
+    resting_bytes: int = 0
+    """Optimizer states of old layers that wait for their turn."""
 
 
 def host_memory(resolved: ResolvedConfig, parameters: Sequence[Parameter]) -> HostMemory:
-    """Return the host memory for checkpoints of a pipeline rank that holds `parameters`."""
+    """Return the host memory of a pipeline rank that holds `parameters`."""
     config, recipe = resolved.config, resolved.recipe
     largest = max(map(recipe.largest_tensor_bytes, parameters), default=0)
     owners = resolved.dp_size if config.parallel.distributed_optimizer else 1
@@ -120,6 +122,7 @@ def host_memory(resolved: ResolvedConfig, parameters: Sequence[Parameter]) -> Ho
     return HostMemory(
         save_bytes=written if config.checkpoint.asynchronous else largest,
         load_bytes=2 * largest * config.parallel.tensor_parallel_size,
+        resting_bytes=recipe.resting_bytes(parameters, resolved.dp_size),
     )
 
 

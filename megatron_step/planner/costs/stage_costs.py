@@ -95,7 +95,7 @@ def run_costs(resolved: ResolvedConfig) -> RunCosts:
 
 def stage_costs(resolved: ResolvedConfig, *, first: bool) -> StageCosts:
     """Return the costs of the `first` stage, or of any later one."""
-    parallel, period = resolved.config.parallel, policy_of(resolved.config).period
+    parallel, period = resolved.config.parallel, policy_of(resolved.config).period(resolved.config)
     stage = stage_of((0,), index=0) if first else stage_of((0,) * period + (1,), index=1)
     layers, ranks = held_parts(resolved, stage)
     weights = [parameter for layer in layers for parameter in layer.parameters]
@@ -214,4 +214,5 @@ def differences(sums: Array) -> Array:
 def stage_of(born: tuple[int, ...], index: int) -> Stage:
     """Return a stage whose layers were added by the stages `born`."""
     layers = tuple(GrownLayer((), stage) for stage in born)
-    return Stage(index, layers, first_step=0, last_step=0, schedule_steps=0, grows=False, layout=(len(layers),))
+    old = tuple(layer for layer, stage in enumerate(born) if stage < index)
+    return Stage(index, layers, 0, 0, 0, grows=False, layout=(len(layers),), turn_groups=(old,))

@@ -112,7 +112,7 @@ class _Stages:
 
 def _solution(found: Depths, kind: Literal["memory", "time"], config: RunConfig) -> Solution:
     """Return how good the depths are. Where old layers differ, their mean costs prove nothing: the bound is 0."""
-    if config.stages.count > 1 and policy_of(config).period > 1:
+    if config.stages.count > 1 and policy_of(config).period(config) > 1:
         return Solution("feasible", kind, found.cost, 0.0)
     return Solution("optimal" if found.is_optimal else "feasible", kind, found.cost, found.bound)
 

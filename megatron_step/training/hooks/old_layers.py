@@ -5,8 +5,9 @@ from collections.abc import Callable
 from megatron_step.config.counts import counted
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel
-from megatron_step.plan.old_layers import changes_after, policy_of
+from megatron_step.plan.old_layers import changes_after, policy_of, turn_at
 from megatron_step.training.hooks.restart import restart
+from megatron_step.training.hooks.rotate import rotate
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
@@ -20,7 +21,13 @@ def _restart(state: TrainState, config: RunConfig, parallel: Parallel) -> dict[s
     return {"pruned_share": restart(state, config, parallel)}
 
 
-_CHANGES: dict[str, Change] = {"adapters": _restart}
+def _rotate(state: TrainState, config: RunConfig, parallel: Parallel) -> dict[str, float]:
+    """Train the layers of the next turn. `turn` is its number in the stage, from 1."""
+    rotate(state, config, parallel)
+    return {"turn": turn_at(state.step, state.stage, config) + 1}
+
+
+_CHANGES: dict[str, Change] = {"adapters": _restart, "rotate": _rotate}
 
 
 def register_change(policy: str, change: Change) -> None:

@@ -7,11 +7,14 @@ import pytest
 from small_run import PLAIN, TIED, VOCAB_SIZE, small_config
 from worlds import Worlds
 
+from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
 from megatron_step.plan.resolved import resolve
-from megatron_step.planner.costs.memory import RankMemory, stage_memory
+from megatron_step.planner.costs.held import held_chunks
+from megatron_step.planner.costs.memory import RankMemory, host_memory, stage_memory
 from megatron_step.planner.plan import make_plan
-from megatron_step.training.memory import measure_states
+from megatron_step.training.hooks.rotate import rotate
+from megatron_step.training.memory import measure_resting, measure_states
 from megatron_step.training.state import build_state
 
 BF16: dict[str, Any] = {"precision": "bf16"}
@@ -84,6 +87,77 @@ def test_planned_states_are_the_measured_ones(worlds: Worlds, size: int, cases: 
             planned[place] = plan
             fullest[place] = max(fullest.get(place, measured), measured, key=lambda memory: memory.model_state_bytes)
     assert fullest == planned
+
+
+ROTATE: dict[str, Any] = {
+    "model": {**TIED, "num_layers": 8},
+    "stages": {"count": 2, "layers": [6, 2], "steps": 12},
+    "old_layers": {"policy": "rotate", "turn_steps": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "sections"),
+    [
+        (1, {}),
+        (1, {"training": BF16, "old_layers": {**ROTATE["old_layers"], "moments": "reset"}}),
+        (3, {"training": BF16}),
+        (2, {"training": BF16, "parallel": UNDISTRIBUTED, "optimizer": {"states": "compact"}}),
+        (
+            4,
+            {
+                "model": {**ROTATE["model"], "hidden_size": 128, "ffn_hidden_size": 256},  # blocks of whole ranks
+                "training": BF16,
+                "parallel": TENSOR,
+                "optimizer": {"states": "compact", "correction_bits": 8},
+            },
+        ),
+        (4, {"training": BF16, "parallel": PIPELINE, "optimizer": {"states": "exact"}}),
+        (2, {"training": BF16, "parallel": INTERLEAVED, "optimizer": {"states": "smallest"}}),
+    ],
+)
+def test_planned_bytes_are_the_measured_ones_at_every_turn(worlds: Worlds, size: int, sections: dict[str, Any]) -> None:
+    """On the device and on the host; and each pipeline rank has as many bytes of model states in every turn."""
+    training = {"global_batch_size": 12, **sections.get("training", FP32)}
+    config = small_config(**{**ROTATE, **sections, "training": training})
+    fullest: dict[tuple[int, int], list[tuple[RankMemory, int]]] = {}
+    planned: dict[tuple[int, int], tuple[RankMemory, int]] = {}
+    for rank in worlds(size).run(bytes_of_turns, config=config):
+        for place, measured, plan in rank:
+            fullest.setdefault(place, []).append(measured)
+            planned[place] = plan
+    for place, (memory, resting) in planned.items():
+        found, waiting = zip(*fullest[place])
+        assert max(found, key=lambda one: one.model_state_bytes) == memory, place
+        assert max(waiting) == resting
+        assert (resting > 0) is (config.old_layers.moments == "keep")
+    for pp_rank in {pp_rank for pp_rank, _ in planned}:
+        first, *others = [memory for (rank, _), (memory, _) in planned.items() if rank == pp_rank]
+        for other in others:
+            assert other.frozen_weight_bytes == first.frozen_weight_bytes
+            assert other.gradient_bytes == pytest.approx(first.gradient_bytes, abs=4096), "but for padding"
+            assert other.optimizer_bytes == pytest.approx(first.optimizer_bytes, rel=0.02)
+
+
+def bytes_of_turns(
+    config: RunConfig,
+) -> list[tuple[tuple[int, int], tuple[RankMemory, int], tuple[RankMemory, int]]]:
+    """Return pipeline rank and turn, and measured and planned model states and resting states of the host."""
+    compared = []
+    plan = make_plan(resolve(config, VOCAB_SIZE))
+    stage = plan.stages[1]
+    with parallel_layout(config.parallel, seed=1) as parallel:
+        resolved = resolve(config, VOCAB_SIZE, parallel.dp_size)
+        state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
+        for turn in range(4):
+            planned = stage_memory(resolved, stage, turn)[parallel.pp_rank]
+            held = [one.parameters for one in held_chunks(resolved, stage, turn)[parallel.pp_rank]]
+            resting = host_memory(resolved, [parameter for chunk in held for parameter in chunk]).resting_bytes
+            measured = measure_states(state, planned.activation_bytes), measure_resting(state)
+            compared.append(((parallel.pp_rank, turn), measured, (planned, resting)))
+            state.step += config.old_layers.turn_steps
+            rotate(state, config, parallel)
+    return compared
 
 
 def test_states_by_kind_add_up() -> None:

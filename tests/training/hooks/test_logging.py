@@ -47,7 +47,7 @@ def _log(
     trackers: Sequence[MakeTracker] = (),
 ) -> None:
     plan = make_plan(resolve(config, VOCAB_SIZE))
-    state = TrainState(first_step, plan.stages[stage_index], [], None, growth_peak_bytes=growth_peak_bytes)
+    state = TrainState(first_step, plan.stages[stage_index], [], None, plan, growth_peak_bytes=growth_peak_bytes)
     with logging_hook(config, plan, VOCAB_SIZE, parallel, first_step, trackers) as hook:
         for step in range(first_step + 1, last_step + 1):
             metrics = {
@@ -142,7 +142,7 @@ def test_a_stage_does_not_show_the_memory_of_the_one_before(alone: Parallel, tmp
     metrics = {"loss": 1.0, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1e6}
     with logging_hook(config, plan, VOCAB_SIZE, alone, 0) as hook:
         for step, (stage, memory) in enumerate([(0, MEMORY), (0, None), (1, None), (1, MEMORY)], start=1):
-            state = TrainState(step, plan.stages[stage], [], None)
+            state = TrainState(step, plan.stages[stage], [], None, plan)
             hook(StepContext(state, {"step": step, **metrics}, memory, is_last=False))
     assert ["memory" in line for line in _lines(tmp_path)] == [True, True, False, True]
 

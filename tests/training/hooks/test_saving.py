@@ -52,7 +52,7 @@ def _run_hook(saver: _Saver, config: RunConfig, parallel: Parallel, last: int) -
     plan = make_plan(resolve(config, VOCAB_SIZE))
     describe = description(config, plan, VOCAB_SIZE, _FINGERPRINT, parallel)
     hook = saving_hook(saver, config, describe, [3 << 20], parallel)  # type: ignore[arg-type]
-    state = TrainState(step=0, stage=plan.stages[0], chunks=[], optimizer=None)
+    state = TrainState(step=0, stage=plan.stages[0], chunks=[], optimizer=None, plan=plan)
     for step in range(1, last + 1):
         state.step = step
         hook(StepContext(state, {}, None, is_last=step == last))
@@ -98,7 +98,7 @@ def test_the_last_save_may_not_fail(alone: Parallel, fails: dict[str, tuple[int,
 
 def _manifest(config: RunConfig, parallel: Parallel, step: int = 5) -> Manifest:
     plan = make_plan(resolve(config, VOCAB_SIZE))
-    state = TrainState(step=step, stage=plan.stage_at(step), chunks=[], optimizer=None)
+    state = TrainState(step=step, stage=plan.stage_at(step), chunks=[], optimizer=None, plan=plan)
     described = description(config, plan, VOCAB_SIZE, _FINGERPRINT, parallel)(state)
     return Manifest(step=step, files={}, **described)
 
