@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_step.ops.dispatch import use_kernel
+from megatron_step.ops.index_hash import random_bits
 
 _LARGEST = 2**15 - 1
 _EXPONENT = 0x7F800000
@@ -45,6 +46,35 @@ def split_main_(main: Tensor, weight: Tensor, remainder: Tensor, second: Tensor)
     difference = (main.view(torch.int32) - _weight_bits(weight)).clamp(-_LARGEST - 1, _LARGEST + 1)
     remainder.copy_(difference.clamp(max=_LARGEST))
     second.view(torch.int32).bitwise_or_((difference > _LARGEST).int() << 31)
+
+
+def read_main(weight: Tensor, rest: Tensor | None) -> Tensor:
+    """Return the fp32 main weights of weights and the bits `rest` that they lack: int16, int8, or None.
+
+    fp32 weights, which lack nothing, are returned themselves.
+    """
+    if rest is None:
+        return weight.float()
+    return add_remainder(weight, rest) if rest.dtype == torch.int16 else add_correction(weight, rest)
+
+
+def write_main_(main: Tensor, weight: Tensor, rest: Tensor | None, index: Tensor, seed: int) -> None:
+    """Write fp32 main weights into weights and `rest` as `read_main` takes them, in place.
+
+    What they have no room for is rounded stochastically, by random bits of `seed` and the elements' indices.
+    """
+    if weight.dtype == torch.float32:
+        weight.copy_(main)
+        return
+    if rest is None:
+        weight.copy_(round_stochastically(main, random_bits(seed, index) >> 16))
+        return
+    if rest.dtype == torch.int16:
+        upper, lower = split_remainder(main)
+    else:
+        upper, lower = split_correction(main, random_bits(seed, index) >> 24)
+    weight.copy_(upper)
+    rest.copy_(lower)
 
 
 def split_remainder(main: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The rectangles of whole weights that this rank's optimizer updates, and empty states for them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -44,6 +45,16 @@ class Piece:
         """View of its scales in a tensor of the owned elements' scales: [rows, blocks]."""
         return flat[self.first_scale : self.first_scale + self.rows * self.blocks].view(self.rows, self.blocks)
 
+    def rows_between(self, first: int, last: int) -> "Piece":
+        """Return the rectangle of its rows [first, last)."""
+        return replace(
+            self,
+            start=self.start + first * self.columns,
+            rows=last - first,
+            place=replace(self.place, first_row=self.place.first_row + first),
+            first_scale=self.first_scale + first * self.blocks,
+        )
+
     def shared_blocks(self) -> list[int]:
         """Positions in a row of the blocks that other ranks may hold elements of: the first, the last, or both."""
         begins = self.place.first_column
@@ -51,6 +62,11 @@ class Piece:
         at_first = begins % MOMENT_BLOCK > 0
         at_last = ends % MOMENT_BLOCK > 0 and ends < self.place.whole_columns
         return sorted({*([0] if at_first else []), *([self.blocks - 1] if at_last else [])})
+
+
+def weight_seed(seed: int, key: str) -> int:
+    """Return the seed of a weight's random bits in a run of the seed `seed`."""
+    return seed * 1_000_003 + crc32(key.encode())
 
 
 def zero_states(
@@ -63,7 +79,7 @@ def zero_states(
     elements = sum(piece.rows * piece.columns for piece in pieces)
     scales = sum(piece.rows * piece.blocks for piece in pieces)
     states: dict[str, Tensor] = {}
-    for name, format in recipe.optimizer_states(shape).items():
+    for name, format in recipe.optimizer_states(pieces[0].key, shape).items():
         states[name] = torch.zeros(elements, dtype=tensor_type(format), device=device)
         if format.scale_block:
             states[name + SCALE_SUFFIX] = torch.zeros(scales, dtype=torch.bfloat16, device=device)

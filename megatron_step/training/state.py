@@ -100,7 +100,7 @@ def make_trainable(
     """
     recipe = training_recipe(config)
     wrapped = wrap_data_parallel(chunks, recipe, parallel)
-    optimizer = build_optimizer(config.optimizer, wrapped, recipe, parallel, config.training.seed)
+    optimizer = build_optimizer(config.optimizer, config.model, wrapped, recipe, parallel, config.training.seed)
     # Adam's moments have seen the steps since the stage in which they began.
     set_update_counts(optimizer, {one.index: step - one.first_step for one in plan.stages})
     return TrainState(step=step, stage=stage, chunks=wrapped, optimizer=optimizer)

@@ -179,14 +179,14 @@ def _add_owned(owned: list[int], bucket: _Bucket, recipe: Recipe, distributed: b
     """Add to `owned` the optimizer states that each data-parallel rank has for a bucket's weights."""
     if not distributed:
         for rank in range(len(owned)):
-            owned[rank] += sum(recipe.optimizer_bytes(weight.shape) for _, weight in bucket.weights)
+            owned[rank] += sum(recipe.optimizer_bytes(weight.key, weight.shape) for _, weight in bucket.weights)
         return
     part = (bucket.stop - bucket.start) // len(owned)
     for start, weight in bucket.weights:
         first, last = start - bucket.start, start - bucket.start + weight.numel - 1
         for rank in range(first // part, last // part + 1):
             own = max(rank * part - first, 0), min((rank + 1) * part - first, weight.numel)
-            owned[rank] += recipe.optimizer_bytes(weight.shape, *own)
+            owned[rank] += recipe.optimizer_bytes(weight.key, weight.shape, *own)
 
 
 def _round_up(number: int, multiple: int) -> int:
