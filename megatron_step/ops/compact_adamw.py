@@ -179,7 +179,7 @@ def compact_adamw_reference_(
     first, second = _fresh_moments(states, gradient, rectangle, step)
     ratio = first / (exact_root(second) * step.root_factor + step.eps)
     main = read_main(states.weight, states.remainder) * step.decay - ratio * step.step_size
-    write_main_(main, states.weight, states.remainder, index, seed + WEIGHT_BITS)
+    write_main_(main, states.weight, states.remainder, lambda: random_bits(seed + WEIGHT_BITS, index))
     if states.first_scale is None or states.second_scale is None:
         states.first.copy_(first)
         states.second.copy_(second)

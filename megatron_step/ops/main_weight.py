@@ -10,11 +10,12 @@ The direction of a tie decides whether the remainder fits. Rounded away from zer
 A correction is a remainder's upper 8 bits; the main weight is first rounded to 24 bits stochastically.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from megatron_step.ops.dispatch import use_kernel
-from megatron_step.ops.index_hash import random_bits
 
 _LARGEST = 2**15 - 1
 _EXPONENT = 0x7F800000
@@ -58,21 +59,21 @@ def read_main(weight: Tensor, rest: Tensor | None) -> Tensor:
     return add_remainder(weight, rest) if rest.dtype == torch.int16 else add_correction(weight, rest)
 
 
-def write_main_(main: Tensor, weight: Tensor, rest: Tensor | None, index: Tensor, seed: int) -> None:
+def write_main_(main: Tensor, weight: Tensor, rest: Tensor | None, draw: Callable[[], Tensor]) -> None:
     """Write fp32 main weights into weights and `rest` as `read_main` takes them, in place.
 
-    What they have no room for is rounded stochastically, by random bits of `seed` and the elements' indices.
+    What they have no room for is rounded stochastically, by the 32 random bits of each element that `draw` returns.
     """
     if weight.dtype == torch.float32:
         weight.copy_(main)
         return
     if rest is None:
-        weight.copy_(round_stochastically(main, random_bits(seed, index) >> 16))
+        weight.copy_(round_stochastically(main, draw() >> 16))
         return
     if rest.dtype == torch.int16:
         upper, lower = split_remainder(main)
     else:
-        upper, lower = split_correction(main, random_bits(seed, index) >> 24)
+        upper, lower = split_correction(main, draw() >> 24)
     weight.copy_(upper)
     rest.copy_(lower)
 

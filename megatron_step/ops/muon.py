@@ -95,7 +95,8 @@ def apply_update_(
     matrix's `update_scale`.
     """
     main = read_main(weight, rest) * (1 - step.lr * step.weight_decay) - orthogonal.float() * (step.lr * scale)
-    write_main_(main, weight, rest, _indices(weight, rectangle), step_seed(seed, step.step) + WEIGHT_BITS)
+    bits_seed = step_seed(seed, step.step) + WEIGHT_BITS
+    write_main_(main, weight, rest, lambda: random_bits(bits_seed, _indices(weight, rectangle)))
 
 
 def _fresh(

@@ -20,10 +20,12 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     matrix.div_(norm.clamp(min=_SMALLEST_NORM).to(matrix.dtype))
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     other = torch.empty_like(wide)
+    square = wide.new_empty(len(wide), len(wide))
+    polynomial = torch.empty_like(square)
     first, second, third = _COEFFICIENTS
     for _ in range(_STEPS):
-        square = wide @ wide.T
-        polynomial = torch.addmm(square, square, square, beta=second, alpha=third)
+        torch.mm(wide, wide.T, out=square)
+        torch.addmm(square, square, square, beta=second, alpha=third, out=polynomial)
         torch.addmm(wide, polynomial, wide, beta=first, out=other)
         wide, other = other, wide
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T

@@ -81,10 +81,8 @@ class WholeMatrices:
         `write` takes its values of the result.
         """
         for turn in self._rounds:
-            own = [self._places[number] for number in turn.numbers]
             values = self._empty(sum(turn.sent))
-            for number, view in zip(turn.numbers, _views(values, own)):
-                read(number, view)
+            self._call(read, turn.numbers, values)
             values = self._exchange(values, turn.sent, turn.received)
             if turn.matrix is not None:
                 whole = self._empty(turn.matrix.numel).view(turn.matrix.rows, turn.matrix.columns)
@@ -95,8 +93,12 @@ class WholeMatrices:
                 _take_apart(whole, values, turn.places)
                 del whole
             values = self._exchange(values, turn.received, turn.sent)
-            for number, view in zip(turn.numbers, _views(values, own)):
-                write(number, view)
+            self._call(write, turn.numbers, values)
+
+    def _call(self, function: Callable[[int, Tensor], None], numbers: Sequence[int], values: Tensor) -> None:
+        """Call `function` with each number and the values of its place; `values` has them one after another."""
+        for number, view in zip(numbers, _views(values, [self._places[number] for number in numbers])):
+            function(number, view)
 
     def _round(self, matrices: Sequence[Matrix], gathered: Sequence[Sequence[Place]]) -> _Round:
         rank = torch.distributed.get_rank(self._group)
