@@ -1,7 +1,7 @@
 """Weights and optimizer states as megatron-core's sharded tensors, under one key for each tensor of each layer.
 
     decoder.layers.<global number>.<name>                       a weight
-    optimizer.state.exp_avg.<weight's key>                      Adam's first moment, fp32 or 8-bit codes
+    optimizer.state.exp_avg.<weight's key>                      Adam's first moment or Muon's momentum, fp32 or codes
     optimizer.state.exp_avg_sq.<weight's key>                   Adam's second moment, fp32 or 8-bit codes
     optimizer.state.exp_avg_scale.<weight's key>                scales of codes [rows, blocks], bf16; exp_avg_sq_scale
     optimizer.state.param.<weight's key>                        fp32 main weight, where the weight itself is bf16
@@ -15,13 +15,13 @@ checkpoint of any other layout.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_step.checkpoint.scales import scale_tensors
 from megatron_step.model.build import Sharded
+from megatron_step.optim.decoded import keeps_ties
 from megatron_step.optim.owned import Held, held, owned
 from megatron_step.optim.slices import pieces, rectangles
 from megatron_step.plan.states import CORRECTION, MAIN_WEIGHT, REMAINDER, SCALE_SUFFIX, SECOND_MOMENT, Recipe
@@ -55,7 +55,7 @@ def state_tensors(
 ) -> dict[str, ShardedTensor]:
     """Return `states` by `recipe`, flat and by name, of the elements that this rank owns of a weight, as rectangles."""
     tensors: dict[str, ShardedTensor] = {}
-    for name, format in recipe.optimizer_states(shard.data.shape).items():
+    for name, format in recipe.optimizer_states(shard.key, shard.data.shape).items():
         parts = list(rectangles(shard, own.elements, states[name], own.is_replicated))
         tensors |= _by_key(f"optimizer.state.{name}.", parts)
         if format.scale_block:
@@ -81,5 +81,5 @@ def reset_main_weights(optimizer: MegatronOptimizer, weights: Mapping[str, Shard
         for name in (REMAINDER, CORRECTION):
             if name in own.states:
                 own.states[name].zero_()
-        if REMAINDER in own.states and own.states[SECOND_MOMENT].dtype == torch.float32:
+        if keeps_ties(own.states):
             own.states[SECOND_MOMENT].abs_()  # the sign is a part of the main weight

@@ -63,7 +63,7 @@ def _convert(path: Path, weights: list[tuple[Sharded, Held]], saved: Recipe, par
     """Load the states of a few weights as they are saved, and carry them into the optimizer's recipe."""
     pieces = [list(owned_pieces(shard, own.elements)) for shard, own in weights]
     loaded = [
-        zero_states(saved, shard.data.shape, weight_pieces, parallel.device)
+        zero_states(saved.optimizer_states(shard.key, shard.data.shape), weight_pieces, parallel.device)
         for (shard, _), weight_pieces in zip(weights, pieces)
     ]
     requests: dict[str, ShardedTensor] = {}

@@ -1,4 +1,4 @@
-"""The optimizer AdamW and the learning-rate schedule."""
+"""The optimizer, AdamW or Muon, and the learning-rate schedule."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,14 +6,21 @@ from typing import Literal
 from megatron_step.config.numbers import check_finite
 
 StatesRecipe = Literal["full", "exact", "compact", "smallest"]
+Rule = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019); norms and biases do not decay."""
+    """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019), or Muon (Jordan et al., 2024) with it; norms and
+    biases do not decay."""
 
     learning_rate: float
     """Peak learning rate."""
+    rule: Rule = "adamw"
+    """How weights are updated. muon: Muon trains the matrices of layers; AdamW trains embedding, output layer, norms,
+    biases and adapters. One learning rate fits both."""
+    momentum: float = 0.95
+    """Decay of Muon's momentum."""
     weight_decay: float = 0.1
     """Decay of every weight matrix and embedding, as a multiple of the learning rate."""
     beta1: float = 0.9
@@ -46,7 +53,7 @@ class OptimizerConfig:
         for name in ("weight_decay", "clip_grad"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} must not be negative, not {getattr(self, name)}")
-        for name in ("beta1", "beta2"):
+        for name in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} must lie in [0, 1), not {getattr(self, name)}")
         for name in ("new_layers_scale", "adapters_scale", "embeddings_scale", "epsilon"):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_step.ops import main_weight
 from megatron_step.ops.dispatch import use_kernel
-from megatron_step.ops.index_hash import element_indices, mixed_seed, random_bits
+from megatron_step.ops.index_hash import element_indices, random_bits, step_seed
+from megatron_step.ops.main_weight import read_main, write_main_
 from megatron_step.ops.moment_codes import (
     block_count,
     block_peaks,
@@ -30,7 +30,7 @@ from megatron_step.ops.moment_codes import (
     exact_root,
 )
 
-_WEIGHT_BITS = 1
+WEIGHT_BITS = 1
 """Added to a step's seed for the random bits of main weights; those of moments have the seed itself."""
 
 
@@ -145,8 +145,7 @@ def compact_adamw_(
     Raises ValueError if shapes or types do not fit.
     """
     _check(states, gradient, rectangle, peaks)
-    # Operations take seeds below 2^63.
-    own_seed = mixed_seed(mixed_seed(seed) + step.step) % 2**63
+    own_seed = step_seed(seed, step.step)
     if not use_kernel(states.weight, gradient):
         compact_adamw_reference_(states, gradient, rectangle, step, own_seed, peaks)
         return
@@ -179,7 +178,8 @@ def compact_adamw_reference_(
     index = element_indices(rows, columns, rectangle.first_index, rectangle.whole_columns, gradient.device)
     first, second = _fresh_moments(states, gradient, rectangle, step)
     ratio = first / (exact_root(second) * step.root_factor + step.eps)
-    _store_main(states, _load_main(states) * step.decay - ratio * step.step_size, index, seed + _WEIGHT_BITS)
+    main = read_main(states.weight, states.remainder) * step.decay - ratio * step.step_size
+    write_main_(main, states.weight, states.remainder, lambda: random_bits(seed + WEIGHT_BITS, index))
     if states.first_scale is None or states.second_scale is None:
         states.first.copy_(first)
         states.second.copy_(second)
@@ -207,25 +207,6 @@ def _fresh_moments(
 
 def _peaks(moments: tuple[Tensor, Tensor], rectangle: Rectangle) -> Tensor:
     return torch.stack([block_peaks(moment, rectangle.first_column) for moment in moments])
-
-
-def _load_main(states: CompactStates) -> Tensor:
-    if states.remainder is None:
-        return states.weight.float()
-    add = main_weight.add_remainder if states.remainder.dtype == torch.int16 else main_weight.add_correction
-    return add(states.weight, states.remainder)
-
-
-def _store_main(states: CompactStates, main: Tensor, index: Tensor, seed: int) -> None:
-    if states.remainder is None:
-        states.weight.copy_(main_weight.round_stochastically(main, random_bits(seed, index) >> 16))
-        return
-    if states.remainder.dtype == torch.int16:
-        weight, remainder = main_weight.split_remainder(main)
-    else:
-        weight, remainder = main_weight.split_correction(main, random_bits(seed, index) >> 24)
-    states.weight.copy_(weight)
-    states.remainder.copy_(remainder)
 
 
 def _check(states: CompactStates, gradient: Tensor, rectangle: Rectangle, peaks: Tensor | None) -> None:

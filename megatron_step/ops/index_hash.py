@@ -14,6 +14,11 @@ def mixed_seed(seed: int) -> int:
     return z ^ (z >> 31)
 
 
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of a weight's random bits in a step, below 2^63, as operations take it."""
+    return mixed_seed(mixed_seed(seed) + step) % 2**63
+
+
 def element_indices(
     rows: int, columns: int, first_index: int, row_stride: int, device: torch.device | str = "cpu"
 ) -> Tensor:

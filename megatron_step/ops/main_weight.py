@@ -10,6 +10,8 @@ The direction of a tie decides whether the remainder fits. Rounded away from zer
 A correction is a remainder's upper 8 bits; the main weight is first rounded to 24 bits stochastically.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,35 @@ def split_main_(main: Tensor, weight: Tensor, remainder: Tensor, second: Tensor)
     difference = (main.view(torch.int32) - _weight_bits(weight)).clamp(-_LARGEST - 1, _LARGEST + 1)
     remainder.copy_(difference.clamp(max=_LARGEST))
     second.view(torch.int32).bitwise_or_((difference > _LARGEST).int() << 31)
+
+
+def read_main(weight: Tensor, rest: Tensor | None) -> Tensor:
+    """Return the fp32 main weights of weights and the bits `rest` that they lack: int16, int8, or None.
+
+    fp32 weights, which lack nothing, are returned themselves.
+    """
+    if rest is None:
+        return weight.float()
+    return add_remainder(weight, rest) if rest.dtype == torch.int16 else add_correction(weight, rest)
+
+
+def write_main_(main: Tensor, weight: Tensor, rest: Tensor | None, draw: Callable[[], Tensor]) -> None:
+    """Write fp32 main weights into weights and `rest` as `read_main` takes them, in place.
+
+    What they have no room for is rounded stochastically, by the 32 random bits of each element that `draw` returns.
+    """
+    if weight.dtype == torch.float32:
+        weight.copy_(main)
+        return
+    if rest is None:
+        weight.copy_(round_stochastically(main, draw() >> 16))
+        return
+    if rest.dtype == torch.int16:
+        upper, lower = split_remainder(main)
+    else:
+        upper, lower = split_correction(main, draw() >> 24)
+    weight.copy_(upper)
+    rest.copy_(lower)
 
 
 def split_remainder(main: Tensor) -> tuple[Tensor, Tensor]:

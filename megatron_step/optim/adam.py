@@ -1,17 +1,18 @@
-"""AdamW on torch's fused update, with one step count for each parameter group.
+"""AdamW on torch's fused update, with one step count for each parameter group, and with Muon for those that it trains.
 
 megatron-core's optimizers expect the habits of apex's and TransformerEngine's FusedAdam: the step count lives in the
 parameter group and no state but the two moments in `state`. torch.optim.AdamW keeps a count for each parameter, which
 megatron-core 0.16 cannot save and resume exactly with its distributed optimizer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_step.engine.compat.operations import fused_adamw_
+from megatron_step.optim.muon import Muon
 from megatron_step.plan.states import FIRST_MOMENT, MOMENTS, SECOND_MOMENT
 
 
@@ -34,18 +35,31 @@ class FusedAdam(torch.optim.Optimizer):
         if not adam_w_mode:
             raise ValueError("AdamW decouples weight decay from the gradient; adam_w_mode must be true")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
+        self.muon: Muon | None = None
+        """What trains the groups whose rule is muon, if there are any."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch allows a closure, megatron-core has none
         """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            group["step"] += 1  # also of a group that is empty on this rank: the count is the same on all
+        self.count_step()
+        for group in self.adamw_groups():
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             states = [self._moments(p) for p in params]
             first, second = ([state[name] for state in states] for name in (FIRST_MOMENT, SECOND_MOMENT))
             update_(group, params, [p.grad for p in params], first, second)
+        if self.muon is not None:
+            self.muon.step(self, [p.grad for p in self.muon.weights if p.grad is not None])
+
+    def count_step(self) -> None:
+        """Count a step in every group."""
+        for group in self.param_groups:
+            group["step"] += 1  # also of a group that is empty on this rank: the count is the same on all
+
+    def adamw_groups(self) -> Iterator[dict[str, Any]]:
+        """Yield the groups that AdamW trains."""
+        return (group for group in self.param_groups if group.get("rule") != "muon")
 
     def _moments(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[param]

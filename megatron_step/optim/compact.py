@@ -1,8 +1,7 @@
-"""AdamW on bf16 weights with compact states: which tensors it keeps of a weight, and its step."""
+"""AdamW on bf16 weights with compact states: which tensors it keeps of a weight, and its step; Muon where it trains."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -12,7 +11,8 @@ from megatron_step.engine.formats import tensor_type
 from megatron_step.ops.compact_adamw import AdamWStep, CompactStates, compact_adamw_, compact_adamw_peaks
 from megatron_step.ops.main_weight import join_main, split_main_
 from megatron_step.optim.adam import FusedAdam, update_
-from megatron_step.optim.pieces import Piece, zero_states
+from megatron_step.optim.muon import Muon
+from megatron_step.optim.pieces import Piece, weight_seed, zero_states
 from megatron_step.optim.shared_blocks import SharedBlocks
 from megatron_step.plan.states import (
     CORRECTION,
@@ -21,7 +21,7 @@ from megatron_step.plan.states import (
     REMAINDER,
     SCALE_SUFFIX,
     SECOND_MOMENT,
-    Recipe,
+    Format,
 )
 
 _CHUNK = 1 << 16
@@ -42,10 +42,10 @@ class CompactAdamW(FusedAdam):
         self._shared: SharedBlocks | None = None
         self._seed = 0
 
-    def own(self, param: Tensor, pieces: Sequence[Piece], recipe: Recipe, shape: Sequence[int]) -> None:
-        """Allocate zero states of an owned slice of a weight of lengths `shape`; `pieces` make up the slice."""
+    def own(self, param: Tensor, pieces: Sequence[Piece], formats: Mapping[str, Format]) -> None:
+        """Allocate zero states in `formats`, by name, of an owned slice of a weight; `pieces` make up the slice."""
         self._pieces[param] = list(pieces)
-        self.state[param].update(zero_states(recipe, shape, pieces, param.device))
+        self.state[param].update(zero_states(formats, pieces, param.device))
 
     def pieces_of(self, param: Tensor) -> list[Piece]:
         """Return the rectangles of whole weights that an owned slice consists of."""
@@ -58,18 +58,19 @@ class CompactAdamW(FusedAdam):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch allows a closure, megatron-core has none
         """Update every weight."""
-        for group in self.param_groups:
-            group["step"] += 1  # also of a group that is empty on this rank: the count is the same on all
+        self.count_step()
         peaks = self._largest_peaks()
-        for group in self.param_groups:
+        for group in self.adamw_groups():
             for param in group["params"]:
                 if self._is_exact(param):
                     self._step_exact(param, group)
                     continue
                 for piece in self._pieces[param]:
-                    seed = self._seed * 1_000_003 + crc32(piece.key.encode())
+                    seed = weight_seed(self._seed, piece.key)
                     states, gradient = self._states_of(param, piece), self._gradient_of(param, piece)
                     compact_adamw_(states, gradient, piece.place, self._hyper(group), seed, peaks.get(piece))
+        if self.muon is not None:
+            self.muon.step(self, self._muon_gradients(self.muon), self.gradient_scale, peaks)
 
     def _is_exact(self, param: Tensor) -> bool:
         """Whether the states are those of fp32 training, in fewer bytes."""
@@ -98,10 +99,15 @@ class CompactAdamW(FusedAdam):
             )
             for group, param, piece in self._with_shared_blocks()
         }
+        if self.muon is not None:
+            peaks |= self.muon.peaks(self, self._muon_gradients(self.muon), self.gradient_scale)
         return self._shared.largest(peaks)
 
+    def _muon_gradients(self, muon: Muon) -> list[Tensor]:
+        return [separate_gradient(param) for param in muon.weights]
+
     def _with_shared_blocks(self) -> Iterator[tuple[dict[str, Any], Tensor, Piece]]:
-        for group in self.param_groups:
+        for group in self.adamw_groups():
             for param in group["params"]:
                 if FIRST_MOMENT + SCALE_SUFFIX in self.state[param]:
                     yield from ((group, param, piece) for piece in self._pieces[param] if piece.shared_blocks())

@@ -42,13 +42,13 @@ class DecodedStates:
     main: Tensor
     """Main weights."""
     moments: dict[str, Tensor]
-    """Both moments of Adam, by name."""
+    """Both moments of Adam, or Muon's momentum, by name, in the order of MOMENTS."""
 
 
 def decode_states(weight: Tensor, states: Mapping[str, Tensor], pieces: Sequence[Piece]) -> DecodedStates:
     """Decode the stored `states`, flat, of the owned elements `weight` [n], which `pieces` make up."""
     main = _main(weight, states)
-    return DecodedStates(main, {name: decode_moment(name, states, pieces) for name in MOMENTS})
+    return DecodedStates(main, {name: decode_moment(name, states, pieces) for name in MOMENTS if name in states})
 
 
 def decode_moment(name: str, states: Mapping[str, Tensor], pieces: Sequence[Piece]) -> Tensor:
@@ -70,16 +70,20 @@ def _main(weight: Tensor, states: Mapping[str, Tensor]) -> Tensor:
         return add_correction(weight, states[CORRECTION])
     if REMAINDER not in states:
         return weight.float()
-    second = states[SECOND_MOMENT]
-    if second.dtype == torch.float32:
-        return join_main(weight, states[REMAINDER], second)
+    if keeps_ties(states):
+        return join_main(weight, states[REMAINDER], states[SECOND_MOMENT])
     return add_remainder(weight, states[REMAINDER])
 
 
+def keeps_ties(states: Mapping[str, Tensor]) -> bool:
+    """Whether the signs of the second moments are a part of the main weights (ops/main_weight.py)."""
+    return REMAINDER in states and SECOND_MOMENT in states and states[SECOND_MOMENT].dtype == torch.float32
+
+
 def moment_peaks(decoded: DecodedStates, piece: Piece) -> Tensor:
-    """Return the largest magnitudes of both moments in each block of a piece: fp32 [2, rows, blocks]."""
+    """Return the largest magnitudes of the moments in each block of a piece: fp32 [moments, rows, blocks]."""
     column = piece.place.first_column
-    return torch.stack([block_peaks(piece.of(decoded.moments[name]), column) for name in MOMENTS])
+    return torch.stack([block_peaks(piece.of(moment), column) for moment in decoded.moments.values()])
 
 
 def encode_states_(
@@ -91,10 +95,10 @@ def encode_states_(
 ) -> None:
     """Write decoded states into the stored `states`, in place; the weights stay as they are.
 
-    `shared` has the peaks of blocks that ranks share, and 0 for others, by piece: fp32 [2, rows, blocks].
+    `shared` has the peaks of blocks that ranks share, and 0 for others, by piece: fp32 [moments, rows, blocks].
     """
-    for index, name in enumerate(MOMENTS):
-        values, scales = decoded.moments[name], states.get(name + SCALE_SUFFIX)
+    for index, (name, values) in enumerate(decoded.moments.items()):
+        scales = states.get(name + SCALE_SUFFIX)
         if scales is None:
             states[name].copy_(values)
             continue
@@ -113,6 +117,6 @@ def encode_states_(
     if REMAINDER in states:
         remainder, tie = remainder_of(decoded.main, weight)
         states[REMAINDER].copy_(remainder)
-        if FIRST_MOMENT + SCALE_SUFFIX not in states:
+        if keeps_ties(states):
             second = states[SECOND_MOMENT].view(torch.int32)
             second.bitwise_or_((tie.int() << 31).to(second.device))

@@ -1,9 +1,9 @@
 """megatron-core's data parallelism and optimizer over the trainable weights of a model."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from megatron.core import optimizer as megatron_optimizer
@@ -13,7 +13,8 @@ from megatron.core.optimizer.optimizer_config import OptimizerConfig as Megatron
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.transformer.module import MegatronModule
 
-from megatron_step.config.optimization import OptimizerConfig
+from megatron_step.config.model import ModelConfig
+from megatron_step.config.optimization import OptimizerConfig, Rule
 from megatron_step.engine.compat.operations import foreach_mul_
 from megatron_step.engine.compat.optimizers import adam_class, compact_class, separate_gradients
 from megatron_step.engine.formats import tensor_type
@@ -22,11 +23,13 @@ from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import sharded_weights
 from megatron_step.optim.adam import FusedAdam
 from megatron_step.optim.compact import CompactAdamW
-from megatron_step.optim.owned import owned
-from megatron_step.optim.pieces import Piece, owned_pieces
-from megatron_step.optim.shared_blocks import SharedBlocks
+from megatron_step.optim.initial_states import inner_parts, make_states
+from megatron_step.plan.matrices import rule_of
 from megatron_step.plan.old_layers import Role
 from megatron_step.plan.states import BF16, FP32, Recipe
+
+_Kind: TypeAlias = tuple[str, int, Rule]
+"""Role of a weight in the optimizer, the updates that its moments have seen, and the rule that trains it."""
 
 _ROW = 512
 """Squares that are added in fp32."""
@@ -101,15 +104,21 @@ class _SingleReplica(DistributedDataParallel):
 
 
 def build_optimizer(
-    config: OptimizerConfig, chunks: list[DistributedDataParallel], recipe: Recipe, parallel: Parallel, seed: int
+    config: OptimizerConfig,
+    model: ModelConfig,
+    chunks: list[DistributedDataParallel],
+    recipe: Recipe,
+    parallel: Parallel,
+    seed: int,
 ) -> MegatronOptimizer:
-    """Build AdamW over the trainable weights of the wrapped chunks; norms and biases do not decay.
+    """Build the optimizer over the trainable weights of the wrapped chunks: AdamW, or Muon with AdamW by the recipe's
+    rule. Norms and biases do not decay.
 
     `seed`, the same on all ranks, is that of stochastic rounding where the recipe has it.
 
-    Weights with another `role` (their learning rate may differ) or `updates` (the number of their gradients that Adam
-    has seen) are in separate groups. Its moments exist when it returns, so that what it needs is allocated before
-    the first step.
+    Weights with another `role` (their learning rate may differ) or `updates` (the number of their gradients that the
+    moments have seen) are in separate groups, and so are those that Muon trains. Its moments exist when it returns, so
+    that what it needs is allocated before the first step.
     """
     distributed = chunks[0].ddp_config.use_distributed_optimizer
     settings = MegatronOptimizerConfig(
@@ -129,68 +138,36 @@ def build_optimizer(
     )
     if recipe.is_compact:
         settings = separate_gradients(settings)
-    with compact_class(CompactAdamW) if recipe.is_compact else adam_class(FusedAdam):
+    own_class = adam_class(FusedAdam, always=recipe.rule == "muon")
+    with compact_class(CompactAdamW) if recipe.is_compact else own_class:
         optimizer = megatron_optimizer.get_megatron_optimizer(
-            settings, chunks, config_overrides=_group_overrides(chunks)
+            settings, chunks, config_overrides=_group_overrides(chunks, recipe, parallel)
         )
-    if recipe.is_compact:
-        _allocate_compact_states(optimizer, chunks, recipe, parallel, seed)
-        return optimizer
-    for part in _parts(optimizer):
-        part.init_state_fn(part.optimizer, part.config)
+    make_states(optimizer, chunks, model, config.momentum, recipe, parallel, seed)
     return optimizer
 
 
-def _allocate_compact_states(
-    optimizer: MegatronOptimizer,
-    chunks: list[DistributedDataParallel],
-    recipe: Recipe,
-    parallel: Parallel,
-    seed: int,
-) -> None:
-    pieces: list[Piece] = []
-    for shard in sharded_weights(chunks, parallel).values():
-        own = owned(optimizer, shard.data) if shard.data.requires_grad else None
-        if own is None:
-            continue
-        weight_pieces = list(owned_pieces(shard, own.elements))
-        assert isinstance(own.inner, CompactAdamW)
-        own.inner.own(own.updated, weight_pieces, recipe, shard.data.shape)
-        pieces += weight_pieces
-    has_scales = recipe.first_moment.scale_block is not None
-    shared = SharedBlocks(pieces if has_scales else [], parallel)
-    for part in _parts(optimizer):
-        part.optimizer.share(shared, seed)
-
-
-def _parts(optimizer: MegatronOptimizer) -> Iterator[MegatronOptimizer]:
-    """Yield the optimizers that have weights on this rank."""
-    return (part for part in optimizer.chained_optimizers if not part.is_stub_optimizer)
-
-
-def _group_overrides(chunks: list[DistributedDataParallel]) -> dict[ParamKey, dict[str, Any]]:
+def _group_overrides(
+    chunks: list[DistributedDataParallel], recipe: Recipe, parallel: Parallel
+) -> dict[ParamKey, dict[str, Any]]:
     """Return the rules that sort weights into groups; megatron-core adds the groups of other ranks, empty."""
     overrides: dict[ParamKey, dict[str, Any]] = {
         _where("one_dimensional", lambda param: param.dim() == 1): {"wd_mult": 0.0}
     }
-    kinds = {_kind(param) for chunk in chunks for param in chunk.parameters() if param.requires_grad}
-    for role, updates in kinds:
-        key = _where(f"{role}_{updates}", partial(_is_of_kind, (role, updates)))
-        overrides[key] = {"role": role, "updates": updates}
+    kinds: dict[_Kind, set[torch.Tensor]] = defaultdict(set)
+    for shard in sharded_weights(chunks, parallel).values():
+        if shard.data.requires_grad:
+            rule = rule_of(shard.key, shard.data.shape, recipe.rule)
+            role, updates = getattr(shard.data, "role", "base"), getattr(shard.data, "updates", 0)
+            kinds[role, updates, rule].add(shard.data)
+    for (role, updates, rule), params in kinds.items():
+        key = _where(f"{role}_{updates}_{rule}", params.__contains__)
+        overrides[key] = {"role": role, "updates": updates, "rule": rule}
     return overrides
 
 
 def _where(name: str, condition: Callable[[torch.Tensor], bool]) -> ParamKey:
     return ParamKey(predicate=ParamPredicate(name=name, fn=condition))
-
-
-def _kind(param: torch.Tensor) -> tuple[str, int]:
-    """Role of a weight in the optimizer, and the updates that its moments have seen."""
-    return getattr(param, "role", "base"), getattr(param, "updates", 0)
-
-
-def _is_of_kind(kind: tuple[str, int], param: torch.Tensor) -> bool:
-    return _kind(param) == kind
 
 
 def set_learning_rate(
@@ -245,7 +222,7 @@ def square_norm(tensor: torch.Tensor) -> torch.Tensor:
 
 def clip(optimizer: MegatronOptimizer, norm: float) -> None:
     """Scale all gradients, whose global norm is `norm`, so that it is at most the optimizer's limit."""
-    for part in _parts(optimizer):
+    for part in inner_parts(optimizer):
         if isinstance(part.optimizer, CompactAdamW):
             part.optimizer.gradient_scale = min(1.0, part.config.clip_grad / (norm + 1.0e-6))
         else:

@@ -1,7 +1,8 @@
 """The rectangles of whole weights that this rank's optimizer updates, and empty states for them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from megatron_step.model.build import Sharded
 from megatron_step.ops.compact_adamw import Rectangle
 from megatron_step.ops.moment_codes import block_count
 from megatron_step.optim.slices import rectangles
-from megatron_step.plan.states import MOMENT_BLOCK, SCALE_SUFFIX, Recipe
+from megatron_step.plan.states import MOMENT_BLOCK, SCALE_SUFFIX, Format
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ class Piece:
         block = self.place.first_column // MOMENT_BLOCK - whole.place.first_column // MOMENT_BLOCK
         return whole.scales_of(flat)[row : row + self.rows, block : block + self.blocks]
 
+    def rows_between(self, first: int, last: int) -> "Piece":
+        """Return the rectangle of its rows [first, last)."""
+        return replace(
+            self,
+            start=self.start + first * self.columns,
+            rows=last - first,
+            place=replace(self.place, first_row=self.place.first_row + first),
+            first_scale=self.first_scale + first * self.blocks,
+        )
+
     def shared_blocks(self) -> list[int]:
         """Positions in a row of the blocks that other ranks may hold elements of: the first, the last, or both."""
         begins = self.place.first_column
@@ -64,17 +75,17 @@ class Piece:
         return sorted({*([0] if at_first else []), *([self.blocks - 1] if at_last else [])})
 
 
-def zero_states(
-    recipe: Recipe, shape: Sequence[int], pieces: Sequence[Piece], device: torch.device
-) -> dict[str, Tensor]:
-    """Return zero optimizer states by `recipe`, flat and by name, of the elements that `pieces` of a weight make up.
+def weight_seed(seed: int, key: str) -> int:
+    """Return the seed of a weight's random bits in a run of the seed `seed`."""
+    return seed * 1_000_003 + crc32(key.encode())
 
-    The weight has lengths `shape`.
-    """
+
+def zero_states(formats: Mapping[str, Format], pieces: Sequence[Piece], device: torch.device) -> dict[str, Tensor]:
+    """Return zero states in `formats`, flat and by name, of the elements that `pieces` of a weight make up."""
     elements = sum(piece.rows * piece.columns for piece in pieces)
     scales = sum(piece.rows * piece.blocks for piece in pieces)
     states: dict[str, Tensor] = {}
-    for name, format in recipe.optimizer_states(shape).items():
+    for name, format in formats.items():
         states[name] = torch.zeros(elements, dtype=tensor_type(format), device=device)
         if format.scale_block:
             states[name + SCALE_SUFFIX] = torch.zeros(scales, dtype=torch.bfloat16, device=device)

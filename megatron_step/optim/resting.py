@@ -21,7 +21,8 @@ HOST = torch.device("cpu")
 def rest(shard: Sharded, recipe: Recipe, parallel: Parallel) -> None:
     """Give a resting weight states on the host, zero by `recipe`; its main weight is what the weight is now."""
     elements = slice(*share(shard.data.numel(), parallel.dp_size, parallel.dp_rank))
-    states = zero_states(recipe, shard.data.shape, list(owned_pieces(shard, elements)), HOST)
+    formats = recipe.optimizer_states(shard.key, shard.data.shape)
+    states = zero_states(formats, list(owned_pieces(shard, elements)), HOST)
     if MAIN_WEIGHT in states:
         states[MAIN_WEIGHT].copy_(shard.data.detach().flatten()[elements])
     shard.data.resting = Held(elements, {name: _copy(state, parallel) for name, state in states.items()}, False)
@@ -29,7 +30,7 @@ def rest(shard: Sharded, recipe: Recipe, parallel: Parallel) -> None:
 
 def on_host(own: Held, shard: Sharded, recipe: Recipe, parallel: Parallel) -> Held:
     """Return copies on the host of the states by `recipe` that this rank has of a weight."""
-    names = zero_states(recipe, shard.data.shape, [], HOST)
+    names = zero_states(recipe.optimizer_states(shard.key, shard.data.shape), [], HOST)
     copies = {name: _copy(own.states[name], parallel) for name in names}
     return Held(own.elements, copies, own.is_replicated)
 
@@ -40,7 +41,7 @@ def gathered(own: Held | None, shard: Sharded, recipe: Recipe, parallel: Paralle
     Each data-parallel rank gives what it has, `own`; None for nothing. All of them must call it.
     """
     whole_pieces = list(owned_pieces(shard, slice(0, shard.data.numel())))
-    whole = zero_states(recipe, shard.data.shape, whole_pieces, parallel.device)
+    whole = zero_states(recipe.optimizer_states(shard.key, shard.data.shape), whole_pieces, parallel.device)
     if own is not None:
         for part, waiting in _views(shard, own.elements, whole_pieces, whole, own.states):
             part.copy_(waiting)

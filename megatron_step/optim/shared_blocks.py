@@ -44,17 +44,19 @@ class SharedBlocks:
     def largest(self, peaks: Mapping[Piece, Tensor]) -> dict[Piece, Tensor]:
         """Return the peaks of shared blocks over all ranks, and 0 for other blocks.
 
-        `peaks` has fp32 [2, rows, blocks] for each piece with shared blocks. Every rank must call it.
+        `peaks` has fp32 [moments, rows, blocks], one or two moments, for each piece with shared blocks. Every rank must
+        call it.
         """
         together = torch.zeros(2, len(self), device=self._device)
         for piece, own in peaks.items():
             places = self._places[piece]
-            together[:, places] = torch.maximum(together[:, places], own[:, :, piece.shared_blocks()])
+            known = together[: len(own)]
+            known[:, places] = torch.maximum(known[:, places], own[:, :, piece.shared_blocks()])
         for group in self._groups:
             torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX, group=group)
         largest = {piece: torch.zeros_like(own) for piece, own in peaks.items()}
         for piece, piece_peaks in largest.items():
-            piece_peaks[:, :, piece.shared_blocks()] = together[:, self._places[piece]]
+            piece_peaks[:, :, piece.shared_blocks()] = together[: len(piece_peaks), self._places[piece]]
         return largest
 
 

@@ -19,6 +19,7 @@ block: a moment of a matrix has a bf16 scale for each block of 64 columns of a r
 weight, so that they do not depend on the layout. Vectors (norms, biases) keep fp32 moments.
 256: an fp32 scale for each 256 elements, as bitsandbytes has it (2048 in the paper "8-bit Optimizers via Block-wise
 Quantization"), and fp32 in tensors of fewer than 4096 elements.
+Muon (`optimizer.rule`) keeps a momentum of a layer's matrix, in the first moment's format, and no second moment.
 row: a frozen linear's matrix has an fp32 scale for each row, and its product needs it in bf16 for as long as it lasts
 ("LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale"); embeddings, output layer, norms and biases stay.
 """
@@ -28,14 +29,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from megatron_step.config.optimization import Rule
 from megatron_step.config.run import RunConfig
+from megatron_step.plan.matrices import rule_of
 from megatron_step.plan.names import layer_of
 from megatron_step.plan.old_layers import Treatment
 
 MAIN_WEIGHT, REMAINDER, CORRECTION = "param", "remainder", "correction"
 """Names of the fp32 main weight among a weight's optimizer states, and of the 16 or 8 bits that the weight lacks."""
 MOMENTS = FIRST_MOMENT, SECOND_MOMENT = ("exp_avg", "exp_avg_sq")
-"""Names of Adam's moments among them."""
+"""Names of Adam's moments among them; Muon's momentum has the first name."""
 SCALE_SUFFIX = "_scale"
 """Ends the name of a moment's scales."""
 MOMENT_BLOCK = 64
@@ -124,6 +127,8 @@ class Recipe:
     """Its second moment."""
     frozen_matrix: Format | None = None
     """The matrix of a frozen linear, with a scale for each row; None for the format of weights."""
+    rule: Rule = "adamw"
+    """`optimizer.rule`: Muon keeps no second moment of the weights that it trains."""
 
     @property
     def is_compact(self) -> bool:
@@ -132,8 +137,8 @@ class Recipe:
 
     def keeps_states_of(self, other: "Recipe") -> bool:
         """Whether optimizer states by the recipe `other` are by this one, too."""
-        kept = (self.weight, self.main, self.first_moment, self.second_moment)
-        return kept == (other.weight, other.main, other.first_moment, other.second_moment)
+        kept = (self.weight, self.main, self.first_moment, self.second_moment, self.rule)
+        return kept == (other.weight, other.main, other.first_moment, other.second_moment, other.rule)
 
     def rounds(self, other: "Recipe") -> str:
         """Say in words what of states by the recipe `other` has no room in this one; empty if nothing is lost."""
@@ -145,20 +150,22 @@ class Recipe:
             lost.append(f"main weights are rounded to {kept[self.main]} bits")
         return " and ".join(lost)
 
-    def optimizer_states(self, shape: Sequence[int]) -> dict[str, Format]:
-        """Return the optimizer states of a trained weight of lengths `shape`, by their names in checkpoints.
+    def optimizer_states(self, key: str, shape: Sequence[int]) -> dict[str, Format]:
+        """Return the optimizer states of the trained weight `key` of lengths `shape`, by their names in checkpoints.
 
         A state with scales has them in a second tensor, whose name has SCALE_SUFFIX at its end.
         """
         states = dict(zip(MOMENTS, (self.first_moment, self.second_moment)))
         if len(shape) < 2:
             states = {name: FP32 if format.by_row else format for name, format in states.items()}
+        if rule_of(key, shape, self.rule) == "muon":
+            del states[SECOND_MOMENT]
         return states if self.main is None else {**states, MAIN_WEIGHT_NAMES[self.main]: self.main}
 
-    def optimizer_bytes(self, shape: Sequence[int], start: int = 0, stop: int | None = None) -> int:
+    def optimizer_bytes(self, key: str, shape: Sequence[int], start: int = 0, stop: int | None = None) -> int:
         """Bytes of the optimizer states of the elements [start, stop) of a trained weight of lengths `shape`."""
         stop = prod(shape) if stop is None else stop
-        return sum(state.slice_bytes(start, stop, shape[-1]) for state in self.optimizer_states(shape).values())
+        return sum(state.slice_bytes(start, stop, shape[-1]) for state in self.optimizer_states(key, shape).values())
 
     def trained_bytes(self, numel: int) -> int:
         """Weight and gradient of `numel` elements of trained weights."""
@@ -173,7 +180,7 @@ class Recipe:
     def state_bytes(self, parameters: Sequence[Parameter]) -> int:
         """Model states of `parameters` on one data-parallel rank, without padding."""
         return sum(
-            self.trained_bytes(parameter.numel) + self.optimizer_bytes(parameter.shape)
+            self.trained_bytes(parameter.numel) + self.optimizer_bytes(parameter.key, parameter.shape)
             if parameter.treatment.trained
             else self.frozen_bytes(parameter)
             for parameter in parameters
@@ -182,24 +189,26 @@ class Recipe:
     def resting_bytes(self, parameters: Sequence[Parameter], owners: int) -> int:
         """Bytes that the optimizer states of resting weights take on the host, on the fullest of `owners` data-parallel
         ranks, which divide each weight's states."""
+        resting = {parameter.shape: parameter.key for parameter in parameters if parameter.treatment.rests}
         counts = Counter(parameter.shape for parameter in parameters if parameter.treatment.rests)
         ranks = [0] * owners
         for shape, count in counts.items():
             for rank in range(owners):
-                ranks[rank] += count * self.optimizer_bytes(shape, *share(prod(shape), owners, rank))
+                own = share(prod(shape), owners, rank)
+                ranks[rank] += count * self.optimizer_bytes(resting[shape], shape, *own)
         return max(ranks)
 
     def saved_bytes(self, parameters: Sequence[Parameter], owners: int) -> int:
         """Bytes that one rank saves of `parameters`: the weights, and its share of the optimizer states of the
         trained and resting ones, which `owners` data-parallel ranks divide."""
-        states = sum(self.optimizer_bytes(one.shape) for one in parameters if one.treatment.has_states)
+        states = sum(self.optimizer_bytes(one.key, one.shape) for one in parameters if one.treatment.has_states)
         return sum(self.weight.bytes(one.numel) for one in parameters) + -(-states // owners)
 
     def largest_tensor_bytes(self, parameter: Parameter) -> int:
         """Bytes of the largest tensor that a checkpoint has of a weight: the weight, or one of its states."""
         formats = [self.weight]
         if parameter.treatment.has_states:
-            formats += self.optimizer_states(parameter.shape).values()
+            formats += self.optimizer_states(parameter.key, parameter.shape).values()
         return max(format.element_bytes for format in formats) * parameter.numel
 
 
@@ -252,15 +261,19 @@ def activation_format(precision: str) -> Format:
 
 def recipe_of(config: RunConfig) -> Recipe:
     """Return the recipe that is counted by: `planner.recipe`, or the one of training."""
-    return RECIPES[config.planner.recipe] if config.planner.recipe else training_recipe(config)
+    return _by_rule(RECIPES[config.planner.recipe], config) if config.planner.recipe else training_recipe(config)
 
 
 def training_recipe(config: RunConfig) -> Recipe:
     """Return the recipe that a run trains with."""
     optimizer = config.optimizer
     if config.training.precision == "fp32":
-        return RECIPES["fp32"]
-    recipe = RECIPES[optimizer.states]
+        return _by_rule(RECIPES["fp32"], config)
+    recipe = _by_rule(RECIPES[optimizer.states], config)
     if optimizer.gradients is not None:
         recipe = replace(recipe, gradient={"fp32": FP32, "bf16": BF16}[optimizer.gradients])
     return replace(recipe, main=CORRECTION_BITS) if optimizer.correction_bits == 8 else recipe
+
+
+def _by_rule(recipe: Recipe, config: RunConfig) -> Recipe:
+    return recipe if config.optimizer.rule == recipe.rule else replace(recipe, rule=config.optimizer.rule)

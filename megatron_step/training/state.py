@@ -114,7 +114,7 @@ def make_trainable(
         elif shard.data.rests and getattr(shard.data, "resting", None) is None:
             rest(shard, recipe, parallel)
     wrapped = wrap_data_parallel(chunks, recipe, parallel)
-    optimizer = build_optimizer(config.optimizer, wrapped, recipe, parallel, config.training.seed)
+    optimizer = build_optimizer(config.optimizer, config.model, wrapped, recipe, parallel, config.training.seed)
     set_update_counts(optimizer)
     return TrainState(step=step, stage=stage, chunks=wrapped, optimizer=optimizer, plan=plan)
 

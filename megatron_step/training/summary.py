@@ -1,7 +1,7 @@
 """The summary of a stage in the log: trained and frozen weights, planned and measured memory."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -9,11 +9,14 @@ import torch
 
 from megatron_step import ops
 from megatron_step.config.counts import counted
+from megatron_step.config.optimization import Rule
 from megatron_step.config.run import RunConfig
 from megatron_step.config.stages import GrowthConfig
 from megatron_step.engine.device import current_device
 from megatron_step.engine.parallel import Parallel
 from megatron_step.model.build import Sharded, sharded_weights
+from megatron_step.plan.matrices import rule_of
+from megatron_step.plan.names import in_layer, layer_key, layer_of
 from megatron_step.plan.operators import operator_of
 from megatron_step.plan.stages import StagePlan
 from megatron_step.plan.states import recipe_of
@@ -27,9 +30,10 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     """Return the stage's layers and steps, and a table of trained and frozen weights. Every rank must call it."""
     stage, recipe = state.stage, recipe_of(config)
     names = {**_NAMES, "base": "old layers, norms" if stage.index > 0 else "layers, norms"}
-    groups: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
-    for shape, trained, role in _whole_model(state, parallel).values():
-        groups["trained" if trained else "frozen", names[role]].append(shape)
+    groups: dict[tuple[str, str], list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
+    model = _whole_model(state, parallel)
+    for key, (shape, trained, role) in model.items():
+        groups["trained" if trained else "frozen", names[role]].append((key, shape))
     lines = [
         f"stage {stage.number} of {len(plan.stages)}: {counted(stage.num_layers, 'layer')}, {stage.num_new_layers} of "
         f"them new, pipeline layout {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
@@ -37,12 +41,23 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
         *([_growth(config.growth)] if stage.index > 0 and state.growth_peak_bytes is not None else []),
         f"  {'':8}{'':24}{'parameters':>16}{'weights':>14}{'gradients':>14}{'optimizer':>14}",
     ]
-    for (status, name), shapes in sorted(groups.items(), reverse=True):
-        trained, elements = status == "trained", sum(map(prod, shapes))
+    for (status, name), members in sorted(groups.items(), reverse=True):
+        trained, elements = status == "trained", sum(prod(shape) for _, shape in members)
         weights, gradients = recipe.weight.bytes(elements), trained * recipe.gradient.bytes(elements)
-        sizes = (weights, gradients, trained * sum(map(recipe.optimizer_bytes, shapes)))
+        sizes = (weights, gradients, trained * sum(recipe.optimizer_bytes(*one) for one in members))
         lines.append(f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{size / _MIB:>10,.1f} MiB" for size in sizes))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_rules({key: shape for key, (shape, trained, _) in model.items() if trained}, config)])
+
+
+def _rules(trained: Mapping[str, tuple[int, ...]], config: RunConfig) -> Iterator[str]:
+    """Yield a line for each rule: how many weights it trains, and their names, those of layers without the number."""
+    weights: dict[Rule, list[str]] = defaultdict(list)
+    for key, shape in trained.items():
+        name = key if layer_of(key) < 0 else in_layer(key, 0).removeprefix(layer_key(0, ""))
+        weights[rule_of(key, shape, config.optimizer.rule)].append(name.removesuffix(".weight"))
+    for rule, names in sorted(weights.items(), reverse=True):
+        shown = {"adamw": "AdamW", "muon": "Muon (q, k and v apart, gate and up apart)"}[rule]
+        yield f"  {shown} trains {counted(len(names), 'weight')}: {', '.join(sorted(set(names)))}"
 
 
 def _growth(growth: GrowthConfig) -> str:

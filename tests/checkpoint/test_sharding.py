@@ -30,7 +30,7 @@ def test_keys_and_shapes_are_the_same_in_every_layout(worlds: Worlds, precision:
     weights = {key for key in expected if not key.startswith("optimizer.")}
     assert expected.keys() - weights == {
         f"optimizer.state.{name}.{key}"
-        for name in RECIPES[{"fp32": "fp32", "bf16": "full"}[precision]].optimizer_states((1,))
+        for name in RECIPES[{"fp32": "fp32", "bf16": "full"}[precision]].optimizer_states("a", (1,))
         for key in weights
     }
     assert expected["decoder.layers.3.self_attention.linear_proj.weight"] == (64, 64)

@@ -63,6 +63,22 @@ def test_what_has_no_room_is_rounded_to_nearest(
             assert torch.equal(found[key], tensor), key
 
 
+@pytest.mark.parametrize(("states", "error"), [("exact", 0.0), ("compact", 1 / 127)])
+def test_muons_momentum_goes_into_another_recipe(worlds: Worlds, tmp_path: Path, states: str, error: float) -> None:
+    """In TP2 DP2, where ranks share blocks; main weights have room but for ties that rounded down."""
+    first, second, third = (tmp_path / name for name in ("full", "other", "again"))
+    worlds(1).run(train_and_save, config=_config("full", {}, rule="muon"), folder=first)
+    worlds(4).run(convert, config=_config(states, TP2, rule="muon"), folder=first, again=second)
+    worlds(1).run(convert, config=_config("full", {}, rule="muon"), folder=second, again=third)
+    expected, found = read_checkpoint(first / "step_00000003"), read_checkpoint(third / "step_00000003")
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        if ".exp_avg." in key and "layers" in key and tensor.dim() == 2:
+            assert ((found[key] - tensor).abs().amax(1) <= 1.02 * error * tensor.abs().amax(1)).all(), key
+        elif ".param." in key:
+            assert ((found[key] - tensor).abs() <= 2.0**-23 * tensor.abs()).all(), key
+
+
 def test_a_blocks_codes_do_not_depend_on_the_layout(worlds: Worlds, tmp_path: Path) -> None:
     worlds(1).run(train_and_save, config=_config("full", {}), folder=tmp_path / "full")
     found = []

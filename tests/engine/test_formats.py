@@ -16,7 +16,7 @@ def test_values_come_back_exactly_or_rounded() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "full"])
 def test_a_trained_recipe_takes_the_bytes_of_its_tensors(precision: str) -> None:
     recipe = RECIPES[precision]
-    for format in (recipe.weight, recipe.gradient, *recipe.optimizer_states((24,)).values()):
+    for format in (recipe.weight, recipe.gradient, *recipe.optimizer_states("a", (24,)).values()):
         assert encode(torch.zeros(24), format).nbytes == format.bytes(24)
 
 

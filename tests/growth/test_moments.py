@@ -19,6 +19,7 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.growth import moments
+from megatron_step.plan.matrices import rule_of
 from megatron_step.plan.names import in_layer, layer_of
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import Stage
@@ -37,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "keep": {"adapter": {"at_stage_end": "keep"}},
     "all trained": {"freeze": {"layers": False}},
     "most frozen": {"freeze": {"norms": True, "embedding": True, "output_layer": True, "final_norm": True}},
+    "muon": {"freeze": {"layers": False}, "optimizer": {"rule": "muon"}},
 }
 
 # Five layers, then six, then seven: each new one is the second from the bottom, and moves those above it.
@@ -48,6 +50,7 @@ COUNTS = {
     "merge": _EVERYWHERE | {("adapter", 0)},
     "keep": _EVERYWHERE | {("adapter", 3), ("adapter", 0)},
     "all trained": _EVERYWHERE,
+    "muon": _EVERYWHERE,
     "most frozen": {("new_layer", 0), ("adapter", 0)},
 }
 
@@ -70,7 +73,10 @@ def expected_states(checkpoint: dict[str, Tensor], grown: dict[str, Tensor], con
     names = ["exp_avg", "exp_avg_sq"] + (["param"] if config.training.precision == "bf16" else [])
     for key, weight in grown.items():
         before = before_growth(key, checkpoint, config)
+        rule = rule_of(key, weight.shape, config.optimizer.rule)
         for name in names if before is not None else []:
+            if name == "exp_avg_sq" and rule == "muon":
+                continue
             if before == "":
                 state = weight.float() if name == "param" else torch.zeros(weight.shape)
             else:
@@ -126,6 +132,7 @@ def split(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
         ("plain", "keep", "PP2 uneven", "fp32"),
         ("gated", "keep", "TP2 PP2", "bf16"),
         ("gated", "all trained", "DP2 distributed", "bf16"),
+        ("gated", "muon", "TP2 PP2", "bf16"),
     ],
 )
 def test_states_and_counts_follow_what_goes_on_training(

@@ -2,22 +2,19 @@
 
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
 import torch
-from small_run import TIED, VOCAB_SIZE, made_up_batch, manifest_facts, read_checkpoint, small_config
+from made_up_steps import step_with_made_up_gradients
+from small_run import TIED, VOCAB_SIZE, made_up_batch, read_checkpoint, small_config
 from worlds import Worlds
 
-from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
 from megatron_step.model.build import sharded_weights
-from megatron_step.optim.optimizer import clip, set_learning_rate
 from megatron_step.optim.owned import owned
-from megatron_step.optim.slices import pieces
 from megatron_step.plan.resolved import resolve
-from megatron_step.plan.states import MAIN_WEIGHT, REMAINDER, SECOND_MOMENT, training_recipe
+from megatron_step.plan.states import MAIN_WEIGHT, REMAINDER, SECOND_MOMENT
 from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.memory import measure_states
@@ -130,25 +127,3 @@ def measured_states(config: RunConfig) -> int:
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
         return measure_states(state, 0).model_state_bytes
-
-
-def step_with_made_up_gradients(config: RunConfig, folder: Path) -> None:
-    """Three steps with gradients that depend on a weight's key, the step and the place in the whole weight alone."""
-    with parallel_layout(config.parallel, 1) as parallel:
-        state = initial_state(config, VOCAB_SIZE, parallel)
-        assert state.optimizer is not None
-        set_learning_rate(state.optimizer, 1e-2, config.optimizer, {})
-        for step in range(3):
-            for shard in sharded_weights(state.chunks, parallel).values():
-                for piece in pieces(shard):
-                    generator = torch.Generator().manual_seed(crc32(f"{piece.key} {step}".encode()))
-                    scale = torch.rand(piece.global_shape[-1], generator=generator) ** 4
-                    whole = torch.randn(piece.global_shape, generator=generator) * scale
-                    first = (piece.data.data_ptr() - shard.data.data_ptr()) // piece.data.element_size()
-                    own = shard.data.main_grad.view(-1)[first : first + piece.data.numel()]
-                    own.copy_(whole[piece.global_slice()].flatten())
-            state.optimizer.prepare_grads()
-            clip(state.optimizer, 1.5)
-            state.optimizer.step_with_ready_grads()
-        saver = CheckpointSaver(folder, config.checkpoint, parallel)
-        saver.save(state.chunks, state.optimizer, training_recipe(config), 3, manifest_facts(config))

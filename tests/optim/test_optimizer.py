@@ -30,7 +30,7 @@ from megatron_step.training.step import train_step
 def _optimizer(config: RunConfig, parallel: Parallel) -> tuple:
     chunks = build_model(config.model, VOCAB_SIZE, parallel, config.training.precision, seed=1)
     wrapped = wrap_data_parallel(chunks, training_recipe(config), parallel)
-    return wrapped, build_optimizer(config.optimizer, wrapped, training_recipe(config), parallel, 1)
+    return wrapped, build_optimizer(config.optimizer, config.model, wrapped, training_recipe(config), parallel, 1)
 
 
 def test_norms_and_biases_do_not_decay(alone: Parallel) -> None:
@@ -65,7 +65,7 @@ def test_a_frozen_weight_has_neither_gradient_nor_state(alone: Parallel) -> None
     for param in chunk.decoder.layers[0].parameters():
         param.requires_grad_(False)
     wrapped = wrap_data_parallel([chunk], RECIPES["fp32"], alone)
-    optimizer = build_optimizer(config.optimizer, wrapped, RECIPES["fp32"], alone, 1)
+    optimizer = build_optimizer(config.optimizer, config.model, wrapped, RECIPES["fp32"], alone, 1)
     trainable = sum(param.numel() for param in chunk.parameters() if param.requires_grad)
     assert sum(buffer.numel_unpadded for buffer in wrapped[0].buffers) == trainable
     (part,) = optimizer.chained_optimizers
@@ -160,7 +160,7 @@ def _with_roles(parallel: Parallel) -> tuple:
         param.role, param.updates = next(known, ("base", 40))
     replicated = replace(parallel, config=replace(parallel.config, distributed_optimizer=False))
     wrapped = wrap_data_parallel([chunk], RECIPES["fp32"], replicated)
-    return wrapped, build_optimizer(config.optimizer, wrapped, RECIPES["fp32"], replicated, 1)
+    return wrapped, build_optimizer(config.optimizer, config.model, wrapped, RECIPES["fp32"], replicated, 1)
 
 
 @pytest.mark.parametrize(

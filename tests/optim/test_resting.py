@@ -68,7 +68,8 @@ def share_and_gather(config: RunConfig) -> tuple[int, list[str]]:
         state = state_of(config, 1, parallel)
         for name, shard in sharded_weights(state.chunks, parallel).items():
             whole_slice = slice(0, shard.data.numel())
-            whole = zero_states(recipe, shard.data.shape, list(owned_pieces(shard, whole_slice)), parallel.device)
+            formats = recipe.optimizer_states(shard.key, shard.data.shape)
+            whole = zero_states(formats, list(owned_pieces(shard, whole_slice)), parallel.device)
             generator = torch.Generator().manual_seed(hash_of(name) + parallel.tp_rank)
             for tensor in whole.values():
                 raw = tensor.view(torch.uint8)

@@ -49,13 +49,13 @@ def test_ten_trained_elements_and_three_frozen_ones(name: str, expected: int) ->
     ],
 )
 def test_a_checkpoint_has_what_a_weight_lacks(name: str, states: tuple[str, ...]) -> None:
-    assert tuple(RECIPES[name].optimizer_states((2, 5))) == states
+    assert tuple(RECIPES[name].optimizer_states("a", (2, 5))) == states
 
 
 def test_vectors_keep_fp32_moments() -> None:
     compact = RECIPES["compact"]
-    assert compact.optimizer_bytes((7,)) == (4 + 4 + 2) * 7
-    assert [compact.optimizer_states((7,))[name] for name in MOMENTS] == [FP32, FP32]
+    assert compact.optimizer_bytes("a", (7,)) == (4 + 4 + 2) * 7
+    assert [compact.optimizer_states("a", (7,))[name] for name in MOMENTS] == [FP32, FP32]
 
 
 def test_a_block_ends_with_its_row_and_a_slice_has_the_scales_of_all_blocks_that_it_touches() -> None:
@@ -71,7 +71,7 @@ def test_the_sizes_at_a_real_width_are_those_of_the_table() -> None:
     """Bytes of a trained weight: weight, gradient and states of a matrix of 2,736 columns, which blocks do not fill."""
     shape = (1024, 2736)
     bytes_of = {
-        name: (recipe.trained_bytes(1) + recipe.optimizer_bytes(shape) / (1024 * 2736))
+        name: (recipe.trained_bytes(1) + recipe.optimizer_bytes("a", shape) / (1024 * 2736))
         for name, recipe in RECIPES.items()
     }
     assert bytes_of["exact"] == 16
@@ -97,9 +97,9 @@ def test_growth_holds_the_sums_of_a_layer_or_a_tensor_that_is_read() -> None:
 
 def test_a_moment_has_a_scale_for_each_block() -> None:
     recipe = RECIPES["adam8bit"]
-    assert recipe.optimizer_bytes((4096,)) == (4 + 1 + 1) * 4096 + 2 * 4 * 16
-    assert recipe.optimizer_bytes((4097,)) == (4 + 1 + 1) * 4097 + 2 * 4 * 17
-    assert recipe.optimizer_bytes((4095,)) == (4 + 4 + 4) * 4095  # too small for 8 bits
+    assert recipe.optimizer_bytes("a", (4096,)) == (4 + 1 + 1) * 4096 + 2 * 4 * 16
+    assert recipe.optimizer_bytes("a", (4097,)) == (4 + 1 + 1) * 4097 + 2 * 4 * 17
+    assert recipe.optimizer_bytes("a", (4095,)) == (4 + 4 + 4) * 4095  # too small for 8 bits
 
 
 def test_a_frozen_linear_has_a_scale_for_each_row() -> None:
@@ -126,7 +126,7 @@ def test_training_takes_the_recipe_gradients_and_correction_of_the_config() -> N
     assert recipe() is RECIPES["full"]
     assert recipe(states="exact", gradients="bf16").gradient == BF16
     assert recipe(states="smallest", gradients="fp32").gradient == FP32
-    assert tuple(recipe(states="compact", correction_bits=8).optimizer_states((2, 5))) == (*MOMENTS, CORRECTION)
+    assert tuple(recipe(states="compact", correction_bits=8).optimizer_states("a", (2, 5))) == (*MOMENTS, CORRECTION)
 
 
 def test_recipes_are_of_sixteen_bits() -> None:

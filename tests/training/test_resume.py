@@ -53,6 +53,15 @@ KILLED: dict[str, tuple[int, dict[str, Any]]] = {
             "old_layers": {"policy": "trained"},
         },
     ),
+    "muon compact TP2 DP2, growing": (
+        4,
+        {
+            "parallel": {"tensor_parallel_size": 2},
+            "training": {"precision": "bf16"},
+            "optimizer": {"rule": "muon", "states": "compact", "correction_bits": 8},
+            "stages": {"count": 2, "layers": [2, 2], "steps": STEPS // 2},
+        },
+    ),
     "ramped batch": (2, {"training": {"ramp_up": RampUpConfig(start=4, increment=4, samples=60)}}),
 }
 

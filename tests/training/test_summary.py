@@ -43,6 +43,20 @@ def test_parameters_by_what_is_done_with_them(worlds: Worlds, size: int, layout:
     }
 
 
+def test_the_rule_of_each_weight_is_named(worlds: Worlds) -> None:
+    config = small_config(**SECTIONS, optimizer={"rule": "muon"}, parallel={"pipeline_parallel_size": 2})
+    lines = worlds(2).run(summary, config=config)[0].splitlines()
+    muon, adamw = (line.strip() for line in lines[-2:])
+    assert muon == (
+        "Muon (q, k and v apart, gate and up apart) trains 8 weights: mlp.linear_fc1, mlp.linear_fc2, "
+        "self_attention.linear_proj, self_attention.linear_qkv"
+    )
+    assert adamw.startswith(
+        f"AdamW trains {3 + 6 * 2 + 4 * 4 * 2} weights: decoder.final_layernorm, embedding.word_embedd"
+    )
+    assert "mlp.linear_fc1.adapter.linear_in" in adamw
+
+
 def test_memory_is_shown_for_every_rank() -> None:
     planned = {"frozen_weight_bytes": 3 << 20, "peak_bytes": 10 << 20}
     measured = {"frozen_weight_bytes": 3 << 20, "peak_bytes": (9 << 20) + (1 << 19)}

@@ -56,10 +56,11 @@ def compact_class(compact: type[torch.optim.Optimizer]) -> Iterator[None]:
 
 
 @contextmanager
-def adam_class(adam: type[torch.optim.Optimizer]) -> Iterator[None]:
-    """Make megatron-core build its optimizers on `adam` within the block, if TransformerEngine and Apex are missing."""
+def adam_class(adam: type[torch.optim.Optimizer], always: bool = False) -> Iterator[None]:
+    """Make megatron-core build its optimizers on `adam` within the block, if TransformerEngine and Apex are missing, or
+    `always`."""
     # megatron-core chooses its Adam class at import; no argument changes that (megatron-core 0.16.1).
-    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER and not always:
         yield
         return
     with (

@@ -199,7 +199,7 @@ def _state_bytes(resolved: ResolvedConfig, parameters: Sequence[Parameter]) -> i
     frozen_bytes = sum(recipe.frozen_bytes(parameter) for parameter in parameters if not parameter.treatment.trained)
     trained = [parameter for parameter in parameters if parameter.treatment.trained]
     padded = sum(-(-parameter.numel // align) * align for parameter in trained)
-    optimizer_bytes = sum(recipe.optimizer_bytes(parameter.shape) for parameter in trained)
+    optimizer_bytes = sum(recipe.optimizer_bytes(parameter.key, parameter.shape) for parameter in trained)
     states = Fraction(optimizer_bytes, resolved.dp_size if distributed else 1)
     return ceil(frozen_bytes + recipe.trained_bytes(padded) + states)
 

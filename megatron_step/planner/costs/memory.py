@@ -25,6 +25,7 @@ from megatron_step.plan.stages import Stage
 from megatron_step.plan.states import Parameter, Recipe, copied_in_growth
 from megatron_step.planner.costs.activations import activation_bytes
 from megatron_step.planner.costs.held import WEIGHT_ALIGNMENT, HeldChunk, held_chunks
+from megatron_step.planner.costs.update import update_bytes
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RankMemory:
     optimizer_bytes: int
     """Optimizer states."""
     activation_bytes: int
-    """The most that a training step needs beside them."""
+    """The most that a training step needs beside them: activations, or the update of the weights by Muon."""
 
     @property
     def model_state_bytes(self) -> int:
@@ -81,7 +82,7 @@ def rank_memory(resolved: ResolvedConfig, stage: Stage, chunks: Sequence[HeldChu
         adapter_weight_bytes=recipe.weight.bytes(adapters),
         gradient_bytes=recipe.gradient.bytes(padded),
         optimizer_bytes=max(owned),
-        activation_bytes=activation_bytes(resolved, chunks),
+        activation_bytes=max(activation_bytes(resolved, chunks), update_bytes(resolved, chunks)),
     )
 
 
@@ -182,14 +183,14 @@ def _add_owned(owned: list[int], bucket: _Bucket, recipe: Recipe, distributed: b
     """Add to `owned` the optimizer states that each data-parallel rank has for a bucket's weights."""
     if not distributed:
         for rank in range(len(owned)):
-            owned[rank] += sum(recipe.optimizer_bytes(weight.shape) for _, weight in bucket.weights)
+            owned[rank] += sum(recipe.optimizer_bytes(weight.key, weight.shape) for _, weight in bucket.weights)
         return
     part = (bucket.stop - bucket.start) // len(owned)
     for start, weight in bucket.weights:
         first, last = start - bucket.start, start - bucket.start + weight.numel - 1
         for rank in range(first // part, last // part + 1):
             own = max(rank * part - first, 0), min((rank + 1) * part - first, weight.numel)
-            owned[rank] += recipe.optimizer_bytes(weight.shape, *own)
+            owned[rank] += recipe.optimizer_bytes(weight.key, weight.shape, *own)
 
 
 def _round_up(number: int, multiple: int) -> int:

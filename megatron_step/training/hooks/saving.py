@@ -132,6 +132,9 @@ def check_resumable(
     )
     if saved_policy != config.old_layer_policy:
         differences.append(f"old_layers.policy {saved_policy} -> {config.old_layer_policy}")
+    saved_rule = saved["optimizer"].get("rule", "adamw")  # checkpoints of earlier versions lack the key
+    if saved_rule != config.optimizer.rule:
+        differences.append(f"optimizer.rule {saved_rule} -> {config.optimizer.rule}")
     differences += _plan_differences(plan_from_dict(manifest.plan), plan)
     if differences:
         raise ValueError(

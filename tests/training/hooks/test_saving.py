@@ -117,8 +117,9 @@ def _check(manifest: Manifest, config: RunConfig, vocab_size: int = VOCAB_SIZE) 
         {"growth": {"init": "copy"}},
         {"freeze": {"norms": True}},
         {"adapter": {"restart_interval": 5}},
+        {"optimizer": {"rule": "muon"}},
     ],
-    ids=["hidden_size", "global_batch_size", "precision", "ramp_up", "init", "norms", "restart_interval"],
+    ids=["hidden_size", "global_batch_size", "precision", "ramp_up", "init", "norms", "restart_interval", "rule"],
 )
 def test_another_run_is_refused_by_the_name_of_what_differs(
     alone: Parallel, change: dict, request: pytest.FixtureRequest
@@ -127,6 +128,16 @@ def test_another_run_is_refused_by_the_name_of_what_differs(
     name = request.node.callspec.id
     with pytest.raises(ValueError, match=rf"was saved with other settings: \w+\.{name} .* -> "):
         _check(manifest, small_config(**change))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_adamws(alone: Parallel) -> None:
+    manifest = _manifest(small_config(), alone)
+    del manifest.config["optimizer"]["rule"]
+    _check(manifest, small_config())
+    with pytest.raises(
+        ValueError, match=r"saved with other settings: optimizer\.rule adamw -> muon\. Restore these keys"
+    ):
+        _check(manifest, small_config(optimizer={"rule": "muon"}))
 
 
 def test_another_vocabulary_is_refused(alone: Parallel) -> None:
