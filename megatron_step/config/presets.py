@@ -5,17 +5,28 @@ from typing import Any, Literal, get_args
 
 from megatron_step.config.sections import merged
 
-Preset = Literal["parity", "paper"]
+Preset = Literal["parity", "lean", "paper"]
 
 _WSD_OVER_THE_RUN = {"scope": "run", "kind": "wsd", "decay_fraction": 0.4}
+
+_GROWN_TWICE = {
+    "stages": {"count": 3, "shares": "auto"},
+    "growth": {"operator": "interpolate", "position": "upper", "init": "mean"},
+}
 
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Growth alone: it costs little quality, frozen layers cost much. Compact states save the memory instead.
     "parity": {
-        "stages": {"count": 3, "shares": "auto"},
-        "growth": {"operator": "interpolate", "position": "upper", "init": "mean"},
+        **_GROWN_TWICE,
         "old_layers": {"policy": "trained"},
         "optimizer": {"states": "compact"},
+        "schedule": _WSD_OVER_THE_RUN,
+    },
+    # Half of the old layers train at a time, and the others rest as bf16 weights alone.
+    "lean": {
+        **_GROWN_TWICE,
+        "old_layers": {"policy": "rotate", "active_share": 0.5, "moments": "keep"},
+        "optimizer": {"states": "smallest"},
         "schedule": _WSD_OVER_THE_RUN,
     },
     # STEP as published (Yano et al., NAACL 2025): old layers are frozen and get adapters.

@@ -33,6 +33,12 @@ def test_parity_trains_every_layer_with_compact_states_and_one_schedule() -> Non
     assert config.stages.run_shares == pytest.approx([0.3, 0.3, 0.4])
 
 
+def test_lean_trains_half_of_the_old_layers_at_a_time() -> None:
+    config = _config(preset="lean")
+    assert (config.old_layer_policy, config.old_layers.active_share) == ("rotate", 0.5)
+    assert (config.optimizer.states, config.schedule.scope) == ("smallest", "run")
+
+
 def test_paper_is_step_as_published() -> None:
     config = _config(preset="paper")
     assert config.old_layer_policy == "adapters"
@@ -86,7 +92,7 @@ def test_a_default_that_the_config_gives_is_kept() -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match="preset partiy is unknown: choose one of parity, paper"):
+    with pytest.raises(ValueError, match="preset partiy is unknown: choose one of parity, lean, paper"):
         _config(preset="partiy")
 
 
