@@ -7,9 +7,9 @@ from megatron_step.config.sections import merged
 
 Preset = Literal["parity", "lean", "paper"]
 
-_WSD_OVER_THE_RUN = {"scope": "run", "kind": "wsd", "decay_fraction": 0.4}
+_WSD_OVER_THE_RUN: dict[str, Any] = {"scope": "run", "kind": "wsd", "decay_fraction": 0.4}
 
-_GROWN_TWICE = {
+_GROWN_TWICE: dict[str, dict[str, Any]] = {
     "stages": {"count": 3, "shares": "auto"},
     "growth": {"operator": "interpolate", "position": "upper", "init": "mean"},
 }
