@@ -23,6 +23,7 @@ ORDER = [
     "planner",
     "engine",
     "report",
+    "compare",
     "ops",
     "layers",
     "model",

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train in one process (with torchrun, use the command below)",
     "evaluate": "measure perplexity, or generate text",
     "report": "compare runs: tables and a plot",
+    "compare": "train several ways of training on the same tokens, and compare them",
     "import-hf": "turn a Hugging Face model into a checkpoint",
     "export-hf": "turn a checkpoint into a Hugging Face model",
 }
