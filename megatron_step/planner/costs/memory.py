@@ -29,20 +29,20 @@ from megatron_step.planner.costs.held import WEIGHT_ALIGNMENT, HeldChunk, held_c
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on a pipeline rank; of its tensor- and data-parallel ranks, on the fullest one."""
+    """Bytes of a pipeline rank's fullest process, over its tensor- and data-parallel ranks."""
 
     frozen_weight_bytes: int
     """Weights without gradients."""
     trained_weight_bytes: int
-    """Trained weights without the adapters', with the padding of the buffer that holds them."""
+    """Trained weights without the adapters' weights, with the padding of their buffer."""
     adapter_weight_bytes: int
-    """Adapters."""
+    """Weights of the adapters."""
     gradient_bytes: int
-    """The gradient buffers."""
+    """Gradient buffers."""
     optimizer_bytes: int
     """Optimizer states."""
     activation_bytes: int
-    """The most that a training step needs beside them."""
+    """Most bytes that a training step needs beside weights, gradients and optimizer states."""
 
     @property
     def model_state_bytes(self) -> int:
@@ -52,7 +52,7 @@ class RankMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """The most in use at once."""
+        """Most bytes in use at once during a training step."""
         return self.model_state_bytes + self.activation_bytes
 
 
