@@ -76,14 +76,14 @@ def choose(
         _check_found(best, stages, config)
         found = stages.splits(best.depths, layouts.least_share)
         return _choice(stages, best.depths, found, 1.0, _solution(best, "time", config))
-    least = _least_share(stages, deadline)
-    _check_found(least, stages, config)
+    least_memory = _least_share(stages, deadline)
+    _check_found(least_memory, stages, config)
     if planner.objective == "memory":
-        best = _deepest(stages, least.cost, least.depths, deadline)
+        best = _deepest(stages, least_memory.cost, least_memory.depths, deadline)
     else:
-        best = _fastest(stages, least.cost, least.depths, deadline)
+        best = _fastest(stages, least_memory.cost, least_memory.depths, deadline)
     found = stages.splits(best.depths, partial(layouts.least_share, thorough=True))
-    proven = Depths(best.depths, max(split.cost for split in found), least.bound)
+    proven = Depths(best.depths, max(split.cost for split in found), least_memory.bound)
     return _choice(stages, best.depths, found, proven.cost, _solution(proven, "memory", config))
 
 

@@ -36,8 +36,8 @@ class ChunkCosts:
     @cached_property
     def cheapest(self) -> Array:
         """[k, c]: cost of the cheapest layer on chunk c."""
-        least: Array = np.diff(self.sums).min(axis=2)
-        return least
+        cheapest: Array = np.diff(self.sums).min(axis=2)
+        return cheapest
 
     def rank_costs(self, ends: Sequence[int]) -> Array:
         """Return the cost of each rank, [p], if chunk c ends after the lowest `ends[c]` layers."""

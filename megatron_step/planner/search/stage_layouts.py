@@ -112,10 +112,10 @@ class StageLayouts:
 
         def costs_of(costs: StageCosts) -> _RankCosts:
             in_flight = np.array(self._in_flight).reshape(-1, pipeline)  # [v, p]
-            least = in_flight.min(axis=0)
-            new, old = (layer.state_bytes + least * layer.use.kept for layer in (costs.new, costs.old))
-            # Each chunk has at least one layer. A chunk may have more micro-batches in flight than the rank's `least`.
-            more = (in_flight - least).sum(axis=0) * min(costs.new.use.kept, costs.old.use.kept)
+            fewest = in_flight.min(axis=0)
+            new, old = (layer.state_bytes + fewest * layer.use.kept for layer in (costs.new, costs.old))
+            # Each chunk has at least one layer. A chunk may have more micro-batches in flight than the rank's `fewest`.
+            more = (in_flight - fewest).sum(axis=0) * min(costs.new.use.kept, costs.old.use.kept)
             if len(in_flight) > 1:
                 own = more + np.array(
                     [self._rank_bytes(costs, rank, pp_rank) for pp_rank, rank in enumerate(costs.ranks)]

@@ -56,10 +56,10 @@ def _middles(costs: ChunkCosts, limit: float) -> Ends:
     ranks, layers = costs.num_ranks, costs.num_layers
     lower, upper = np.zeros(1, dtype=np.int64), np.arange(layers + 1)
     for rank in range(ranks):
-        rest = limit - costs.constants[:, rank, None]
-        lower = _furthest(costs, rank, lower, rest - costs.cheapest[:, ranks + rank, None])
+        budget = limit - costs.constants[:, rank, None]
+        lower = _furthest(costs, rank, lower, budget - costs.cheapest[:, ranks + rank, None])
         lower = np.minimum(lower, layers - ranks - (ranks - 1 - rank))
-        upper = _furthest(costs, ranks + rank, upper, rest - costs.cheapest[:, rank, None])
+        upper = _furthest(costs, ranks + rank, upper, budget - costs.cheapest[:, rank, None])
         upper = np.minimum(upper, layers - (ranks - 1 - rank))
     middles: Ends = np.arange(ranks, layers - ranks + 1)
     fitting: Ends = middles[(middles <= lower[0]) & (upper[middles] == layers)]
@@ -71,28 +71,29 @@ def _within(costs: ChunkCosts, middles: Ends, limit: float) -> tuple[Ends, tuple
 
     Both are empty if no M does.
     """
-    ranks, layers, none = costs.num_ranks, costs.num_layers, (middles[:0], ())
+    ranks, layers, nothing = costs.num_ranks, costs.num_layers, (middles[:0], ())
     if len(middles) == 0:
-        return none
-    every = np.arange(middles.max() + 1)
-    reached = [np.where(every == 0, middles[:, None], -1)]  # G, [m, y]; -1 where no such split exists
+        return nothing
+    lower_ends = np.arange(middles.max() + 1)
+    reached = [np.where(lower_ends == 0, middles[:, None], -1)]  # G, [m, y]; -1 where no such split exists
     begins: list[Ends] = []
     for rank in range(ranks):
-        left = limit - costs.constants[:, rank] - costs.cheapest[:, ranks + rank]
-        most = (left / costs.cheapest[:, rank]).min()
-        width = int(min(max(most, 0), every[-1] - 1)) + 1
-        begin = every[:, None] - np.arange(1, width + 1)  # x, [y, w]
-        lower = costs.sums[:, rank, every][:, :, None] - costs.sums[:, rank][:, begin]  # [k, y, w]
+        # w: no more layers fit into the lower chunk beside one layer in the upper chunk
+        lower_budget = limit - costs.constants[:, rank] - costs.cheapest[:, ranks + rank]
+        most_layers = (lower_budget / costs.cheapest[:, rank]).min()
+        width = int(min(max(most_layers, 0), lower_ends[-1] - 1)) + 1
+        begin = lower_ends[:, None] - np.arange(1, width + 1)  # x, [y, w]
+        lower = costs.sums[:, rank, lower_ends][:, :, None] - costs.sums[:, rank][:, begin]  # [k, y, w]
         lower[:, :, 0] = costs.cheapest[:, rank, None]
-        rest = limit - costs.constants[:, rank, None, None] - lower
-        ends = _furthest(costs, ranks + rank, np.where(begin < 0, -1, reached[-1][:, begin]), rest)  # [m, y, w]
+        budget = limit - costs.constants[:, rank, None, None] - lower
+        ends = _furthest(costs, ranks + rank, np.where(begin < 0, -1, reached[-1][:, begin]), budget)  # [m, y, w]
         begins.append(ends.argmax(axis=2))
         reached.append(np.minimum(ends.max(axis=2), layers - (ranks - 1 - rank)))  # leaves a layer for each chunk above
         if reached[-1].max() < 0:
-            return none
+            return nothing
     fits = reached[-1][np.arange(len(middles)), middles] == layers
     if not fits.any():
-        return none
+        return nothing
     first = int(fits.argmax())
     ends_of_lower = [int(middles[first])]
     for widths in reversed(begins[1:]):
@@ -100,14 +101,14 @@ def _within(costs: ChunkCosts, middles: Ends, limit: float) -> tuple[Ends, tuple
     return middles[fits], (*ends_of_lower, *(int(ends[first, end]) for ends, end in zip(reached[1:], ends_of_lower)))
 
 
-def _furthest(costs: ChunkCosts, chunk: int, begins: Ends, rest: Array) -> Ends:
-    """Return the highest end of a chunk that begins at `begins`, has a layer or more and costs at most `rest` [k, ...].
+def _furthest(costs: ChunkCosts, chunk: int, begins: Ends, budget: Array) -> Ends:
+    """Return the highest ends of a chunk that begins at `begins`, has a layer or more and costs at most the budget.
 
-    The end is -1 where no such chunk exists.
+    `budget` is [k, ...] for `begins` [...]. An end is -1 where no such chunk exists.
     """
     ends = np.full(begins.shape, costs.num_layers)
     fits = (begins >= 0) & (begins < costs.num_layers)
-    for sums, cheapest, left in zip(costs.sums[:, chunk], costs.cheapest[:, chunk], rest):
-        ends = np.minimum(ends, np.searchsorted(sums, sums[begins] + left, side="right") - 1)
-        fits &= left >= cheapest
+    for sums, cheapest, most in zip(costs.sums[:, chunk], costs.cheapest[:, chunk], budget):
+        ends = np.minimum(ends, np.searchsorted(sums, sums[begins] + most, side="right") - 1)
+        fits &= most >= cheapest
     return np.where(fits, np.maximum(ends, begins + 1), -1)
