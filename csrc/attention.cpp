@@ -6,8 +6,8 @@
 // delta = sum_d dout * out, the gradients are
 //     dv = P^T dout      dS = P * (dout v^T - delta)      dq = scale * dS k      dk = scale * dS^T q
 // One thread computes a whole query head (forward) or a whole key/value group (backward), so no sum depends on the number
-// of threads. Blocks are copied to fp32 and padded with zeros (attention_blocks.h). A padded key comes after every query,
-// so it is masked. A padded query has logsumexp = infinity, so its P is 0.
+// of threads. Blocks are copied to fp32 and padded with zeros (attention_blocks.h). A padded key is masked, because it
+// comes after every query. A padded query has logsumexp = infinity, so its P is 0.
 #include "attention_blocks.h"
 
 namespace megatron_step {

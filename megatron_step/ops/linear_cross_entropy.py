@@ -175,7 +175,7 @@ def _softmax_gradient_(
 
         logits[i, j] <- scale[i] * (exp(logits[i, j] - maximum[i]) / total[i] - [j = label i]); 0 from ``columns`` on
 
-    A label's gradient is a difference of nearly equal numbers, so it is computed in float64.
+    The gradient of a label's logit is a difference of nearly equal numbers, and is therefore computed in float64.
     """
     if use_kernel(logits):
         torch.ops.megatron_step.cross_entropy_backward_(logits, labels, maximum, total, scale.contiguous(), columns)
