@@ -42,7 +42,7 @@ class RankMemory:
     optimizer_bytes: int
     """Optimizer states."""
     activation_bytes: int
-    """Most bytes that a training step needs beside weights, gradients and optimizer states."""
+    """The most that a training step needs beside them."""
 
     @property
     def model_state_bytes(self) -> int:

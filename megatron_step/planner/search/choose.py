@@ -117,10 +117,7 @@ class _Stages:
 
 
 def _solution(found: Depths, kind: Literal["memory", "time"], config: RunConfig) -> Solution:
-    """Return how good the depths are proven to be.
-
-    If old layers differ, the search counts each with their mean cost. This proves nothing, so the bound is 0.
-    """
+    """Return how good the depths are. Where old layers differ, their mean costs prove nothing: the bound is 0."""
     if config.stages.count > 1 and policy_of(config).period > 1:
         return Solution("feasible", kind, found.cost, 0.0)
     return Solution("optimal" if found.is_optimal else "feasible", kind, found.cost, found.bound)
