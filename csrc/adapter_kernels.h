@@ -19,7 +19,8 @@ constexpr int64_t kTile = 64;  // tokens of a tile, and its columns unless a ker
 constexpr int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 // Length of the parts into which a sum over `length` is split, in whole tiles, if `blocks` thread blocks share the other
-// dimensions: enough parts to fill a present GPU about three times, and long enough to be worth a block.
+// dimensions. The parts are so many that about 512 blocks run, which fill a current GPU about three times, but none is too
+// short to be worth a block.
 constexpr int64_t part_length(int64_t length, int64_t blocks) {
   constexpr int64_t wanted_blocks = 512, shortest = 4 * kTile;
   const int64_t parts = std::max<int64_t>(wanted_blocks / std::max<int64_t>(blocks, 1), 1);
@@ -51,7 +52,7 @@ void adapter_factor_gradient(const float* u, const T* x, Factor layout, float* p
 
 // du_parts [divide_up(n, kGradientColumns), tokens, rank], db_parts [part_count(tokens, part), n, rank]
 constexpr int64_t kGradientColumns = 256;
-constexpr int64_t kGradientRank = 32;  // the largest rank that it supports
+constexpr int64_t kGradientRank = 32;  // the largest rank that adapter_output_gradients supports
 template <typename T>
 void adapter_output_gradients(const T* dy, const float* u, const T* b, float* du_parts, float* db_parts, int64_t tokens,
                               int64_t columns, int64_t rank, int64_t part, float scaling, Stream stream);

@@ -1,12 +1,13 @@
-// Causal self-attention without the [s, s] matrix in memory (Dao, 2023), q [s, b, n, d], k and v [s, b, g, d], head i of n
-// reads group i / (n / g):
+// Causal self-attention without the [s, s] matrix in memory (Dao, 2023), for q [s, b, n, d] and k, v [s, b, g, d].
+// Query head i of n reads group i / (n / g) of keys and values:
 //     S = scale * q k^T (keys after the query masked)     P = softmax(S)     out = P v
-// Forward walks over blocks of keys with a running maximum m and sum l of every query, and returns out [s, b, n, d] and
-// logsumexp = m + log l [b, n, s]. Backward recomputes P = exp(S - logsumexp), and with delta = sum_d dout * out:
+// Forward walks over blocks of keys and keeps, for every query, a running maximum m and sum l. It returns
+// out [s, b, n, d] and logsumexp = m + log l [b, n, s]. Backward recomputes P = exp(S - logsumexp). With
+// delta = sum_d dout * out, the gradients are
 //     dv = P^T dout      dS = P * (dout v^T - delta)      dq = scale * dS k      dk = scale * dS^T q
-// A thread owns a query head (forward) or a key/value group (backward), so no sum depends on the number of threads.
-// Blocks are copied to fp32 and padded with zeros (attention_blocks.h). A padded key comes after every query and is masked;
-// a padded query has logsumexp = infinity and so P = 0.
+// One thread computes a whole query head (forward) or a whole key/value group (backward), so no sum depends on the number
+// of threads. Blocks are copied to fp32 and padded with zeros (attention_blocks.h). A padded key is masked, because it
+// comes after every query. A padded query has logsumexp = infinity, so its P is 0.
 #include "attention_blocks.h"
 
 namespace megatron_step {
@@ -88,7 +89,7 @@ void softmax_gradient_block(float* scores, float* dscores, const float* logsumex
   }
 }
 
-// Buffers of a thread in forward. Keys and values are kept for all query heads of a group.
+// Buffers of a thread in forward. Keys and values stay in the buffers for all query heads of a group.
 struct ForwardBuffers {
   Buffer keys, keys_t, values, queries, sums, scores;
   explicit ForwardBuffers(const Shape& shape)
@@ -103,7 +104,7 @@ struct ForwardBuffers {
   }
 };
 
-// `next` is the group that this thread reads after this head, if it changes.
+// `next` is the group that this thread reads after this head, if that is another group.
 template <typename scalar_t>
 void forward_head(const Head<const scalar_t>& q, const Head<scalar_t>& out, float* logsumexp, ForwardBuffers& buffer,
                   const Shape& shape, float scale, const std::optional<KeysAndValues<scalar_t>>& next) {
@@ -151,7 +152,7 @@ struct BackwardBuffers {
   }
 };
 
-// `next` is the group that this thread reads after this head, if it changes.
+// `next` is the group that this thread reads after this head, if that is another group.
 template <typename scalar_t>
 void backward_head(const Head<const scalar_t>& dout, const Head<const scalar_t>& q, const Head<const scalar_t>& out,
                    const float* logsumexp, const Head<scalar_t>& dq, BackwardBuffers& buffer, const Shape& shape,

@@ -1,5 +1,5 @@
-// Blocks of an attention head in fp32: copied from the tensor's rows, multiplied, and stored as rows again. attention.cpp
-// pads the blocks with zeros, so that the products need no remainder loops.
+// Functions on blocks of an attention head in fp32: copy blocks from a tensor's rows, multiply them, and store them as
+// rows. attention.cpp pads the blocks with zeros, so that the products need no remainder loops.
 #pragma once
 
 #include "operations.h"
@@ -14,7 +14,8 @@ constexpr int64_t kTileRows = 4, kVectors = kRegisters / 2 / kTileRows;  // a ti
 constexpr int64_t kQueries = 32, kKeys = 128;                            // one block; scores of a block are 16 KiB
 constexpr int64_t kDepth = 64;                                           // terms of a product that are summed separately
 
-// Zeros that begin on a cache line. If a row is a multiple of the lanes, no vector of it crosses two cache lines.
+// Zeros that begin on a cache line. If a row's length is a multiple of the lanes, none of the row's vectors crosses a
+// cache line.
 class Buffer {
  public:
   explicit Buffer(int64_t size) : lines_(at::divup(size, 16)), size_(size) {}
@@ -80,7 +81,7 @@ struct Head {
       : data(base + batch * tensor.stride(1) + head * tensor.stride(2)), row(tensor.stride(0)) {}
 };
 
-// Prefetches rows [begin, end) of a head. They are a page or more apart, so the processor does not prefetch them itself.
+// Prefetches rows [begin, end) of a head, because the processor does not prefetch rows that are a page or more apart.
 template <typename scalar_t>
 void prefetch_rows(const Head<const scalar_t>& source, int64_t begin, int64_t end, int64_t d) {
   for (int64_t i = begin; i < end; ++i) {
@@ -120,8 +121,8 @@ void store_rows(const float* source, int64_t rows, int64_t d, int64_t width, flo
   }
 }
 
-// The sum of x_i y_i in the order in which `multiply` adds. If one key has nearly all the weight, out is nearly its value
-// and delta is nearly its dout v^T. Then their errors are nearly equal, and cancel.
+// The sum of x_i y_i in the order in which `multiply` adds. If one key has nearly all the weight, out is nearly this key's
+// value, and delta is nearly this key's dout v^T. Summed in the same order, both have nearly equal errors, which cancel.
 inline float dot(const float* x, const float* y, int64_t size) {
   float sum = 0.0f;
   for (int64_t begin = 0; begin < size; begin += kDepth) {

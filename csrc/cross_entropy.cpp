@@ -5,8 +5,8 @@
 //     logits_j <- g * (exp(logits_j - maximum) / sum - [j = label])
 // Only the first `columns` columns take part: those after them pad the vocabulary, and their gradient is 0. A label
 // outside [0, columns) belongs to another rank or is ignored.
-// The sum is in fp64. In fp32, the 1 of a likely token would absorb many small terms that are added to it, and how many
-// would depend on the split of the vocabulary. The label's gradient, a difference of nearly equal numbers, is in fp64, too.
+// The sum is in fp64. In fp32, adding many small terms to the 1 of the likeliest token would lose them, and the split of
+// the vocabulary would decide how many. The label's gradient, a difference of nearly equal numbers, is in fp64, too.
 #include "operations.h"
 
 namespace megatron_step {

@@ -1,7 +1,8 @@
 // Two products of a large x [t, n] with matrices of few columns, as in an adapter's gradients, all float32:
 //     s x right [t, r], with right [n, r]        s xᵀ left [n, r], with left [t, r]
-// Reading x takes most of the time, and two separate products read it twice. Here each element is read once, and multiplied
-// with a row of right and a row of left. With more columns than a few vectors, arithmetic takes most of the time instead.
+// Reading x takes most of the time, and two separate products would read x twice. This kernel reads each element of x once,
+// and multiplies it with a row of right and a row of left. If right and left have more columns than a few vectors hold,
+// arithmetic takes most of the time instead.
 #include "operations.h"
 #include "vector.h"
 
@@ -10,8 +11,8 @@
 namespace megatron_step {
 namespace {
 
-constexpr int64_t kColumns = 512;                     // of x; their rows of right and xᵀ left stay in a core's caches
-constexpr int64_t kChunkRows = 256, kMaxChunks = 32;  // each chunk has its own xᵀ left, all are added in order
+constexpr int64_t kColumns = 512;                     // columns of x whose rows of right and xᵀ left stay in the caches
+constexpr int64_t kChunkRows = 256, kMaxChunks = 32;  // each chunk sums one xᵀ left; the chunks' sums are added in order
 
 // Factors and results of a matrix x of n columns, with rows of w = V * lanes.
 struct Operands {
@@ -20,8 +21,9 @@ struct Operands {
   int64_t n;
 };
 
-// Adds the products of x[R, columns] at (first_row, column) to R rows of x_right and `columns` rows of x_left. The first is
-// summed separately before it is added, so that sums over many tiles have the error of short sums. `next` is read next.
+// Adds the products of x[R, columns] at (first_row, column) to R rows of x_right and `columns` rows of x_left. The product
+// for x_right is summed separately before it is added, so that sums over many tiles have the error of short sums. `next`
+// is the tile that is read next.
 template <int64_t R, int64_t V>
 void add_tile(const Operands& operands, const float* next, int64_t first_row, int64_t column, int64_t columns) {
   constexpr int64_t w = V * kLanes;

@@ -37,7 +37,7 @@ inline float from_float<float>(float value) {
   return value;
 }
 
-// Round to nearest even; NaN stays NaN. Written with a select, not a branch, so that loops over it vectorise.
+// Round to nearest even; NaN stays NaN. A select instead of a branch lets the compiler vectorise loops over it.
 template <>
 inline at::BFloat16 from_float<at::BFloat16>(float value) {
   uint32_t bits;
@@ -78,7 +78,7 @@ inline float exponential(float x) {
   return x < low ? 0.0f : (x > high ? HUGE_VALF : result);
 }
 
-// The sum of term(i) over i < size: fp32 within blocks, fp64 over the blocks. Its error is that of a short sum.
+// The sum of term(i) over i < size: fp32 within blocks, fp64 over the blocks, so that the error is that of a short sum.
 template <typename Term>
 inline double sum_of(int64_t size, const Term& term) {
   constexpr int64_t block = 256;

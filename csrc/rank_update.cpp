@@ -1,5 +1,5 @@
 // target [t, n] += s u factor, in place, with u [t, r] and factor [r, n], all float32: the adapter's term of a linear.
-// Reading and writing target takes most of the time, so a tile of target stays in registers while all ranks are added.
+// Reading and writing target takes most of the time, so a tile of target stays in registers while all r terms are added.
 #include "operations.h"
 #include "vector.h"
 
@@ -9,9 +9,9 @@ namespace megatron_step {
 namespace {
 
 constexpr int64_t kRows = 8, kVectors = kRegisters / 2 / kRows;  // a tile of target takes half the registers
-constexpr int64_t kColumns = 256;                                // their rows of factor stay in the first-level cache
+constexpr int64_t kColumns = 256;                                // so many columns of factor stay in the L1 cache
 
-// target[R, V * lanes] += u[R, r] factor[r, V * lanes]; `next` is read next.
+// target[R, V * lanes] += u[R, r] factor[r, V * lanes]; `next` is the tile that is read next.
 template <int64_t R, int64_t V>
 void add_tile(float* target, const float* next, const float* u, const float* factor, int64_t r, int64_t n) {
   Vector sum[R][V];
@@ -29,7 +29,7 @@ void add_tile(float* target, const float* next, const float* u, const float* fac
   }
 }
 
-// The same for `columns` columns of R rows, the last of them one by one.
+// The same for `columns` columns of R rows; the last columns, fewer than the lanes, are computed one by one.
 template <int64_t R>
 void add_rows(float* target, const float* next, const float* u, const float* factor, int64_t r, int64_t n,
               int64_t columns) {

@@ -1,9 +1,9 @@
 // Rotary position embedding (Su et al., 2021), halves convention, x [s, b, n, d] with cos and sin [s, d] in fp32:
 //     y[:d/2] = x[:d/2] * cos[:d/2] - x[d/2:] * sin[:d/2]
 //     y[d/2:] = x[d/2:] * cos[d/2:] + x[:d/2] * sin[d/2:]
-// Backward is the transposed map. `split_qkv_rotary` does the same while it splits Megatron's fused projection
-// qkv [s, b, groups * (queries_per_group + 2) * d] (a group: its queries, then key, then value) into q, k and v, and its
-// backward writes the one gradient of qkv.
+// Backward is the transposed map. `split_qkv_rotary` rotates q and k while it splits Megatron's fused projection
+// qkv [s, b, groups * (queries_per_group + 2) * d] into q, k and v. Each group holds its queries, then a key, then a value.
+// The backward function of the split writes one gradient, that of qkv.
 #include "operations.h"
 
 namespace megatron_step {
@@ -24,7 +24,7 @@ void rotate(const scalar_t* x, const float* cos, const float* sin, scalar_t* y, 
   }
 }
 
-// One token's fused projection and its three parts, all contiguous. `fused_t` is const in the forward direction.
+// One token's fused projection and the q, k and v in it, all contiguous. `fused_t` is const in the forward direction.
 template <typename fused_t, typename part_t, typename Rotate, typename Copy>
 void for_each_head(fused_t* qkv, part_t* q, part_t* k, part_t* v, int64_t groups, int64_t queries_per_group, int64_t d,
                    const Rotate& rotate_head, const Copy& copy_head) {

@@ -1,5 +1,5 @@
-// Transposed copy of a matrix, [rows, columns] -> [columns, rows], both contiguous float32. It puts a weight gradient that was
-// computed as its transpose into the layout of the weight.
+// Transposed copy of a matrix, [rows, columns] -> [columns, rows], both contiguous float32. It brings a weight gradient,
+// which was computed transposed, into the layout of the weight.
 #include "operations.h"
 
 namespace megatron_step {

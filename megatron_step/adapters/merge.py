@@ -1,4 +1,4 @@
-"""Merges adapters into the weights that they are on: W + s B A, computed in fp32 and rounded once."""
+"""Merge adapters into their base weights: W + s B A, computed in fp32 and rounded once."""
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -9,7 +9,7 @@ from megatron_step.layers.communication import all_gather
 
 
 def add_product(piece: ShardedTensor, a: Tensor, b: Tensor, scaling: float) -> None:
-    """Add the piece's part of scaling B A to it, in place: whole A [r, k] and B [n, r]; the piece is in fp32."""
+    """Add scaling B A to a piece of a weight in place, for the whole A [r, k] and B [n, r]; the piece is in fp32."""
     rows, columns = (slice(start, start + size) for start, size in zip(piece.global_offset, piece.data.shape))
     piece.data.addmm_(b[rows].float(), a[:, columns].float(), alpha=scaling)
 

@@ -76,7 +76,7 @@ def find_at(path: Path, parallel: Parallel) -> FoundCheckpoint:
     # The absolute path of a folder called auto or none is not taken for these words.
     found = find_checkpoint(run_folder, "auto" if run_folder.is_dir() else os.path.abspath(path), parallel)
     if found is None:
-        raise ValueError(f"{path} has no checkpoint yet")
+        raise ValueError(f"{path} has no checkpoint yet: wait until the run has saved one, or name another folder")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a command prints, also to a reader that wants no more of it, as in `megatron-step plan ... | head`."""
+"""Let a command finish if the reader of its output closes the pipe early, as in `megatron-step plan ... | head`."""
 
 import io
 import sys
@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 
 class _Pipe(io.FileIO):
-    """A file that takes what its reader no longer wants."""
+    """A file that accepts all writes, and drops them once the reader of its pipe has closed the pipe."""
 
     def write(self, content: Any, /) -> int:
         """Write bytes; they are dropped if the reader has closed its end."""
@@ -20,7 +20,7 @@ class _Pipe(io.FileIO):
 
 @contextmanager
 def reader_may_go() -> Iterator[None]:
-    """Within the block, the command goes on when nobody reads its standard output or error, and finishes its work."""
+    """Within the block, let the command continue if nobody reads its standard output or standard error any more."""
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
     try:
@@ -32,7 +32,7 @@ def reader_may_go() -> Iterator[None]:
 
 
 def _tolerant(stream: TextIO) -> TextIO:
-    """The same for a stream on a file; others, such as those of tests and notebooks, stay."""
+    """Return the stream as one whose reader may close early; return a stream without a file, as in tests, unchanged."""
     try:
         descriptor = stream.fileno()
         stream.flush()

@@ -124,7 +124,7 @@ def _instantiate(values: dict[str, Any], cls: type[_Section]) -> _Section:
 
 
 def _explain(error: ArgumentError, values: dict[str, Any], cls: type) -> str:
-    """Say what is wrong with a value in the config's words; jsonargparse names Python's types."""
+    """Say what is wrong with a value in the config's words, because jsonargparse would name Python's types."""
     message = " ".join(str(error).split())
     key = re.match(r'Parser key "([\w.]+)"', message)
     if key is None or (cls is Cluster and key[1] == "nodes"):

@@ -57,7 +57,7 @@ class ModelConfig:
     vocab_size: int | None = None
     """Tokens of the vocabulary; null takes the tokenizer's number."""
     vocab_size_multiple: int = 128
-    """Number that the rows of the embedding are padded to a multiple of, in every layout."""
+    """The rows of the embedding are padded to a multiple of this number, in every layout."""
     tie_embeddings: bool = False
     """Whether the output layer uses the weight of the input embedding."""
     mlp: Literal["swiglu", "gelu"] = "swiglu"
@@ -124,7 +124,7 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """Largest number of tokens that the model is made for."""
+        """Largest number of tokens that the model is meant to read at once."""
         return self.seq_length if self.max_position_embeddings is None else self.max_position_embeddings
 
     @property

@@ -52,7 +52,7 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.learning_rate must be positive, not {self.learning_rate}")
         for name in ("weight_decay", "clip_grad"):
             if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"optimizer.{name} must be at least 0, not {getattr(self, name)}")
         for name in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} must lie in [0, 1), not {getattr(self, name)}")
@@ -90,7 +90,7 @@ class ScheduleConfig:
         check_finite("schedule", self)
         for name in ("warmup_steps", "rewarm_steps"):
             if getattr(self, name) < 0:
-                raise ValueError(f"schedule.{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"schedule.{name} must be at least 0, not {getattr(self, name)}")
         for name in ("decay_fraction", "min_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"schedule.{name} must lie in [0, 1], not {getattr(self, name)}")

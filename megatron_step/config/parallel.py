@@ -1,4 +1,4 @@
-"""The layout of the model over ranks."""
+"""The parallel layout: how ranks share the model, the data and the optimizer states."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -91,7 +91,7 @@ def as_section(values: Mapping[str, Any], cls: type, prefix: str) -> Any:
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values `old` with those of `new` in place of the old ones, section by section."""
+    """Return the values `old` updated by the values `new`, section by section."""
     both = {
         name: merged(old[name], value)
         for name, value in new.items()
@@ -102,7 +102,7 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def default_section(cls: type) -> Any:
-    """Return the section with all defaults: always the same object, which shows that the section was left out."""
+    """Return the section with all defaults. It is always the same object, by which a section left out is recognised."""
     return cls()
 
 

@@ -54,7 +54,7 @@ def check_corpus(prefix: str, tokenizer: Tokenizer) -> Corpus:
     expected, actual = tokens * dtype.itemsize, paths.bin.stat().st_size
     if actual != expected:
         raise ValueError(
-            f"{paths.bin} has {counted(actual, 'byte')}, but by {paths.idx.name} it should have {expected:,}: it is "
+            f"{paths.bin} has {counted(actual, 'byte')}, but {paths.idx.name} says {expected:,}: the file is "
             f"incomplete or belongs to another corpus; {_REMAKE}"
         )
     corpus = Corpus(prefix, num_sequences, tokens, dtype)
@@ -91,8 +91,7 @@ def _read_header(path: Path) -> tuple[np.dtype, int, int]:
     expected = idx_bytes(num_sequences, num_boundaries)
     if size not in (expected, expected + num_sequences):  # multimodal corpora have one more byte per sequence
         raise ValueError(
-            f"{path} has {counted(size, 'byte')}, but by its header it should have {expected:,}: it is incomplete; "
-            f"{_REMAKE}"
+            f"{path} has {counted(size, 'byte')}, but its header says {expected:,}: the file is incomplete; {_REMAKE}"
         )
     if num_sequences == 0:
         raise ValueError(f"{path} holds no document: {_REMAKE}")

@@ -18,7 +18,9 @@ _MAX_DOCUMENT_TOKENS = 2**31 - 1
 
 
 class CorpusWriter:
-    """Context that writes a corpus under temporary names; `commit` renames the files, and leaving it else deletes them.
+    """Context manager that writes a corpus under temporary names until `commit` renames the files.
+
+    Leaving the context without `commit` deletes the temporary files.
 
     Raises InUseError if another process writes the same corpus, ValueError if a document has 2^31 tokens or more, and
     OSError if the disk is full or the folder cannot be written.
@@ -71,7 +73,7 @@ class CorpusWriter:
     def commit(self, description: dict[str, Any]) -> dict[str, Any]:
         """Finish the files, write `description` and the sizes to the side file, and rename all files.
 
-        Returns the content of the side file.
+        Returns the content of the side file. Raises ValueError if the last document has no end.
         """
         if self._open_length:
             raise ValueError("the last document has no end")

@@ -111,7 +111,7 @@ def repeated_validation(config: DataConfig, seq_length: int, num_samples: int) -
 
 
 class _Part(NamedTuple):
-    """The sources of one dataset. Training and validation are built apart, so that they do not change each other."""
+    """The sources of one dataset. Training and validation are built separately, so that one never changes the other."""
 
     name: DataPart
     """The dataset's purpose."""
@@ -240,7 +240,7 @@ def _publish(built: Path, cache: Path) -> None:
 
 @contextmanager
 def _process_group() -> Iterator[None]:
-    """Make a process group of this process if there is none, because megatron-core's blends ask for the rank."""
+    """Make a process group of this process alone if there is none, because megatron-core's blends ask for the rank."""
     if dist.is_initialized():
         yield
         return

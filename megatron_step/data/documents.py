@@ -22,7 +22,7 @@ _UNDECODABLE = re.compile("[\udc80-\udcff]")  # the error handler "surrogateesca
 
 
 class _Unusable(Exception):
-    """Error for an unusable text: a reason to count by, the place, and what is wrong there."""
+    """Error for an unusable text: the reason to count it under, the place, and a message that says what is wrong."""
 
     def __init__(self, reason: str, place: str, message: str) -> None:
         super().__init__(f"{place}: {message}; correct the text, or skip such text with --skip-invalid")

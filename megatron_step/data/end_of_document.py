@@ -1,4 +1,4 @@
-"""The choice of the token that ends a document."""
+"""Choose the token that ends a document."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,10 @@ _END_OF_TEXT = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 
 
 def end_of_document_id(path: str, id_of: Callable[[str], int | None], chosen: str | None, default: int | None) -> int:
-    """Id of the `chosen` token, else the `default` id of the tokenizer at `path`, else of a usual end-of-text token.
+    """Return the id of the token that ends a document, for the tokenizer at `path`.
 
-    `id_of` returns the id of a token, or None if the tokenizer lacks the token.
+    It is the id of the token `chosen`, else the id `default`, else the id of a usual end-of-text token; `chosen` and
+    `default` may be None. `id_of` returns the id of a token, or None if the tokenizer lacks the token.
 
     Raises ValueError if the tokenizer lacks the chosen token, or every usual one.
     """

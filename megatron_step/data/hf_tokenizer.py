@@ -46,7 +46,9 @@ class HuggingFaceTokenizer:
         self.path = str(folder)
         for name in _SETTINGS:
             if (folder / name).is_file():
-                read_json(folder / name)  # which refuses a key given twice; transformers would take the last
+                read_json(
+                    folder / name
+                )  # raises an error for a key given twice; transformers would take the last value
         described = _described_backend(folder)
         theirs = load_in_transformers(folder)
         self.backend = make_deterministic(_backend(folder, theirs))
@@ -74,7 +76,7 @@ class HuggingFaceTokenizer:
         self.fingerprint = self._fingerprint(folder, texts if changed else [])
 
     def _check(self, theirs: Any, texts: Sequence[str]) -> None:
-        """Raise ValueError if AutoTokenizer gives other ids than its backend: its class may have additional rules."""
+        """Raise ValueError if AutoTokenizer gives other ids than its backend, as a class with additional rules may."""
         text = first_difference(self.encode_batch, ids_in_transformers(theirs), texts)
         if text is not None:
             raise ValueError(
@@ -188,7 +190,7 @@ def _described_backend(folder: Path) -> Any:
 
         try:
             content = file.read_text(encoding="utf-8")
-            parse_json(content)  # which refuses a key given twice; the library would take the last
+            parse_json(content)  # raises an error for a key given twice; the library would take the last value
             return make_deterministic(tokenizers.Tokenizer.from_str(content))
         except Exception as error:  # tokenizers raises Exception itself
             raise ValueError(f"{file} is not a tokenizer, or is damaged: {error}") from error
@@ -212,7 +214,7 @@ def _is_one(token: Any) -> bool:
 
 
 def _named_id(folder: Path, name: str, index: int | None, vocabulary: dict[str, int]) -> int | None:
-    """Id of the `bos` or `eos` token: `index` if the tokenizer names the token, else config.json's id, else None."""
+    """Return the id of the `bos` or `eos` token: `index` unless it is None, else the id in config.json, else None."""
     if index is not None:
         return index
     file = folder / "config.json"

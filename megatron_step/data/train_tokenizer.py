@@ -112,9 +112,11 @@ def sample_sentences(sentences: Iterable[str], limit_bytes: int, seed: int) -> l
 
 
 def _explain(message: str, vocab_size: int) -> str:
-    """Say SentencePiece's error in terms of the command's options."""
-    if most := re.search(r"Vocabulary size too high.*<= (\d+)", message):
-        return f"--vocab-size {vocab_size} is too large for this text: set it to at most {most[1]}, or give more text"
-    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return f"--vocab-size {vocab_size} is too small for this text: it must be over {least[1]}"
+    """Return SentencePiece's error in terms of the command's options."""
+    if too_high := re.search(r"Vocabulary size too high.*<= (\d+)", message):
+        return (
+            f"--vocab-size {vocab_size} is too large for this text: set it to at most {too_high[1]}, or give more text"
+        )
+    if too_low := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return f"--vocab-size {vocab_size} is too small for this text: it must be over {too_low[1]}"
     return f"SentencePiece cannot train on this text: {message}"

@@ -63,7 +63,7 @@ class Failure:
     text: str
     """The text of the exception."""
     is_shared: bool
-    """Whether all ranks raise the same text, so that no rank is put in front of it."""
+    """Whether all ranks raise the same text, so that the text needs no rank in front."""
 
     @property
     def status(self) -> int:

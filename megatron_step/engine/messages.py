@@ -30,7 +30,7 @@ def _standard_output_failed(reason: str) -> None:
 
 
 def discard_unwritten() -> None:
-    """Drop text that standard output or error has not taken, since it would change the exit status of the process."""
+    """Drop text that cannot be written to standard output or error, since it would change the process's exit status."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # None if the process was started with the stream closed

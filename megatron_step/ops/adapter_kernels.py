@@ -6,9 +6,9 @@
                dx = (mask * (du A)) + dy W            input_gradient
                dA = duᵀ drop(x)                       shrink_gradient
 
-A kernel first writes the product in brackets. cuBLAS then adds the large product to it; that product is bound by
-arithmetic, so the extra read is free. The kernels draw the masks. x [t, k], dy [t, n], weight [n, k], a [r, k] and
-b [n, r] have one type; u and du [t, r] are float32.
+A kernel first writes the product in brackets. cuBLAS then adds the large product to this result. Arithmetic bounds the
+time of the large product, so the extra read is free. The kernels draw the masks. x [t, k], dy [t, n], weight [n, k],
+a [r, k] and b [n, r] have one type; u and du [t, r] are float32.
 """
 
 import torch
@@ -51,7 +51,7 @@ def shrink_gradient(du: Tensor, x: Tensor, dropout: AdapterDropout | None) -> Te
 
 
 def _draw(dropout: AdapterDropout | None, columns: int) -> tuple[float, int, int, int]:
-    """Probability, seed, index of the first element, and indices per row, for an x of this many columns."""
+    """Return probability, seed, index of the first element and indices per row of the dropout on x [t, columns]."""
     if dropout is None:
         return 0.0, 0, 0, columns
     dropout.check_columns(columns)

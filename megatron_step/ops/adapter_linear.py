@@ -8,13 +8,13 @@ It is split into functions, because tensor-parallel ranks exchange u and the gra
                dx = dy W + mask * (du A)              adapter_input_gradient
                dA = duᵀ drop(x)                       adapter_shrink_gradient
 
-The adapter's products cost little arithmetic. A graph of separate operations would add temporaries of the size of x and
-y, with passes over them and new pages of memory. Here the product of rank r is added in place to the frozen weight's,
-and the dropout mask is drawn again where it is needed, a block of rows at a time. On a GPU the kernels of
-``adapter_kernels.py`` compute the adapter's products. ``adapter_linear`` is the whole operation, with checks and
-autograd; the functions of the table have neither.
+The adapter's products cost little arithmetic. A graph of separate operations would add temporary tensors of the size of
+x and y, which take time for passes over memory and for new memory pages. So these functions add the adapter's product
+in place to the frozen weight's product. They draw the dropout mask again wherever they need it, a block of rows at a
+time. On a GPU the kernels of ``adapter_kernels.py`` compute the adapter's products. ``adapter_linear`` is the whole
+operation, with checks and autograd; the functions of the table have neither.
 
-W, A and B may be bf16 for an fp32 x. Each is widened for its product alone, and all results are in fp32.
+W, A and B may be bf16 for an fp32 x. Each of them is widened only during its product, and all results are in fp32.
 """
 
 from collections.abc import Iterator
@@ -31,17 +31,17 @@ from megatron_step.ops.dispatch import prefer_onednn, use_cuda_kernel, use_kerne
 from megatron_step.ops.linear import linear_input_gradient, linear_output, types_agree
 
 _BLOCK_ELEMENTS = 2**18
-_KERNEL_RANK = 32  # up to here du and dB are faster in one pass over dy than in two products
+_KERNEL_RANK = 32  # up to this rank, one pass over dy for du and dB is faster than two products
 
 
 def adapter_linear(
     x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: AdapterDropout | None = None
 ) -> Tensor:
-    """y = x Wᵀ + s (drop(x) Aᵀ) Bᵀ on one rank, keeping only x and u for backward.
+    """Return y = x Wᵀ + s (drop(x) Aᵀ) Bᵀ on one rank, and keep only x and u for backward.
 
     Args:
         x: [..., k]
-        weight: [n, k], frozen; it, a and b are in the type of ``x``, or in bf16 for an fp32 ``x``
+        weight: [n, k], frozen; weight, a and b are in the type of ``x``, or in bf16 for an fp32 ``x``
         a: [r, k]
         b: [n, r]
         scaling: s, the adapter's alpha / rank
@@ -67,7 +67,10 @@ def adapter_linear_reference(
 
 
 def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
-    """u = drop(x) Aᵀ: x [..., k], a [r, k] -> [..., r], in float32 (float64 for such an x), to be summed over ranks."""
+    """Return u = drop(x) Aᵀ [..., r] for x [..., k] and a [r, k], in float32, or in float64 for a float64 x.
+
+    If the columns of x are split over tensor-parallel ranks, the caller sums u over them.
+    """
     rows, a = _rows(x), a.to(x.dtype)
     if use_cuda_kernel(rows):
         return adapter_kernels.shrink(rows, a, dropout).view(*x.shape[:-1], a.shape[0])
@@ -76,9 +79,9 @@ def adapter_shrink(x: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tens
 
 
 def adapter_output(x: Tensor, weight: Tensor, u: Tensor, b: Tensor, scaling: float) -> Tensor:
-    """y = x Wᵀ + s u Bᵀ: x [..., k], weight [n, k], u [..., r], b [n, r] -> [..., n] in the type of x.
+    """Return y = x Wᵀ + s u Bᵀ [..., n] in the type of x, for x [..., k], weight [n, k], u [..., r] and b [n, r].
 
-    y equals x Wᵀ bit for bit if B is 0.
+    If B is 0, y equals x Wᵀ bit for bit.
     """
     b = b.to(x.dtype)
     if use_cuda_kernel(x):
@@ -111,15 +114,15 @@ def adapter_output_gradients(
     need_db: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """du = s dy B and dB = s dyᵀ u, each None if it is not needed.
+    """Return du = s dy B and dB = s dyᵀ u, each None if the caller does not need it.
 
     Args:
         dy: [..., n]
-        u: [..., r]; only dB needs it
+        u: [..., r]; only dB needs u
         b: [n, r]
         scaling: s
-        need_du: whether du is asked for
-        need_db: whether dB is asked for
+        need_du: whether the caller needs du
+        need_db: whether the caller needs dB
         dtype: type of dB; None takes the type of dy
 
     Returns:
@@ -140,7 +143,10 @@ def adapter_output_gradients(
 
 
 def adapter_input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dropout: AdapterDropout | None) -> Tensor:
-    """dx = dy W + mask * (du A): dy [..., n], weight [n, k], du [..., r], a [r, k] -> [..., k] in the type of dy."""
+    """Return dx = dy W + mask * (du A) [..., k] in the type of dy; without dropout the mask is 1.
+
+    The shapes are dy [..., n], weight [n, k], du [..., r] and a [r, k].
+    """
     a = a.to(dy.dtype)
     if use_cuda_kernel(dy):
         dx = adapter_kernels.input_gradient(_rows(dy), weight.to(dy.dtype), _rows(du), a, dropout)
@@ -156,7 +162,7 @@ def adapter_input_gradient(dy: Tensor, weight: Tensor, du: Tensor, a: Tensor, dr
 
 
 def adapter_shrink_gradient(du: Tensor, x: Tensor, dropout: AdapterDropout | None, dtype: torch.dtype) -> Tensor:
-    """dA = duᵀ drop(x): du [..., r], x [..., k] -> [r, k] in ``dtype``."""
+    """Return dA = duᵀ drop(x) [r, k] in ``dtype``, for du [..., r] and x [..., k]."""
     if use_cuda_kernel(x):
         return adapter_kernels.shrink_gradient(_rows(du), _rows(x), dropout).to(dtype)
     rows, narrow = _rows(x), _rows(du).to(x.dtype)
@@ -170,9 +176,9 @@ def _drop(rows: Tensor, block: slice, dropout: AdapterDropout | None) -> Tensor:
 
 
 def _blocks(rows: Tensor, dropout: AdapterDropout | None) -> Iterator[slice]:
-    """Slices over the rows of x [tokens, k]: with dropout on the CPU, blocks whose masked copy fits the cache.
+    """Return slices over the rows of x [tokens, k]: with dropout on the CPU, blocks whose masked copy fits the cache.
 
-    A masked copy of all rows at once would cost more time for its pages of memory than for its arithmetic.
+    A masked copy of all rows at once would take more time for new memory pages than for arithmetic.
     """
     tokens = rows.shape[0]
     whole = dropout is None or rows.device.type != "cpu"
@@ -181,7 +187,7 @@ def _blocks(rows: Tensor, dropout: AdapterDropout | None) -> Iterator[slice]:
 
 
 def _rank_update_(target: Tensor, u: Tensor, factor: Tensor, scaling: float = 1.0) -> Tensor:
-    """target += s u factor, in place: [tokens, n], [tokens, r], [r, n]."""
+    """Add s u factor to the target [tokens, n] in place, for u [tokens, r] and factor [r, n]; return the target."""
     if _use_kernel(target, u, factor):
         torch.ops.megatron_step.rank_update_(target, u, factor, scaling)
         return target
@@ -189,12 +195,12 @@ def _rank_update_(target: Tensor, u: Tensor, factor: Tensor, scaling: float = 1.
 
 
 def _use_kernel(*tensors: Tensor) -> bool:
-    """Return whether the CPU's kernels for the adapter's products, which are for float32 only, take these tensors."""
+    """Return whether the CPU's kernels for the adapter's products take these tensors; they take float32 only."""
     return all(tensor.dtype == torch.float32 for tensor in tensors) and use_kernel(*tensors)
 
 
 def _sum_over_rows(narrow: Tensor, wide: Tensor) -> Tensor:
-    """narrowᵀ wide: [tokens, r], [tokens, k] -> [r, k]."""
+    """Return narrowᵀ wide [r, k], for narrow [tokens, r] and wide [tokens, k]."""
     if wide.device.type != "cpu" or prefer_onednn():
         # A transposed copy is small and makes the product faster.
         return linear_output(narrow.t().contiguous(), wide.t())
@@ -207,7 +213,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[..., k] -> [tokens, k]; a view where x is contiguous."""
+    """Return x [..., k] as [tokens, k]; a view if x is contiguous."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
 
 

@@ -18,7 +18,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Te
         scale: factor of q kᵀ; 1 / sqrt(d) if None
 
     Returns:
-        [s, b, n * d] in the type of ``q``, contiguous. On the CPU kernel all sums are in float32.
+        [s, b, n * d] in the type of ``q``, contiguous. The CPU kernel computes all sums in float32.
 
     Raises:
         ValueError: shapes or types do not fit together.
@@ -55,7 +55,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 class _Attention(torch.autograd.Function):
-    """Saves q, k, v, out and logsumexp [b, n, s]; backward recomputes the softmax block by block."""
+    """Attention with autograd. It saves q, k, v, out and logsumexp [b, n, s], and recomputes the softmax by blocks."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

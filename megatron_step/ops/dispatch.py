@@ -81,10 +81,10 @@ def use_onednn(*tensors: torch.Tensor) -> bool:
 
 @torch.compiler.assume_constant_result
 def prefer_onednn() -> bool:
-    """Whether oneDNN is the library for products on this CPU: where oneDNN computes with AVX-512, it is much faster.
+    """Return whether oneDNN computes products on this CPU: with AVX-512, oneDNN is much faster than the BLAS.
 
-    Without AVX-512 the BLAS takes about the same time, and oneDNN's float32 sums of 1,024 terms and more err over twice
-    as much as the BLAS's.
+    Without AVX-512 both take about the same time, and oneDNN's float32 sums of 1,024 terms and more have over twice the
+    error of the BLAS's sums.
     """
     return _prefer_onednn()
 

@@ -188,7 +188,7 @@ CUDA_FAKES: tuple[Callable[..., Any], ...] = (
 
 
 def unknown_kernels() -> list[str]:
-    """Names of kernels that the loaded extension lacks, or that take other arguments there: its sources differ."""
+    """Return the kernels that the loaded extension lacks or defines with other arguments, as one from other sources."""
     return [
         fake.__name__
         for fake in FAKES

@@ -1,7 +1,7 @@
 """Linear map y = x Wᵀ and its two gradient products, each computed by the fastest library that is exact enough.
 
-On the CPU ``torch.mm`` computes float32 with torch's BLAS. With AVX-512 oneDNN is faster (figures in csrc/README.md),
-so float32 uses oneDNN. Without AVX-512 long sums of oneDNN are not exact enough, so float32 uses the BLAS. On other
+On the CPU, float32 products use oneDNN if the CPU has AVX-512, because oneDNN is then faster (figures in
+csrc/README.md). Without AVX-512 oneDNN's long sums are not exact enough, so the products use torch's BLAS. On other
 devices torch computes.
 
 A bf16 weight may multiply an fp32 x: y and both gradients are in fp32. The weight is widened a block of rows at a time,
@@ -21,7 +21,7 @@ from megatron_step.plan.states import WIDENED_ELEMENTS
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """y = x Wᵀ.
+    """Return y = x Wᵀ, with autograd.
 
     Args:
         x: [..., i]
@@ -52,7 +52,7 @@ def types_agree(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear_output(x: Tensor, weight: Tensor) -> Tensor:
-    """y = x Wᵀ without autograd: x [..., i], weight [o, i] -> [..., o]."""
+    """Return y = x Wᵀ [..., o] without autograd, for x [..., i] and weight [o, i]."""
     if _is_widened_by_blocks(x, weight):
         tokens = x.reshape(-1, x.shape[-1])
         y = x.new_empty((tokens.shape[0], weight.shape[0]))
@@ -69,7 +69,7 @@ def linear_output(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
-    """dx = dy W: grad_output [..., o], weight [o, i] -> [..., i]."""
+    """Return dx = dy W [..., i], for dy = grad_output [..., o] and weight [o, i]."""
     if _is_widened_by_blocks(grad_output, weight):
         dy = grad_output.reshape(-1, grad_output.shape[-1])
         dx = dy.new_zeros((dy.shape[0], weight.shape[1]))
@@ -86,12 +86,13 @@ def linear_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear_weight_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
-    """dW = dyᵀ x, summed over all leading dimensions: grad_output [..., o], x [..., i] -> [o, i]."""
+    """Return dW = dyᵀ x [o, i], summed over all leading dimensions, for dy = grad_output [..., o] and x [..., i]."""
     dy, x = grad_output.reshape(-1, grad_output.shape[-1]), x.reshape(-1, x.shape[-1])
     if dy.numel() == 0 or not use_onednn(dy, x):
         return dy.t().mm(x)
     if dy.shape[1] > x.shape[1]:
-        # oneDNN is fast at copying its second operand into its own layout, slow at the first: pass the smaller first.
+        # oneDNN copies its operands into its own layout: the second one fast, the first one slowly. Pass the smaller
+        # operand first.
         transposed = onednn_linear(x.t(), dy.t())
         return torch.ops.megatron_step.transpose(transposed) if use_kernel(transposed) else transposed.t().contiguous()
     return onednn_linear(dy.t(), x.t())
@@ -103,7 +104,7 @@ def _is_widened_by_blocks(x: Tensor, weight: Tensor) -> bool:
 
 
 def _widened_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks of rows of a weight [o, i], as slices and in the wider type."""
+    """Yield blocks of rows of a weight [o, i]: the slice of rows, and these rows in the wider type."""
     size = max(1, WIDENED_ELEMENTS // weight.shape[1])
     for first in range(0, weight.shape[0], size):
         block = slice(first, first + size)
@@ -113,7 +114,7 @@ def _widened_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice,
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        # Only the weight's gradient needs x: with a frozen weight x is not kept.
+        # Only the weight's gradient needs x, so x is not kept if the weight is frozen.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return linear_output(x, weight)
 

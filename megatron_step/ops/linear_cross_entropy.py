@@ -1,11 +1,12 @@
 """Cross-entropy of a linear output layer: loss = logsumexp(W h) - (W h)[label], over a vocabulary split over ranks.
 
-The logits are kept once, in the type of ``hidden``; their softmax and gradient are computed in float32 row by row and
-written over them, so that the float32 logits and probabilities of the usual implementation never exist.
+One copy of the logits is kept, in the type of ``hidden``. Backward computes the softmax and the gradient in float32 row
+by row, and writes the gradient over the logits. So the float32 logits and probabilities of the usual implementation
+never exist.
 
 With m the largest logit of a token and total = sum of exp(logit - m), both over all ranks:
 
-    loss        = log total + (m - target logit)        the difference first: both terms are large, the loss is small
+    loss        = log total + (m - target logit)        the difference first: both logits may be large, the loss small
     probability = exp(logit - m) / total
 
 m, total and the loss are float64 until the loss is returned, so that every split of the vocabulary gives the same loss.
@@ -100,9 +101,9 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> N
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Loss with autograd. ``local_labels`` count from this rank's first row; outside [0, columns) they are not its own.
+    """Loss with autograd. ``local_labels`` count from this rank's first row of the output layer.
 
-    A label that is not this rank's belongs to another rank or is ignored.
+    A label outside [0, columns) belongs to another rank, or is ignored.
     """
 
     @staticmethod
@@ -136,7 +137,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Each token's maximum, total and target logit [t] over all ranks, from this rank's statistics [3, t]."""
+    """Return each token's maximum, total and target logit [t] over all ranks, from this rank's statistics [3, t]."""
     maximum, total, target = statistics.unbind()
     if group is not None:
         highest = maximum.clone()
@@ -148,7 +149,7 @@ def _combine(statistics: Tensor, group: dist.ProcessGroup | None) -> tuple[Tenso
 
 
 def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
-    """Each row's maximum, sum of exp(logit - maximum) and target logit (0 if on another rank): [3, t] float64."""
+    """Return [3, t] float64: each row's maximum, sum of exp(logit - maximum), target logit (0 if on another rank)."""
     if use_kernel(logits):
         return torch.ops.megatron_step.cross_entropy_forward(logits, labels, columns)
     result = logits.new_zeros((3, logits.shape[0]), dtype=torch.float64)
@@ -170,9 +171,11 @@ def _statistics(logits: Tensor, labels: Tensor, columns: int) -> Tensor:
 def _softmax_gradient_(
     logits: Tensor, labels: Tensor, maximum: Tensor, total: Tensor, scale: Tensor, columns: int
 ) -> None:
-    """logits[i, j] <- scale[i] * (exp(logits[i, j] - maximum[i]) / total[i] - [j = label i]); 0 from ``columns`` on.
+    """Replace the logits by their gradient, in place.
 
-    A label's gradient, a difference of nearly equal numbers, is computed in float64.
+        logits[i, j] <- scale[i] * (exp(logits[i, j] - maximum[i]) / total[i] - [j = label i]); 0 from ``columns`` on
+
+    The gradient of a label's logit is a difference of nearly equal numbers, and is therefore computed in float64.
     """
     if use_kernel(logits):
         torch.ops.megatron_step.cross_entropy_backward_(logits, labels, maximum, total, scale.contiguous(), columns)
@@ -191,6 +194,6 @@ def _softmax_gradient_(
 
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
-    """Slices over the rows of logits, each of at most ``_CHUNK_ELEMENTS`` elements and at least one row."""
+    """Return slices over the rows of logits, each of at most ``_CHUNK_ELEMENTS`` elements and at least one row."""
     size = max(1, _CHUNK_ELEMENTS // max(1, logits.shape[1]))
     return (slice(begin, begin + size) for begin in range(0, logits.shape[0], size))

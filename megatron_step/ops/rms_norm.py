@@ -14,7 +14,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
     Args:
         x: [..., h]
-        weight: [h], in the type of ``x`` or in float32; for a float32 ``x`` bfloat16 does as well
+        weight: [h], in the type of ``x`` or in float32; also in bfloat16 for a float32 ``x``
         epsilon: added to the mean square
 
     Raises:
@@ -49,7 +49,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         need_dx, need_dweight, _ = ctx.needs_input_grad
         x, weight, rstd = ctx.saved_tensors
-        # The kernel makes dweight in the type of the weight that it gets.
+        # The kernel returns dweight in the type of the weight that it was given.
         dx, dweight = torch.ops.megatron_step.rms_norm_backward(
             dy, x, _at_least(x, weight), rstd, need_dx, need_dweight
         )
@@ -57,5 +57,5 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _at_least(x: Tensor, weight: Tensor) -> Tensor:
-    """Return the weight [h] in a type that is no narrower than that of x."""
+    """Return the weight [h] in the wider of the types of weight and x."""
     return weight.to(torch.promote_types(x.dtype, weight.dtype))

@@ -1,6 +1,7 @@
-"""Where a pipeline rank stands: its model chunks, which of them is the model's first or last, and its micro-batches.
+"""The model chunks of a pipeline rank, and the number of micro-batches in a step.
 
-Chunk c = v P + p of P V is chunk v of rank p: chunks take turns over the ranks in the order of the layers.
+With P pipeline ranks and V chunks per rank, chunk c = v P + p of the model is chunk v of rank p. So consecutive chunks
+are on consecutive ranks.
 """
 
 from dataclasses import dataclass
@@ -14,24 +15,24 @@ class Chunk:
     """A model chunk of a pipeline rank."""
 
     pp_rank: int
-    """p."""
+    """Pipeline rank, p."""
     vp_stage: int
-    """v, among the rank's chunks."""
+    """Index among the rank's chunks, v."""
     index: int
-    """c, among all chunks."""
+    """Index among all chunks of the model, c."""
     is_first: bool
-    """Whether it holds the embedding."""
+    """Whether the chunk holds the embedding."""
     is_last: bool
-    """Whether it holds the final norm, the output layer and the loss."""
+    """Whether the chunk holds the final norm, the output layer and the loss."""
 
 
 def num_chunks(parallel: ParallelConfig) -> int:
-    """P V."""
+    """Return the number of chunks of the model, P V."""
     return parallel.pipeline_parallel_size * parallel.virtual_pipeline_size
 
 
 def rank_chunks(parallel: ParallelConfig, pp_rank: int) -> tuple[Chunk, ...]:
-    """The chunks of a pipeline rank, bottom up."""
+    """Return the chunks of a pipeline rank, in the order of the layers."""
     chunks = []
     for vp_stage in range(parallel.virtual_pipeline_size):
         index = vp_stage * parallel.pipeline_parallel_size + pp_rank
@@ -40,5 +41,5 @@ def rank_chunks(parallel: ParallelConfig, pp_rank: int) -> tuple[Chunk, ...]:
 
 
 def num_microbatches(training: TrainingConfig, dp_size: int, global_batch_size: int | None = None) -> int:
-    """Micro-batches of a rank in a step, of full global batches or of the size given."""
+    """Return the number of micro-batches of a data-parallel rank in a step; None means the full global batch."""
     return (global_batch_size or training.global_batch_size) // (training.micro_batch_size * dp_size)

@@ -6,10 +6,10 @@ interpolate   between old layers: one in each gap from `position` on,           
 stack         the whole model again on top of itself (G_stack)                  identity
 
 init          weights of a new layer                                            sources
-mean          element-wise mean of the old layers below and above it            both
-copy          those of the old layer below it (stack: of the layer it repeats)  that one
-identity      the copy with the attention's and the MLP's output projection 0   that one
-random        drawn at random, scaled for the new depth                        none
+mean          element-wise mean of the old layers below and above the new one   both
+copy          weights of the old layer below (stack: of the repeated layer)     that layer
+identity      as copy, with output projections of attention and MLP set to 0    that layer
+random        drawn at random, scaled for the new depth                         none
 
 A user's own operator is a subclass of `Operator`; `register` makes its name a value of growth.operator.
 """
@@ -30,10 +30,10 @@ class GrownLayer:
     """A layer of a stage's model."""
 
     sources: tuple[int, ...]
-    """Layers of the stage before, bottom up from 0, whose mean is the start of its weights; none for random weights.
-    In the first stage, these are layers of the checkpoint that the run starts from."""
+    """Layers of the stage before, bottom up from 0, whose mean gives the layer's first weights; none for random
+    weights. In the first stage, these are layers of the checkpoint that the run starts from."""
     born: int
-    """Index of the stage that added it."""
+    """Index of the stage that added the layer."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Old:
     """The place of an old layer in the grown model."""
 
     layer: int
-    """Its number in the smaller model, bottom up from 0."""
+    """Index of the layer in the smaller model, bottom up from 0."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class New:
     """The place of a new layer in the grown model."""
 
     copied: int
-    """The old layer that it begins as, where growth.init makes copies."""
+    """Index of the old layer whose weights the new layer copies."""
     upper: int | None = None
-    """The old layer whose mean with `copied` it begins as, where growth.init is mean; None for the copy alone."""
+    """Index of the old layer that growth.init mean averages with `copied`; None to copy `copied` alone."""
 
 
 @dataclass(frozen=True)
 class Init:
-    """Weights of a new layer."""
+    """A rule for the first weights of a new layer."""
 
     sources: Callable[[New], tuple[int, ...]]
-    """The old layers whose mean is the start of the weights; none for random weights."""
+    """Function that returns the old layers whose mean gives the weights; none for random weights."""
     zero_outputs: bool = False
     """Whether the layer's two output projections start as zero, so that it adds nothing to the residual stream."""
 
@@ -83,8 +83,8 @@ class Operator(ABC):
     adds: str = "any number of layers"
     """What `can_add` allows, in words, for errors."""
     only_inserts: bool = False
-    """Whether adding one layer more only inserts a layer, and keeps the order of all others. Then the planner's bound
-    for a stage also bounds stages that add more layers. False is always safe, but slower."""
+    """Whether adding one more layer only inserts a layer and keeps the order of all others. Then the planner's bound
+    for a stage also bounds stages that add more layers. False is always safe, but planning is slower."""
 
     @abstractmethod
     def places(self, num_layers: int, num_new: int, growth: GrowthConfig, seed: int) -> Sequence[Old | New]:
@@ -128,7 +128,7 @@ class Interpolate(Operator):
         return places
 
     def describe(self, growth: GrowthConfig) -> str:
-        """Return its name, the position and the init."""
+        """Return the operator's name, the position and the init."""
         return f"{self.name}, {growth.position}, {growth.init}"
 
 
@@ -155,7 +155,7 @@ _OPERATORS: dict[str, Operator] = {}
 def register(operator: Operator) -> None:
     """Make `operator` a value of growth.operator.
 
-    Raises ValueError if another operator has its name, or if it accepts an unknown init.
+    Raises ValueError if another operator has this name, or if `operator` accepts an unknown init.
     """
     if unknown := [init for init in operator.inits if init not in INITS]:
         raise ValueError(
@@ -170,7 +170,7 @@ def register(operator: Operator) -> None:
 def operator_of(growth: GrowthConfig) -> Operator:
     """Return the operator that growth.operator names.
 
-    Raises ValueError if no operator has that name, or if it does not accept growth.init.
+    Raises ValueError if no operator has that name, or if the operator does not accept growth.init.
     """
     operator = _OPERATORS.get(growth.operator)
     if operator is None:

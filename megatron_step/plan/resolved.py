@@ -1,7 +1,7 @@
-"""A run's config together with what only the tokenizer and the world decide, and the sizes that follow from them.
+"""A run's config together with the sizes that depend on the tokenizer and the world.
 
-`resolve` makes the value once, when both are known; planner, training and report pass it on. The blocks of the model
-(plan/blocks) are made here, from the config: they hold plain numbers.
+`resolve` computes the sizes once, when tokenizer and world are known. Planner, training and report then share the
+result. `resolve` also makes the blocks of the model (plan/blocks), which hold the sizes of layers, embedding and head.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from megatron_step.plan.states import Recipe, activation_format, recipe_of, weig
 
 @dataclass(frozen=True)
 class ModelBlocks:
-    """The blocks of a whole model; all its layers are equal."""
+    """The blocks of a whole model, whose layers all have the same sizes."""
 
     embedding: Embedding
     """The token embedding."""
@@ -34,10 +34,10 @@ class ModelBlocks:
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """A config with every size of its run."""
+    """A config with every size of the run."""
 
     config: RunConfig
-    """What the user wrote."""
+    """The run's config."""
     vocab_size: int
     """Tokens of the vocabulary, without padding."""
     dp_size: int
@@ -99,7 +99,7 @@ def _model_blocks(model: ModelConfig, vocab_size: int) -> ModelBlocks:
 
 @cache
 def layer_blocks(model: ModelConfig) -> Layer:
-    """Return a layer of the model. The order of its linears numbers them."""
+    """Return the sizes of a layer of the model. The order of its linears numbers the adapters (adapters/attach.py)."""
     hidden = model.hidden_size
     attention = Attention(
         hidden=hidden,

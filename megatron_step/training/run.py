@@ -196,7 +196,7 @@ def _find(config: RunConfig, ranks: Ranks, parallel: Parallel) -> FoundCheckpoin
         if found is None and list_checkpoints(folder):
             raise ValueError(
                 f"{folder} holds the checkpoints of another run, which a fresh start would replace: "
-                "go on with that run by --resume auto, or choose another output_dir"
+                "continue that run with --resume auto, or choose another output_dir"
             )
     return found
 

@@ -10,8 +10,8 @@ from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number, not nan"),
-        ({"weight_decay": -0.1}, "must not be negative"),
-        ({"clip_grad": -1.0}, "must not be negative"),
+        ({"weight_decay": -0.1}, "must be at least 0, not -0.1"),
+        ({"clip_grad": -1.0}, "must be at least 0, not -1.0"),
         ({"beta2": 1.0}, r"must lie in \[0, 1\)"),
         ({"epsilon": 0.0}, "epsilon must be positive"),
     ],

@@ -1,4 +1,4 @@
-"""The self-attention of a layer with its norm: qkv, rotation, softmax(q k^T) v, projection."""
+"""Costs of a layer's self-attention and the norm before it: qkv, rotary embedding, softmax(q k^T) v, projection."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from megatron_step.plan.names import ATTENTION_NORM, KEY_NORM, PROJ, QKV, QUERY_
 
 @dataclass(frozen=True)
 class Attention:
-    """A self-attention of plain numbers: n heads over g groups, each of width d."""
+    """The sizes of a self-attention: n query heads over g groups of keys and values, each head of width d."""
 
     hidden: int
     """Width of the residual stream."""
     heads: int
-    """n."""
+    """Number of query heads, n."""
     groups: int
-    """g."""
+    """Number of query groups, g."""
     head_size: int
-    """d."""
+    """Width of a head, d."""
     seq_length: int
     """Tokens of a sequence."""
     qkv_bias: bool
@@ -34,12 +34,12 @@ class Attention:
 
     @cached_property
     def norm(self) -> Norm:
-        """The norm before it."""
+        """The norm before the attention."""
         return Norm(ATTENTION_NORM, self.hidden)
 
     @cached_property
     def qkv(self) -> Linear:
-        """Queries, keys and values."""
+        """The fused projection to queries, keys and values."""
         return Linear(QKV, (self.heads + 2 * self.groups) * self.head_size, self.hidden, True, self.qkv_bias)
 
     @cached_property
@@ -49,11 +49,11 @@ class Attention:
 
     @cached_property
     def core(self) -> Core:
-        """softmax(q k^T) v."""
+        """The core attention, softmax(q k^T) v."""
         return Core(self.heads, self.groups, self.head_size, self.seq_length, self.qk_norm)
 
     def linears(self) -> dict[Target, Linear]:
-        """Its linears."""
+        """Return the attention's linears by target."""
         return {"qkv": self.qkv, "proj": self.proj}
 
     def costs(
@@ -63,9 +63,10 @@ class Attention:
         core: CoreAttention,
         recomputes_core: bool,
     ) -> BlockCosts:
-        """Return what it takes with its `linears`.
+        """Return the costs of the attention and its norm; `linears` are the costs of the attention's linears.
 
-        Its backward pass is from its output's gradient in the residual stream to that of its normalised input.
+        The backward pass runs from the gradient of the output in the residual stream to the gradient of the normalised
+        input.
         """
         norm, qkv, proj = self.norm.costs(batch), linears["qkv"], linears["proj"]
         queries, inputs = self.core.queries(batch), self._core_inputs(batch)
@@ -79,13 +80,13 @@ class Attention:
         if recomputes_core:
             tape.take(core.forward)
             tape.free(core.forward)
-            core_kept = core.kept + queries  # with its output
+            core_kept = core.kept + queries  # the core's output takes as many bytes as the queries
             tape.take(core_kept)
         tape.take(core.backward)
         tape.free(core.backward)
         tape.take(gradients)
         tape.free(core_kept, inputs, context, queries)
-        tape.take(inputs)  # back through rotation, and norms of queries and keys
+        tape.take(inputs)  # gradients from the rotary embedding, and from the norms of queries and keys
         tape.free(gradients)
         tape.follow(qkv.backward)
         head_norms = (*Norm(QUERY_NORM, self.head_size).weights, *Norm(KEY_NORM, self.head_size).weights)
@@ -93,11 +94,11 @@ class Attention:
         return BlockCosts(weights, kept, tape)
 
     def _core_inputs(self, batch: Microbatch) -> int:
-        """Queries, keys and values that are kept; with norms of queries and keys those before them, too."""
+        """Return the kept bytes of queries, keys and values; if normed, also those before the norms, and the scales."""
         queries, keys = self.core.queries(batch), self.core.keys(batch)
         if not self.qk_norm:
             return queries + 2 * keys
         is_grouped = self.groups // batch.tensor > 1 and self.groups < self.heads
-        copied = queries if is_grouped else 0  # the groups' queries are not in one piece
+        copied = queries if is_grouped else 0  # the queries of several groups are not contiguous, so they are copied
         scales = 4 * batch.tokens * (self.heads + self.groups) // batch.tensor
         return queries + 2 * keys + copied + scales + queries + keys

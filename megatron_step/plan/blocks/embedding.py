@@ -1,4 +1,4 @@
-"""The token embedding, split by rows over tensor-parallel ranks."""
+"""Bytes of the token embedding, whose rows are split over tensor-parallel ranks."""
 
 from dataclasses import dataclass
 
@@ -9,32 +9,33 @@ from megatron_step.plan.names import EMBEDDING
 
 @dataclass(frozen=True)
 class EmbeddingCosts:
-    """What an embedding takes on a rank, with one micro-batch."""
+    """Costs of an embedding on a rank, with one micro-batch."""
 
     weights: Weights
-    """Its table."""
+    """The rank's rows of the table."""
     kept: int
-    """Bytes from its forward to its backward pass."""
+    """Bytes kept from the forward to the backward pass."""
     gradient: int
-    """Bytes of the table's gradient, as it is made."""
+    """Bytes of the table's gradient, in the type in which it is computed."""
     backward: int
-    """Bytes of its backward pass."""
+    """Bytes in use during the backward pass."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """An embedding of plain numbers."""
+    """The sizes of an embedding."""
 
     rows: int
-    """Rows of the table, with padding."""
+    """Rows of the whole table, with padding."""
     hidden: int
     """Width of the residual stream."""
 
     def costs(self, batch: Microbatch) -> EmbeddingCosts:
-        """Return what it takes.
+        """Return the costs of the embedding.
 
-        It keeps which tokens have their rows on other ranks, and the number of each one's row here. Its backward pass
-        has the output's gradient, its sum over ranks, and the table's gradient.
+        The forward pass keeps a mask of the tokens whose rows are on other ranks, and each token's row number on this
+        rank. The backward pass holds the output's gradient, the sum of this gradient over ranks, and the table's
+        gradient.
         """
         rows = self.rows // batch.tensor
         gradient = batch.matrix(rows, self.hidden)

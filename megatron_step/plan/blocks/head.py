@@ -1,4 +1,7 @@
-"""The final norm, the output layer, split by rows over ranks, and the loss (ops/linear_cross_entropy.py)."""
+"""Costs of the head: the final norm, the output layer, and the loss (ops/linear_cross_entropy.py).
+
+The rows of the output layer are split over tensor-parallel ranks.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,28 +14,28 @@ from megatron_step.plan.names import EMBEDDING, FINAL_NORM, OUTPUT_LAYER
 
 @dataclass(frozen=True)
 class HeadCosts:
-    """What a head takes on a rank, with one micro-batch."""
+    """Costs of a head on a rank, with one micro-batch."""
 
     weights: Weights
-    """The final norm, and the output layer unless the chunk's embedding is its weight."""
+    """The final norm, and the output layer unless it shares the weight of the chunk's embedding."""
     use: Use
     """Bytes of the micro-batch."""
     flops: int
-    """Operations of the output layer in a training step, for a token."""
+    """Operations of the output layer in a training step per token, on all tensor-parallel ranks."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head of plain numbers."""
+    """The sizes of a head."""
 
     rows: int
-    """Rows of the output layer, with padding."""
+    """Rows of the whole output layer, with padding."""
     hidden: int
     """Width of the residual stream."""
     tied: bool
-    """Whether its output layer is the embedding."""
+    """Whether the output layer shares the embedding's weight."""
     vocab_size: int
-    """Rows of the output layer that stand for a token."""
+    """Rows of the whole output layer, without padding: one per token of the vocabulary."""
 
     @property
     def output_key(self) -> str:
@@ -45,18 +48,20 @@ class Head:
         return Norm(FINAL_NORM, self.hidden)
 
     def costs(self, batch: Microbatch, *, trained: bool, holds_embedding: bool) -> HeadCosts:
-        """Return what it takes.
+        """Return the costs of the head.
 
-        `trained` says whether the output layer's weight is, and `holds_embedding` whether its chunk has the embedding.
+        `trained` says whether the output layer is trained, and `holds_embedding` whether the embedding is in the same
+        chunk.
         """
         rows, hidden, norm = self.rows // batch.tensor, batch.whole(self.hidden), self.norm.costs(batch)
         weights = norm.weights
         if not (self.tied and holds_embedding):
             weights = (*weights, (self.output_key, (rows, self.hidden)))
-        # For a token: its largest logit, its total and its label's logit in fp64, its label, whether it counts.
+        # For each token: the largest logit, the sum of exponentials and the label's logit in fp64; the label; whether
+        # the token counts.
         kept = norm.kept + hidden + batch.whole(rows) + batch.tokens * (3 * 8 + 8 + 1)
         gradient = batch.weight_gradient(rows, self.hidden) if trained else batch.widened(rows, self.hidden)
-        losses = 3 * 4 * batch.tokens  # losses, their gradients, these times counted
+        losses = 3 * 4 * batch.tokens  # losses, their gradients, and those gradients with ignored tokens set to 0
         return HeadCosts(
             weights=weights,
             use=Use(kept, kept + losses + hidden + gradient),

@@ -1,4 +1,4 @@
-"""A transformer layer: its self-attention and its MLP, each with the norm before it."""
+"""Costs of a transformer layer: self-attention and MLP, each with the norm before it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from megatron_step.plan.blocks.tape import Tape, Use, Weights
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """What a layer takes on a rank, with one micro-batch."""
+    """Costs of a layer on a rank, with one micro-batch."""
 
     weights: Weights
-    """Its weights, by their names below the layer's."""
+    """The layer's weights, by their names within the layer."""
     use: Use
     """Bytes of the micro-batch."""
     flops: int
-    """Operations of a training step for a token."""
+    """Operations of a training step per token, on all tensor-parallel ranks."""
     recomputed_flops: int
-    """Operations that are computed a second time, for a token."""
+    """Operations per token that recomputation adds, on all tensor-parallel ranks."""
     exchanged_bytes: int
-    """Bytes that a tensor-parallel rank sends to the others."""
+    """Bytes that a tensor-parallel rank sends to the others, forward and backward."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of blocks."""
+    """The sizes of a layer."""
 
     attention: Attention
-    """Its self-attention."""
+    """The self-attention."""
     mlp: Mlp
-    """Its MLP."""
+    """The MLP."""
 
     def linears(self) -> dict[Target, Linear]:
-        """Its linears."""
+        """Return the layer's linears by target."""
         return self.attention.linears() | self.mlp.linears()
 
     def stream(self, batch: Microbatch) -> int:
@@ -47,7 +47,7 @@ class Layer:
         return batch.stream(self.mlp.hidden)
 
     def whole_stream(self, batch: Microbatch) -> int:
-        """Return the bytes of the residual stream, gathered from all ranks."""
+        """Return the bytes of the whole residual stream, gathered from all tensor-parallel ranks."""
         return batch.whole(self.mlp.hidden)
 
     def costs(
@@ -57,7 +57,7 @@ class Layer:
         core: CoreAttention,
         recompute: Literal["none", "selective", "full"],
     ) -> LayerCosts:
-        """Return all that it takes. `handling` is what the stage does with each linear."""
+        """Return the costs of the layer. `handling` says what the stage does with each linear."""
         linears = {target: linear.costs(batch, handling[target]) for target, linear in self.linears().items()}
         attention = self.attention.costs(batch, linears, core, recompute == "selective")
         mlp = self.mlp.costs(batch, linears)
@@ -67,11 +67,11 @@ class Layer:
         tape.follow(attention.backward)
         is_recomputed, core_flops = recompute == "full", self.attention.core.flops()
         forward_flops = sum(linear.forward_flops for linear in linears.values()) + core_flops
-        # Two sums over ranks forward and two backward, each of which sends 2 (t - 1) / t of its tensor.
+        # Two all-reduces forward and two backward. In each, a rank sends 2 (t - 1) / t of the tensor's bytes.
         exchanges = (6 if is_recomputed else 4) * 2 * (batch.tensor - 1)
         return LayerCosts(
             weights=(*attention.weights, *mlp.weights),
-            # A layer that is recomputed keeps its input, and computes itself and its output again.
+            # A recomputed layer keeps its input only. Recomputation brings back the rest, and the layer's output.
             use=Use(stream, tape.peak + stream) if is_recomputed else Use(kept, tape.peak),
             flops=sum(linear.flops for linear in linears.values()) + 3 * core_flops,
             recomputed_flops=forward_flops if is_recomputed else 0,

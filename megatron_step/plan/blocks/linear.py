@@ -1,6 +1,6 @@
-"""A linear of a layer, y = x W^T (+ bias) with its adapter: weights, products, and bytes of a micro-batch.
+"""Costs of a layer's linear, y = x W^T (+ bias), and its adapter: weights, operations, and bytes of a micro-batch.
 
-Over t tensor-parallel ranks (Megatron-LM, Shoeybi et al., 2019), with r the rank of the adapter:
+Shapes on each of t tensor-parallel ranks (Megatron-LM, Shoeybi et al., 2019), with r the rank of the adapter:
 
     split over      matrix [n, k]           adapter A [r, k]    adapter B [n, r]
     rows            [n / t, k]              [r / t, k]          [n / t, r]          qkv, fc1
@@ -19,62 +19,63 @@ class Handling:
     """What a stage does with a linear."""
 
     trained: bool
-    """Whether its matrix has a gradient."""
+    """Whether the matrix has a gradient."""
     adapter_rank: int = 0
-    """Rank of its adapter; 0 for none."""
+    """Rank of the adapter; 0 for no adapter."""
     drops: bool = False
-    """Whether the adapter's input is dropped out."""
+    """Whether the adapter has dropout on its input."""
     dequantized: bool = False
-    """Whether a frozen matrix is kept in 8 bits, and put together for its product."""
+    """Whether the frozen matrix is stored in 8 bits and dequantized for its product."""
 
     @property
     def keeps_input(self) -> bool:
-        """Whether its backward pass needs the input."""
+        """Whether the backward pass needs the linear's input."""
         return self.trained or self.adapter_rank > 0
 
 
 @dataclass(frozen=True)
 class LinearCosts:
-    """What a linear takes on a rank, with one micro-batch."""
+    """Costs of a linear on a rank, with one micro-batch."""
 
     weights: Weights
-    """Its weights."""
+    """The weights of the linear and its adapter."""
     input_bytes: int
-    """Bytes of its input, where it is kept: of the residual stream, or of the rank's columns."""
+    """Bytes of the kept input (the rank's columns if the matrix's columns are split); 0 if the input is not kept."""
     adapter_bytes: int
-    """Bytes that its adapter keeps beside the input: u in fp32, over t where the columns are split."""
+    """Bytes of u = x A^T, which the adapter keeps in fp32; a share of 1 / t if the matrix's columns are split."""
     backward: Tape
-    """From its output's gradient, which the caller frees, to its input's."""
+    """Bytes in use from the output's gradient, which the caller frees, to the input's gradient."""
     flops: int
-    """Operations of a training step for a token."""
+    """Operations of a training step per token, on all tensor-parallel ranks."""
     forward_flops: int
-    """Operations of its forward pass for a token, without the adapter."""
+    """Operations of the forward pass per token without the adapter, on all tensor-parallel ranks."""
 
     @property
     def kept(self) -> int:
-        """Bytes from its forward to its backward pass."""
+        """Bytes kept from the forward to the backward pass."""
         return self.input_bytes + self.adapter_bytes
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear, whole."""
+    """A linear, with the sizes of its whole matrix."""
 
     key: str
-    """Its name below the layer's, in checkpoints."""
+    """Name of the linear within its layer, in checkpoints."""
     outputs: int
-    """Rows of its matrix."""
+    """Rows of the matrix, n."""
     inputs: int
-    """Columns of its matrix."""
+    """Columns of the matrix, k."""
     column_parallel: bool
-    """Whether its rows are split over tensor-parallel ranks; otherwise its columns are."""
+    """Whether the rows are split over tensor-parallel ranks (Megatron's column parallelism); else the columns are."""
     has_bias: bool = False
-    """Whether it has a bias, split as the rows are."""
+    """Whether the linear has a bias, which is split as the rows are."""
 
     def costs(self, batch: Microbatch, handling: Handling) -> LinearCosts:
-        """Return what it takes.
+        """Return the costs of the linear and its adapter.
 
-        Operations: 2 of an element forward, 2 for the input's gradient, 2 for the weight's, which a frozen one lacks.
+        Each element of the matrix takes 2 operations per token in the forward pass, 2 for the input's gradient and, if
+        the matrix is trained, 2 for the weight's gradient.
         """
         rank, elements = handling.adapter_rank, self.inputs * self.outputs
         input_bytes = batch.stream(self.inputs) if self.column_parallel else batch.split(self.inputs)
@@ -114,23 +115,24 @@ class Linear:
         return tape
 
     def _temporary(self, batch: Microbatch, handling: Handling) -> int:
-        """Bytes that its backward pass needs beside the gradients of its input and output."""
+        """Return the bytes that the backward pass needs beside the gradients of the input and the output."""
         (rows, columns), rank, element = self._part(batch.tensor), handling.adapter_rank, batch.element_bytes
-        # The gradients of u in fp32, as its products want it and transposed; of A in fp32 and as it is, and of B.
+        # The adapter's gradients: of u in fp32, in the products' type and transposed; of A in fp32 and in its own type;
+        # of B.
         needed = batch.tokens * rank * (4 + 2 * element) + rank * ((4 + element) * columns + element * rows)
         if handling.trained:
-            # The matrix is widened for the input's gradient before this gradient, which takes more, is made.
+            # The widened block of the matrix is freed before this gradient is computed, and takes less.
             needed += batch.weight_gradient(rows, columns)
         elif handling.dequantized:
-            needed += batch.matrix(rows, columns)  # the matrix, for the product
+            needed += batch.matrix(rows, columns)  # the dequantized matrix
         else:
             needed += batch.widened(rows, columns)
         if rank and handling.drops:
-            needed += 2 * batch.whole(columns)  # the input with zeros, the adapter's part of dx
+            needed += 2 * batch.whole(columns)  # the masked input, and the adapter's term of the input's gradient
         return needed
 
     def _part(self, tensor: int) -> tuple[int, int]:
-        """Rows and columns of its matrix on a rank."""
+        """Return the rows and columns of the matrix on a rank."""
         if self.column_parallel:
             return self.outputs // tensor, self.inputs
         return self.outputs, self.inputs // tensor

@@ -1,4 +1,4 @@
-"""The MLP of a layer with its norm: down(silu(gate x) * up x), or plain, down(gelu(up x))."""
+"""Costs of a layer's MLP and the norm before it: down(silu(gate x) * up x), or without a gate, down(gelu(up x))."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,45 +14,46 @@ from megatron_step.plan.names import FC1, FC2, MLP_NORM
 
 @dataclass(frozen=True)
 class Mlp:
-    """An MLP of plain numbers."""
+    """The sizes of an MLP."""
 
     hidden: int
     """Width of the residual stream."""
     ffn: int
-    """Width of the MLP; of a gated one, of gate and up each."""
+    """Width of the up projection, and of the gate."""
     gated: bool
-    """Whether it has the gate above the up projection, in one matrix."""
+    """Whether the MLP has a gate, whose rows stand above those of the up projection in one matrix."""
 
     @cached_property
     def norm(self) -> Norm:
-        """The norm before it."""
+        """The norm before the MLP."""
         return Norm(MLP_NORM, self.hidden)
 
     @cached_property
     def fc1(self) -> Linear:
-        """Gate and up, or up."""
+        """The gate and the up projection; without a gate, the up projection."""
         return Linear(FC1, self.ffn * (2 if self.gated else 1), self.hidden, True)
 
     @cached_property
     def fc2(self) -> Linear:
-        """Down."""
+        """The down projection."""
         return Linear(FC2, self.hidden, self.ffn, False)
 
     def linears(self) -> dict[Target, Linear]:
-        """Its linears."""
+        """Return the MLP's linears by target."""
         return {"fc1": self.fc1, "fc2": self.fc2}
 
     def costs(self, batch: Microbatch, linears: Mapping[Target, LinearCosts]) -> BlockCosts:
-        """Return what it takes with its `linears`. It keeps what norm and linears keep, and gate and up.
+        """Return the costs of the MLP and its norm; `linears` are the costs of the MLP's linears.
 
-        Its backward pass is from its output's gradient in the residual stream to its input's.
+        The MLP keeps what its norm and linears keep, and the outputs of gate and up. The backward pass runs from the
+        gradient of the output in the residual stream to the gradient of the input.
         """
         norm, fc1, fc2 = self.norm.costs(batch), linears["fc1"], linears["fc2"]
         gate_up = batch.split(self.ffn) * (2 if self.gated else 1)
         tape = Tape()
         tape.follow(fc2.backward)
         tape.free(fc2.kept)
-        tape.take(gate_up)  # the activation's
+        tape.take(gate_up)  # the gradient of the activation's input
         tape.free(gate_up, batch.split(self.ffn))
         tape.follow(fc1.backward)
         tape.free(fc1.kept, gate_up)

@@ -1,4 +1,4 @@
-"""An RMSNorm: one weight, whole on every rank."""
+"""Bytes of an RMSNorm. Every rank holds its whole weight."""
 
 from dataclasses import dataclass
 
@@ -8,22 +8,23 @@ from megatron_step.plan.blocks.tape import BlockCosts, Tape, Weights
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm of vectors of `size`."""
+    """An RMSNorm of vectors of `size` elements."""
 
     key: str
-    """Its weight's name below the layer's, or its key outside the layers."""
+    """Name of the weight within its layer, or the weight's key if the norm is outside the layers."""
     size: int
-    """Elements of its weight."""
+    """Number of elements of the weight."""
 
     @property
     def weights(self) -> Weights:
-        """Name and shape of its weight."""
+        """Name and shape of the weight."""
         return ((self.key, (self.size,)),)
 
     def costs(self, batch: Microbatch) -> BlockCosts:
-        """Return what a norm of the residual stream takes. It keeps its input, and a scale of each token.
+        """Return the costs of a norm of the residual stream.
 
-        Its backward pass ends with the sum of its input's gradient and the stream's own.
+        The norm keeps its input and one scale per token. Its backward pass ends by adding the gradient of its input to
+        the gradient that flows past it in the residual stream.
         """
         stream = batch.stream(self.size)
         kept, tape = stream + batch.norm_scale, Tape()

@@ -1,4 +1,4 @@
-"""Follows the bytes in use through a backward pass, event by event, and sums up what a block takes."""
+"""Track the bytes in use during a backward pass, and hold the costs of a block."""
 
 from dataclasses import dataclass
 
@@ -7,43 +7,43 @@ Weights = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Tape:
-    """Bytes in use, and the most so far."""
+    """Bytes in use (`live`), and the most bytes in use so far (`peak`)."""
 
     def __init__(self, live: int = 0) -> None:
         self.live = self.peak = live
 
     def take(self, *sizes: int) -> None:
-        """Allocate."""
+        """Allocate tensors of these sizes in bytes."""
         self.live += sum(sizes)
         self.peak = max(self.peak, self.live)
 
     def free(self, *sizes: int) -> None:
-        """Let go."""
+        """Free tensors of these sizes in bytes."""
         self.live -= sum(sizes)
 
     def follow(self, other: "Tape") -> None:
-        """Append the events of a tape that began with no bytes in use."""
+        """Append the events of another tape, which began with 0 bytes in use."""
         self.peak = max(self.peak, self.live + other.peak)
         self.live += other.live
 
 
 @dataclass(frozen=True)
 class Use:
-    """Bytes of one micro-batch in a part of the model."""
+    """Bytes of one micro-batch in a layer or another module."""
 
     kept: int
-    """From its forward to its backward pass."""
+    """Bytes kept from the forward to the backward pass."""
     backward: int
-    """The most in its backward pass, with what it kept."""
+    """Most bytes in use during the backward pass, including the kept ones."""
 
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """What a block takes on a rank, with one micro-batch."""
+    """Costs of a block on a rank, with one micro-batch."""
 
     weights: Weights
-    """Its weights."""
+    """The block's weights."""
     kept: int
-    """Bytes from its forward to its backward pass."""
+    """Bytes kept from the forward to the backward pass."""
     backward: Tape
-    """Its backward pass, from the gradient of its output to the gradient of its input."""
+    """Bytes in use during the backward pass, from the output's gradient to the input's gradient."""

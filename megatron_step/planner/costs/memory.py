@@ -30,16 +30,16 @@ from megatron_step.planner.costs.update import update_bytes
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes on a pipeline rank; of its tensor- and data-parallel ranks, on the fullest one."""
+    """Bytes of a pipeline rank's fullest process, over its tensor- and data-parallel ranks."""
 
     frozen_weight_bytes: int
     """Weights without gradients."""
     trained_weight_bytes: int
-    """Trained weights without the adapters', with the padding of the buffer that holds them."""
+    """Trained weights without the adapters' weights, with the padding of their buffer."""
     adapter_weight_bytes: int
-    """Adapters."""
+    """Weights of the adapters."""
     gradient_bytes: int
-    """The gradient buffers."""
+    """Gradient buffers."""
     optimizer_bytes: int
     """Optimizer states."""
     activation_bytes: int
@@ -53,7 +53,7 @@ class RankMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """The most in use at once."""
+        """Most bytes in use at once during a training step."""
         return self.model_state_bytes + self.activation_bytes
 
 

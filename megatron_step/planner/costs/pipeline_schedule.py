@@ -1,8 +1,8 @@
-"""The order of a pipeline rank's forward and backward passes, and so how many micro-batches it keeps at once.
+"""The order of a pipeline rank's forward and backward passes, and the number of micro-batches that it keeps at once.
 
-1F1B: a rank starts with as many forward passes as there are ranks after it, then a forward and a backward pass take
-turns. Interleaved 1F1B (Narayanan et al., 2021): the rank's chunks take turns as well, each for as many micro-batches
-as there are pipeline ranks (megatron-core's schedules.py, get_pp_rank_microbatches and get_schedule_table).
+1F1B: a rank starts with as many forward passes as there are ranks after it. Then forward and backward passes alternate.
+Interleaved 1F1B (Narayanan et al., 2021): the rank's chunks also take turns, each for as many micro-batches as there
+are pipeline ranks (megatron-core's schedules.py, get_pp_rank_microbatches and get_schedule_table).
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from megatron_step.config.parallel import ParallelConfig
 
 
 def passes(parallel: ParallelConfig, num_microbatches: int, pp_rank: int) -> Iterator[tuple[int, bool]]:
-    """A pipeline rank's passes in a step: the number of the chunk, and whether forward."""
+    """Yield the passes of a pipeline rank in a step: the index of the chunk on the rank, and whether it is forward."""
     pipeline, virtual = parallel.pipeline_parallel_size, parallel.virtual_pipeline_size
     warmup = pipeline - pp_rank - 1
     if virtual > 1:
@@ -26,10 +26,11 @@ def passes(parallel: ParallelConfig, num_microbatches: int, pp_rank: int) -> Ite
 
 
 def held_messages(parallel: ParallelConfig, num_microbatches: int, pp_rank: int) -> int:
-    """Messages between pipeline ranks that are in memory beside inputs and outputs of the passes under way.
+    """Return how many messages between pipeline ranks are in memory beside the inputs and outputs of running passes.
 
-    1F1B keeps the gradient that it sent last until it has the next. Interleaved 1F1B receives ahead and waits late: a
-    bound of what was measured with 2 to 4 chunks on 2 and 4 pipeline ranks.
+    1F1B keeps the last gradient that it sent until the next gradient is computed. Interleaved 1F1B receives messages
+    early and waits for sent ones late. Its number is an upper bound of measurements with 2 to 4 chunks on 2 and 4
+    pipeline ranks.
     """
     pipeline, virtual = parallel.pipeline_parallel_size, parallel.virtual_pipeline_size
     if virtual > 1:
@@ -38,9 +39,12 @@ def held_messages(parallel: ParallelConfig, num_microbatches: int, pp_rank: int)
 
 
 def most_in_flight(parallel: ParallelConfig, num_microbatches: int) -> tuple[int, ...]:
-    """For each chunk, in the order of the layers, the most micro-batches that are between their two passes in it."""
+    """Return the most micro-batches in flight for each chunk, in the order of the layers.
+
+    A micro-batch is in flight in a chunk from its forward to its backward pass there.
+    """
     pipeline, virtual = parallel.pipeline_parallel_size, parallel.virtual_pipeline_size
-    enough = min(num_microbatches, 4 * pipeline)  # by then passes repeat themselves
+    enough = min(num_microbatches, 4 * pipeline)  # more micro-batches only repeat the same pattern of passes
     most = [0] * (pipeline * virtual)
     for pp_rank in range(pipeline):
         live = [0] * virtual

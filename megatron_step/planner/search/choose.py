@@ -1,11 +1,12 @@
-"""Chooses the layers that each stage adds and their pipeline layouts, by the objective of the config.
+"""Choose how many layers each stage adds, and the pipeline layout of each stage, by the objective of the config.
 
-memory              the least share of a rank's memory in any stage; of such plans the one that is deep early
-time                the least time of all steps, with no rank's memory exceeded
-memory_then_time    the least share; of such plans the fastest
+memory              minimise the largest share of memory that a rank needs in any stage; among such plans, choose the
+                    one that is deepest early
+time                minimise the time of all steps, such that every rank's memory suffices
+memory_then_time    minimise the largest share of memory; among such plans, choose the fastest
 
-Whatever the objective, each stage's layout is the fastest one within the share that the plan needs anyway.
-A stage of no steps is never built: it costs nothing, and its layout does not matter.
+With every objective, each stage then gets the fastest layout within the share of memory that the plan needs anyway.
+A stage of 0 steps is never built. Its cost is 0, and its layout does not matter.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,14 +36,14 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Choice:
-    """What the planner chose."""
+    """The depths and layouts that the planner chose."""
 
     depths: tuple[int, ...]
-    """Layers of the model in each stage."""
+    """Number of layers of the model in each stage."""
     layouts: tuple[tuple[int, ...], ...]
-    """Layers of each chunk of the pipeline in each stage."""
+    """Number of layers of each pipeline chunk, for each stage."""
     solution: Solution
-    """How good it is proven to be."""
+    """How good the choice is proven to be."""
 
 
 def choose(
@@ -52,17 +53,19 @@ def choose(
     steps: Sequence[int],
     depths: Sequence[int] | None,
 ) -> Choice:
-    """The depth and layout of each stage, of `steps` optimizer steps each; `depths` where they are known.
+    """Choose the depth and layout of each stage.
 
-    Where an old layer costs as much as a new one, no depths save memory: then each stage adds fewer layers than the one
-    before.
+    `steps` are the optimizer steps of each stage. `depths` are the depths after each stage if the config gives them,
+    else None. If an old layer costs as much as a new one, no choice of depths saves memory. Then each stage adds fewer
+    layers than the stage before.
 
-    Raises ValueError if there are too few layers, or if no choice of layers fits the machines.
+    Raises ValueError if there are too few layers, or if no choice of layers fits the machines. Raises SolverError if a
+    layout needs the solver but it cannot be loaded.
     """
     config = resolved.config
     planner, count = config.planner, config.stages.count
-    # Three quarters of the time for looking around among stages, the rest for the layouts of those that are chosen; the
-    # solver looks at its clock but now and then.
+    # Spend 3/4 of the time limit choosing depths and 1/4 refining the chosen layouts (the solver checks its clock
+    # rarely).
     layouts = StageLayouts(resolved, costs, machines, seconds=planner.time_limit / (4 * count))
     deadline = monotonic() + planner.time_limit * 3 / 4
     if depths is None and count > 1 and not layouts.old_layers_save:
@@ -73,37 +76,40 @@ def choose(
         _check_found(best, stages, config)
         found = stages.splits(best.depths, layouts.least_share)
         return _choice(stages, best.depths, found, 1.0, _solution(best, "time", config))
-    least = _least_share(stages, deadline)
-    _check_found(least, stages, config)
+    least_memory = _least_share(stages, deadline)
+    _check_found(least_memory, stages, config)
     if planner.objective == "memory":
-        best = _deepest(stages, least.cost, least.depths, deadline)
+        best = _deepest(stages, least_memory.cost, least_memory.depths, deadline)
     else:
-        best = _fastest(stages, least.cost, least.depths, deadline)
+        best = _fastest(stages, least_memory.cost, least_memory.depths, deadline)
     found = stages.splits(best.depths, partial(layouts.least_share, thorough=True))
-    proven = Depths(best.depths, max(split.cost for split in found), least.bound)
+    proven = Depths(best.depths, max(split.cost for split in found), least_memory.bound)
     return _choice(stages, best.depths, found, proven.cost, _solution(proven, "memory", config))
 
 
 @dataclass(frozen=True)
 class _Stages:
-    """The stages that depths are sought for."""
+    """The stages of a run whose depths are searched."""
 
     layouts: StageLayouts
     """The best layouts of any stage that takes steps."""
     steps: Sequence[int]
     """Optimizer steps of each stage."""
     possible: Sequence[npt.NDArray[np.bool_]]
-    """For each stage [old_depth, new_depth]: whether it may grow the model so."""
+    """For each stage, [old_depth, new_depth]: whether the stage may grow the model between these depths."""
 
     def bounds(self, bounds: Array, fits: npt.NDArray[np.bool_] | bool = True) -> list[Array]:
-        """Return for each stage `bounds` [old_depth, new_depth] where that is possible and fits, and 0 for no steps."""
+        """Return lower bounds of each stage's cost, [old_depth, new_depth]; infinite if impossible or not in `fits`.
+
+        The bounds of a stage with steps are `bounds`. A stage of 0 steps has bound 0 wherever it is possible.
+        """
         return [
             np.where(possible & fits, bounds, np.inf) if steps else np.where(possible, 0.0, np.inf)
             for possible, steps in zip(self.possible, self.steps)
         ]
 
     def splits(self, depths: Sequence[int], best: Callable[[int, int], Split]) -> list[Split]:
-        """The `best` layout of each stage."""
+        """Return the layout of each stage by the function `best`; a stage of 0 steps gets an even layout."""
         found = []
         for (old_depth, new_depth), steps in zip(growths(depths), self.steps):
             found.append(best(old_depth, new_depth) if steps else Split(0.0, 0.0, self.layouts.even(new_depth)))
@@ -118,14 +124,14 @@ def _solution(found: Depths, kind: Literal["memory", "time"], config: RunConfig)
 
 
 def _choice(stages: _Stages, depths: Sequence[int], found: Sequence[Split], limit: float, solution: Solution) -> Choice:
-    """The plan of these depths, with the fastest layouts within `limit`; `found` are layouts that are."""
+    """Return the plan of these depths with the fastest layouts within `limit`; the layouts `found` are within it."""
     start = dict(zip(growths(depths), found))
     fastest = stages.splits(depths, lambda *growth: stages.layouts.fastest(*growth, limit, start[growth].layout))
     return Choice(tuple(depths), tuple(split.layout for split in fastest), solution)
 
 
 def _least_share(stages: _Stages, deadline: float) -> Depths:
-    """The depths of the least largest share."""
+    """Find the depths that minimise the largest share of memory that a rank needs in any stage."""
     layouts = stages.layouts
 
     def evaluate(stage: int, old_depth: int, new_depth: int) -> tuple[float, float]:
@@ -139,7 +145,7 @@ def _least_share(stages: _Stages, deadline: float) -> Depths:
 
 
 def _possible(stage: int, config: RunConfig, depths: Sequence[int] | None) -> npt.NDArray[np.bool_]:
-    """[old_depth, new_depth]: whether the stage may grow the model so."""
+    """Return whether the stage may grow the model between two depths: [old_depth, new_depth]."""
     num_layers, operator = config.model.num_layers, operator_of(config.growth)
     allowed = np.zeros((num_layers + 1, num_layers + 1), dtype=bool)
     if depths is not None:
@@ -152,7 +158,7 @@ def _possible(stage: int, config: RunConfig, depths: Sequence[int] | None) -> np
 
 
 def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
-    """Find the depths within `limit` with the largest sum."""
+    """Find the depths with the largest sum whose share of memory is at most `limit`."""
     layouts = stages.layouts
     fits = layouts.share_bounds() <= limit * (1 + EXACT)
     num_layers = fits.shape[0] - 1
@@ -169,7 +175,7 @@ def _deepest(stages: _Stages, limit: float, start: Sequence[int], deadline: floa
 
 
 def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: float) -> Depths:
-    """Find the depths within `limit` whose steps take the least time."""
+    """Find the depths whose steps take the least time and whose share of memory is at most `limit`."""
     layouts = stages.layouts
     fits = layouts.share_bounds() <= limit * (1 + EXACT)
     step_seconds = stages.bounds(layouts.seconds_bounds(), fits)
@@ -186,9 +192,9 @@ def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: floa
 
 
 def _decreasing(config: RunConfig) -> tuple[int, ...] | None:
-    """Return the possible depths that are nearest to those of new layers in the ratio K + 1 : K : ... : 2 of K stages.
+    """Return the possible depths nearest to those with new layers in the ratio K + 1 : K : ... : 2, for K stages.
 
-    None if the model cannot grow to all its layers.
+    Return None if no possible depths end with all layers.
     """
     count, num_layers = config.stages.count, config.model.num_layers
     ends = np.cumsum(np.arange(count + 1, 1, -1.0))

@@ -1,4 +1,4 @@
-"""What ranks cost with virtual pipelines, by the layers of their chunks, and how good a split is."""
+"""Costs of pipeline ranks with virtual pipelines, for any split of a stage's layers over chunks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,31 +12,35 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ChunkCosts:
-    """Costs of k kinds that add up over the layers of a chunk and the chunks of a rank; the largest kind counts."""
+    """Costs of k kinds, such as memory in training and memory during growth.
+
+    Each kind adds up over the layers of a chunk and over the chunks of a rank. The cost of a rank is that of its
+    costliest kind. Chunk c is on rank c mod P.
+    """
 
     sums: Array
-    """[k, c, s]: W, what the lowest s layers cost on chunk c."""
+    """[k, c, s]: W_c(s), the cost of the lowest s layers if all of them were on chunk c."""
     constants: Array
-    """[k, p]: d, what a rank costs without layers."""
+    """[k, p]: d_p, the cost of rank p without layers."""
 
     @property
     def num_ranks(self) -> int:
-        """P."""
+        """Number of pipeline ranks, P."""
         return int(self.constants.shape[1])
 
     @property
     def num_layers(self) -> int:
-        """N."""
+        """Number of layers, N."""
         return int(self.sums.shape[2]) - 1
 
     @cached_property
     def cheapest(self) -> Array:
-        """[k, c]: what the cheapest layer costs on chunk c."""
-        least: Array = np.diff(self.sums).min(axis=2)
-        return least
+        """[k, c]: cost of the cheapest layer on chunk c."""
+        cheapest: Array = np.diff(self.sums).min(axis=2)
+        return cheapest
 
     def rank_costs(self, ends: Sequence[int]) -> Array:
-        """[p]: cost of each rank for chunks that end after `ends` layers."""
+        """Return the cost of each rank, [p], if chunk c ends after the lowest `ends[c]` layers."""
         chunks = np.arange(len(ends))
         costs = self.sums[:, chunks, list(ends)] - self.sums[:, chunks, [0, *ends[:-1]]]
         rank_sums = costs.reshape(len(costs), -1, self.num_ranks).sum(axis=1)
@@ -49,8 +53,8 @@ class Split:
     """A split of layers over ranks, or over chunks."""
 
     cost: float
-    """The largest cost of a rank; infinite if no split was found."""
+    """Cost of the costliest rank; infinite if no split was found."""
     bound: float
-    """No split costs less."""
+    """Lower bound of the cost of any split."""
     layout: tuple[int, ...]
-    """Layers of each chunk."""
+    """Number of layers of each chunk (without virtual pipelines, of each rank)."""

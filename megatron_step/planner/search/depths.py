@@ -1,4 +1,4 @@
-"""The depth after each stage, by dynamic programming.
+"""Choose the depth after each stage by dynamic programming.
 
 Stage i grows the model from M to N layers at the cost c_i(M, N). The cost is the largest share of memory that a
 pipeline rank needs in the stage's best layout, or the stage's time. The first stage starts with no layer, each later
@@ -6,11 +6,12 @@ stage starts with the layers of the stage before, and the last stage ends with a
 
     f_1(N) = c_1(0, N)      f_i(N) = min over M < N   f_(i-1)(M) o c_i(M, N)      o: max, or +
 
-f_K(L) is the least cost of all stages, in O(K L^2). planner/search/program.py is the same as an integer program.
+f_K(L) is the least cost of all stages; it takes O(K L^2) time. planner/search/program.py states the same problem as an
+integer program.
 
-A cost takes long to compute, but a lower bound of it does not. The search computes the costs of the path that is best
-by the bounds, and repeats until the best path has no bound left in it (logic-based Benders decomposition, Hooker and
-Ottosson, 2003).
+A cost takes long to compute, but a lower bound of the cost does not. The search finds the depths that are best by the
+bounds and computes their costs. It repeats this until the costs of the best depths are all computed (logic-based
+Benders decomposition, Hooker and Ottosson, 2003).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ class Depths:
     """Depths after each stage."""
 
     depths: tuple[int, ...]
-    """N_1, ..., N_K; () if no depths are possible."""
+    """Layers N_1, ..., N_K after each stage; () if no depths are possible."""
     cost: float
     """Cost of these depths."""
     bound: float
@@ -51,12 +52,14 @@ def cheapest_depths(
     deadline: float = float("inf"),
     rising: bool = False,
 ) -> Depths:
-    """Find the depths with the least cost: the `largest` cost of a stage, or the sum of the costs of all stages.
+    """Find the depths with the least cost.
+
+    The cost of all stages is the largest cost of a stage if `largest`, else the sum of the stages' costs.
 
     `bounds` [i][M, N] is a lower bound of c_i(M, N), infinite for an impossible stage. `evaluate` takes i, M and N. It
-    returns the cost of the best layout found, and a lower bound of c_i(M, N). If `rising`, this is also a lower bound
-    of c_i(M, Q) for all Q > N. At the `deadline` (a value of time.monotonic) the search ends with the best depths
-    found. `start` are depths to evaluate first.
+    returns the cost of the best layout found, and a lower bound of c_i(M, N). If `rising`, this bound also holds for
+    c_i(M, Q) for all Q > N. At the `deadline` (a value of time.monotonic) the search ends with the best depths found.
+    The search evaluates the depths `start` first.
     """
     lower = [bound.copy() for bound in bounds]
     upper = [np.full_like(bound, np.nan) for bound in bounds]  # NaN until computed
@@ -76,10 +79,11 @@ def cheapest_depths(
 
 
 def best_depths(costs: Sequence[Array], *, largest: bool) -> tuple[float, tuple[int, ...]]:
-    """Return the least cost of all stages and their depths N_1, ..., N_K = L; infinite and () if there are none.
+    """Return the least cost of all stages and the depths N_1, ..., N_K = L with this cost.
 
-    `costs` [i][M, N] is c_i(M, N), infinite for an impossible stage. M is 0 in the first stage and in no other. The
-    cost of all stages is the `largest` cost of a stage, or the sum.
+    The result is infinite and () if no depths are possible. `costs` [i][M, N] is c_i(M, N), infinite for an impossible
+    stage. M is 0 in the first stage only. The cost of all stages is the largest cost of a stage if `largest`, else the
+    sum of the stages' costs.
     """
     combine = np.maximum if largest else np.add
     best = costs[0][0]

@@ -1,16 +1,17 @@
-"""The split of a stage's layers over virtual pipeline chunks, as an integer program.
+"""Split a stage's layers over virtual pipeline chunks by an integer program.
 
-Chunk c of C = P V chunks, on rank c mod P, ends after s_c layers, 0 = s_0 < s_1 < ... < s_C = N. With the binary
-Y_cs = [s_c <= s] and W_c(s) what the lowest s layers would cost on chunk c, so that
+There are C = P V chunks. Chunk c is on rank c mod P and ends after s_c layers, with 0 = s_0 < s_1 < ... < s_C = N. The
+binary variable Y_cs is 1 if s_c <= s. W_c(s) is the cost of the lowest s layers if all of them were on chunk c, so that
 
     W_c(s_c) = W_c(N) - sum over s < N of (W_c(s + 1) - W_c(s)) Y_cs
 
     minimise T    subject to    d_p + sum over c on p of (W_c(s_c) - W_c(s_(c-1))) <= T    for every rank p and kind
                                 Y_cs <= Y_c(s+1),   Y_cs <= Y_(c-1)(s-1)
 
-The last two rows alone have integral corners: they describe a staircase. No chunk is empty. With two chunks on each
-rank dynamic programming (planner/search/two_chunks.py) is start and bound, which are mostly equal: then nothing is left
-to do, nor where the program is large.
+The constraints of the last line describe a staircase without empty chunks; by themselves they have integral corners.
+
+With two chunks on each rank, dynamic programming (planner/search/two_chunks.py) supplies the starting split and a lower
+bound. They are mostly equal, and then no program is solved. Large programs with two chunks are not solved either.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ from megatron_step.planner.search.solver import new_model
 from megatron_step.planner.search.two_chunks import two_chunk_split
 
 Limits = Sequence[tuple[ChunkCosts, float]]
-"""Other costs, and what no rank's may exceed."""
+"""Other costs, each with the limit that no rank may exceed."""
 
 
 def near_split(costs: ChunkCosts, limits: Limits = (), start: Sequence[int] = (), precision: float = 1e-3) -> Split:
-    """A good split, found by handing on single layers, from the layout `start` if there is one.
+    """Return a good split, found by moving single layers between chunks, beginning with the layout `start` if given.
 
-    Nothing is proven, except without `limits` and with two chunks on each rank: then the bound of two_chunks.py, as
-    sharp as `precision` says.
+    Without `limits` and with two chunks on each rank, the split's bound is that of two_chunks.py, at the relative
+    `precision`. In all other cases the bound is 0. The cost is infinite if no split within the limits was found.
     """
     ends = _improved(np.cumsum(start or _filled(costs)).tolist(), costs, limits)
     if limits or costs.sums.shape[1] != 2 * costs.num_ranks:
@@ -42,7 +43,7 @@ def near_split(costs: ChunkCosts, limits: Limits = (), start: Sequence[int] = ()
 
 
 def _filled(costs: ChunkCosts) -> list[int]:
-    """Layers of each chunk if each goes where the rank then costs least, all being of the average cost."""
+    """Return the layers of each chunk if layers of average cost go one by one to the rank that then costs least."""
     num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
     average = costs.sums[:, :, -1].reshape(len(costs.sums), -1, costs.num_ranks) / num_layers  # [k, v, p]
     sizes = np.ones_like(average[0], dtype=np.int64)
@@ -55,16 +56,19 @@ def _filled(costs: ChunkCosts) -> list[int]:
 
 
 def interleaved_split(costs: ChunkCosts, seconds: float) -> Split:
-    """The split with the smallest largest cost.
+    """Return the split whose costliest rank costs least.
 
-    After `seconds` the best split found is taken; its bound says how good it is proven to be.
+    After `seconds`, return the best split found so far; its `bound` says how good it is proven to be.
+
+    Raises SolverError if the program is needed but its solver cannot be loaded.
     """
     num_chunks, num_layers = costs.sums.shape[1], costs.num_layers
     near = near_split(costs, precision=EXACT / 2)
-    is_large = num_chunks * num_layers > _LARGE and near.bound > 0  # no solver betters dynamic programming in minutes
+    # In large programs the solver does not improve on dynamic programming within minutes.
+    is_large = num_chunks * num_layers > _LARGE and near.bound > 0
     if is_large or near.cost - near.bound <= EXACT * near.cost:
         return near
-    unit = near.cost  # solvers compute best with numbers near one
+    unit = near.cost  # solvers compute best with numbers near 1
     model = new_model("the layout of virtual pipelines (stages.layouts: even does without)")
     model.max_mip_gap = model.max_mip_gap_abs = 0.0
     top = model.add_var(lb=near.bound / unit)
@@ -99,7 +103,7 @@ def _split(ends: Sequence[int], costs: ChunkCosts, bound: float) -> Split:
 
 
 def _staircase(model: mip.Model, num_chunks: int, num_layers: int) -> list[list[mip.Var | int]]:
-    """Y [c][s]; where chunks below or above need a layer each, it is known."""
+    """Return Y [c][s]: variables, or numbers where Y is known because each chunk below and above needs a layer."""
     ended: list[list[mip.Var | int]] = []
     for c in range(num_chunks):
         last = num_layers - (num_chunks - 1 - c)  # bounds of s_c
@@ -126,10 +130,10 @@ def _add(model: mip.Model, smaller: mip.Var | int, larger: mip.Var | int) -> Non
 def _rank_cost(
     sums: npt.NDArray[np.float64], chunks: Sequence[int], ended: list[list[mip.Var | int]], constant: float
 ) -> mip.LinExpr:
-    """d_p, `constant`, and the costs of the rank's chunks."""
+    """Return the cost of a rank: d_p, which is `constant`, plus the costs of the rank's `chunks`."""
     terms = []
     for c in chunks:
-        # W_c(N) is in both terms of all chunks but the first, whose lower end is 0.
+        # W_c(N) cancels in W_c(s_c) - W_c(s_(c-1)), except in the first chunk, where the second term is 0.
         constant += float(sums[c, -1]) if c == 0 else 0.0
         for s, step in enumerate(np.diff(sums[c]).tolist()):
             for chunk, sign in ((c, -step), (c - 1, step))[: 2 if c else 1]:
@@ -157,7 +161,7 @@ def _within(ends: Sequence[int], limits: Limits) -> bool:
 
 
 def _improved(ends: list[int], costs: ChunkCosts, limits: Limits) -> list[int]:
-    """Layers handed from the worst rank's chunks to others, one at a time, as long as that helps."""
+    """Move single layers from the costliest rank's chunks to others as long as it helps, and return the new ends."""
 
     def key(ends: Sequence[int]) -> tuple[float, list[float]]:
         excess = max([0.0, *(float((other.rank_costs(ends) / limit).max()) - 1 for other, limit in limits)])
@@ -172,7 +176,10 @@ def _improved(ends: list[int], costs: ChunkCosts, limits: Limits) -> list[int]:
 
 
 def _handed_on(ends: list[int], costs: ChunkCosts) -> list[list[int]]:
-    """Splits in which a chunk of the worst rank has a layer less and another chunk one more, those between shifted."""
+    """Return splits in which a chunk of the costliest rank has one layer less, and another chunk one more.
+
+    The chunks between these two keep their number of layers but shift by one layer.
+    """
     num_ranks, sizes = costs.num_ranks, np.diff([0, *ends])
     worst = int(costs.rank_costs(ends).argmax())
     splits = []

@@ -1,10 +1,10 @@
-"""The best split of a stage's layers over pipeline ranks without virtual pipelines, by dynamic programming.
+"""Split a stage's layers over pipeline ranks without virtual pipelines, by dynamic programming.
 
-Rank p costs w_p(x, y) with the layers x + 1, ..., y. Every rank has at least one layer. Then
+Rank p costs w_p(x, y) with the layers x + 1, ..., y, and every rank has at least one layer. The recursion
 
-    g_0(0) = 0      g_p(y) = min over x < y   max(g_(p-1)(x), w_p(x, y))      the best split costs g_P(N)
+    g_0(0) = 0      g_p(y) = min over x < y   max(g_(p-1)(x), w_p(x, y))
 
-is exact for any w, in O(P N^2).
+gives the cost g_P(N) of the best split. It is exact for any costs w, and takes O(P N^2) time.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 
 
 def best_split(costs: Array) -> tuple[float, tuple[int, ...]]:
-    """Return the cost of the costliest rank in the best split, and the layers of each rank in it.
+    """Return the cost of the costliest rank in the best split, and each rank's number of layers in this split.
 
     `costs` [p, x, y] is w_p(x, y), infinite for y <= x. The result is infinite and () if no split has a finite cost.
     """

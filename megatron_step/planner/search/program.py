@@ -1,19 +1,18 @@
-"""The integer program that chooses how many layers each stage adds, as STEP has it (Yano et al., 2025).
+"""Choose how many layers each stage adds by an integer program, as the STEP paper does (Yano et al., 2025).
 
-A stage that grows the model from M to N layers costs c_i(M, N). With the binary
-z_iMN = [stage i grows from M to N layers],
+Stage i costs c_i(M, N) if it grows the model from M to N layers. The binary variable z_iMN is 1 if it does so:
 
     minimise T    or    sum over i of sum over M, N of c_i(M, N) z_iMN
 
     subject to    sum over M, N of c_i(M, N) z_iMN <= T                       for every stage i
-                  sum over N of z_10N = 1                                     the first stage begins with nothing
-                  sum over M of z_iMN = sum over Q of z_(i+1)NQ               each begins with what the one before left
-                  sum over M of z_KML = 1                                     the last ends with all layers
+                  sum over N of z_10N = 1                                     the first stage starts with no layer
+                  sum over M of z_iMN = sum over Q of z_(i+1)NQ               each starts where the one before ended
+                  sum over M of z_KML = 1                                     the last ends with all L layers
 
-On one rank, with bytes a of a layer that a stage adds, b of one that it found and c_i of the rest, c_i(M, N) is
+On one rank, let a new layer need a bytes, an old layer b bytes, and the rest of stage i c_i bytes. Then c_i(M, N) is
 a (N - M) + b M + c_i, and this is the paper's program: minimise max_i P_i over n_1, ..., n_K >= 1 that add up to L.
 
-Plans of a run take the same optimum from dynamic programming (planner/search/depths.py), which needs no solver.
+A run's plan takes the same optimum from dynamic programming (planner/search/depths.py), which needs no solver.
 """
 
 from collections import defaultdict
@@ -29,10 +28,10 @@ Array = npt.NDArray[np.float64]
 
 
 def solve_program(costs: Sequence[Array], *, largest: bool, limit: float = np.inf) -> tuple[int, ...]:
-    """The depths N_1, ..., N_K = L after the stages, by the program at the top of this file.
+    """Return the depths N_1, ..., N_K = L after the stages, by the program at the top of this file.
 
-    `costs` [i][M, N] is c_i(M, N), infinite where there is no such stage. Stages cost the `largest` of theirs, or their
-    sum. A stage that costs more than `limit` is left out of the program.
+    `costs` [i][M, N] is c_i(M, N), infinite for an impossible stage. The program minimises the largest cost of a stage
+    if `largest`, else the sum of the stages' costs. It allows no stage that costs more than `limit`.
 
     Raises RuntimeError if the program has no solution, and SolverError if its solver cannot be loaded.
     """
@@ -58,13 +57,13 @@ def solve_program(costs: Sequence[Array], *, largest: bool, limit: float = np.in
 
 
 def _choices(model: mip.Model, cost: Array, limit: float) -> dict[tuple[int, int], mip.Var]:
-    """z of a stage for all that it may do."""
+    """Add a stage's variables z to the model, and return them by (M, N) for each growth that is possible in `limit`."""
     arcs = np.argwhere(np.isfinite(cost) & (cost <= limit))
     return {(int(old_depth), int(new_depth)): model.add_var(var_type=mip.BINARY) for old_depth, new_depth in arcs}
 
 
 def _sums(choices: dict[tuple[int, int], mip.Var], side: int) -> dict[int, mip.LinExpr]:
-    """Choices summed by the depth before (`side` 0) or after (1) the stage."""
+    """Return the sums of a stage's variables by the depth before the stage (`side` 0) or after it (`side` 1)."""
     sums: dict[int, mip.LinExpr] = defaultdict(mip.LinExpr)
     for arc, chosen in choices.items():
         sums[arc[side]] += chosen

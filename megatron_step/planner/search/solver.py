@@ -1,6 +1,6 @@
-"""Empty integer programs for CBC, the solver that comes with python-mip.
+"""Make empty integer programs for CBC, the solver that comes with python-mip.
 
-CBC is loaded when the first program is made: most plans need none, and its library cannot be loaded everywhere.
+The first program loads CBC. Most plans need no program, and some machines cannot load CBC's library.
 """
 
 import logging
@@ -11,11 +11,11 @@ import mip
 
 
 class SolverError(OSError):
-    """The library of CBC cannot be loaded."""
+    """CBC's library cannot be loaded."""
 
 
 def new_model(purpose: str) -> mip.Model:
-    """Return an empty program for CBC, without log output. `purpose` names the use of the program in an error.
+    """Return an empty program for CBC, without log output. The error names the program by its `purpose`.
 
     Raises SolverError if CBC's library cannot be loaded.
     """
@@ -46,7 +46,7 @@ def _why_not_loaded() -> str:
         os.chdir(folder)  # mip leaves the process in the library's folder if loading fails
     if not mip.cbc.has_cbc:
         return messages[-1].partition("library: ")[2] if messages else "python-mip does not say why"
-    # cffi makes a function at its first use, under a lock. The garbage collector may delete a model while the lock is
-    # held, so the function that deletes a model must be made before.
+    # cffi creates each function at the first use, under a lock. The garbage collector may delete a model while cffi
+    # holds this lock, so cffi must already have created the function that deletes models.
     _ = mip.cbc.cbclib.Cbc_deleteModel
     return ""

@@ -1,7 +1,7 @@
-"""The best layouts of a stage: for any number of layers before and after it, the least memory and the least time.
+"""Find the layouts with the least memory or the least time for a stage with any number of old and new layers.
 
-A stage that grows a model from `old_depth` to `new_depth` layers has its new layers where the growth operator puts
-them. The first stage has `old_depth` 0. Every question is answered once.
+A stage grows the model from `old_depth` to `new_depth` layers; `old_depth` is 0 in the first stage. The growth operator
+decides which layers are new. Each result is cached.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,16 +35,16 @@ Array = npt.NDArray[np.float64]
 
 
 class StageLayouts:
-    """Layouts of any stage of a run, by the layers before and after it.
+    """Layouts of any stage of a run, by the stage's depths `old_depth` and `new_depth`.
 
-    Memory is counted as the largest share of a rank's capacity, or in bytes where machines have no limit; time in
-    seconds of an optimizer step.
+    Memory is the share of a rank's capacity, or bytes where the machines have no limit. Time is in seconds per
+    optimizer step. The cost of a layout is the cost of its costliest rank.
     """
 
     def __init__(self, resolved: ResolvedConfig, costs: RunCosts, machines: Sequence[Machine], seconds: float) -> None:
         self._config = resolved.config
         self._machines = machines
-        self._seconds = seconds  # that the integer program of a layout may take
+        self._seconds = seconds  # time limit of a layout's integer program
         self._capacities = np.array([machine.capacity_bytes or 1 for machine in machines], dtype=np.float64)
         self._first, self._later = costs.first, costs.later
         self._in_flight = most_in_flight(resolved.config.parallel, resolved.num_microbatches)
@@ -53,20 +53,26 @@ class StageLayouts:
 
     @property
     def old_layers_save(self) -> bool:
-        """Whether a layer that a stage found takes less memory than one that it adds."""
+        """Whether an old layer takes less memory than a new one."""
         return self._later.old.state_bytes < self._later.new.state_bytes
 
     @property
     def bounds_rise(self) -> bool:
-        """Whether what `least_share` proves for a stage also bounds those that add more layers to as many, as where the
-        growth operator only puts in others (planner/search/two_chunks.py)."""
+        """Whether a bound that `least_share` proves for a stage also holds for larger `new_depth` at its `old_depth`.
+
+        It holds for searched layouts of virtual pipelines, if the growth operator inserts layers and keeps the order of
+        the others (planner/search/two_chunks.py).
+        """
         config = self._config
         searched = config.parallel.virtual_pipeline_size > 1 and config.stages.layouts == "auto"
         return searched and operator_of(config.growth).only_inserts
 
     def _least_share(self, old_depth: int, new_depth: int, thorough: bool = False) -> Split:
-        """The layout whose largest share of a rank's memory is least; of an interleaved pipeline, if `thorough`, the
-        best that the integer program finds in its time, otherwise a good one."""
+        """Return the layout whose costliest rank needs the least share of its memory.
+
+        With virtual pipelines, return the best layout that the integer program finds in its time limit if `thorough`,
+        else a good layout.
+        """
         costs, is_new = self._stage(old_depth, new_depth)
         if self._config.stages.layouts == "even":
             return self._even(self._chunk_shares(costs, is_new), new_depth)
@@ -76,8 +82,11 @@ class StageLayouts:
         return _exact(self._shares(costs, is_new))
 
     def _fastest(self, old_depth: int, new_depth: int, limit: float, start: tuple[int, ...] = ()) -> Split:
-        """The fastest layout in which no rank needs more than the share `limit` of its memory; of an interleaved
-        pipeline, a good one: no slower than the layout `start`, if that is within the limit."""
+        """Return the fastest layout in which no rank needs more than the share `limit` of its memory.
+
+        With virtual pipelines, return a good layout. It is no slower than the layout `start` if `start` is within the
+        limit.
+        """
         costs, is_new = self._stage(old_depth, new_depth)
         if self._config.stages.layouts == "even":
             return self._even(self._chunk_seconds(costs, is_new), new_depth)
@@ -94,31 +103,31 @@ class StageLayouts:
         return Split(cost, cost, layout)
 
     def even(self, num_layers: int) -> tuple[int, ...]:
-        """The layers spread evenly over all chunks."""
+        """Return the layers of each chunk if they are spread evenly over all chunks."""
         return even_layout(num_layers, len(self._in_flight))
 
     def share_bounds(self) -> Array:
-        """[old_depth, new_depth]: what `least_share` cannot be below; infinite where there is no such stage."""
+        """Return lower bounds of the cost of `least_share`, [old_depth, new_depth]; infinite for impossible stages."""
         pipeline = self._config.parallel.pipeline_parallel_size
 
         def costs_of(costs: StageCosts) -> _RankCosts:
             in_flight = np.array(self._in_flight).reshape(-1, pipeline)  # [v, p]
-            least = in_flight.min(axis=0)
-            new, old = (layer.state_bytes + least * layer.use.kept for layer in (costs.new, costs.old))
-            # Each chunk has a layer, whose micro-batches in flight may be more than the least of the rank's chunks.
-            more = (in_flight - least).sum(axis=0) * min(costs.new.use.kept, costs.old.use.kept)
+            fewest = in_flight.min(axis=0)
+            new, old = (layer.state_bytes + fewest * layer.use.kept for layer in (costs.new, costs.old))
+            # Each chunk has at least one layer. A chunk may have more micro-batches in flight than the rank's `fewest`.
+            more = (in_flight - fewest).sum(axis=0) * min(costs.new.use.kept, costs.old.use.kept)
             if len(in_flight) > 1:
                 own = more + np.array(
                     [self._rank_bytes(costs, rank, pp_rank) for pp_rank, rank in enumerate(costs.ranks)]
                 )
-            else:  # exact layouts count what is in use at the same time alone
+            else:  # layouts without virtual pipelines count only bytes in use at the same time
                 own = np.array([rank.state_bytes + rank.message_bytes for rank in costs.ranks])
             return _RankCosts(own / self._capacities, new / self._capacities, old / self._capacities)
 
         return self._bounds(costs_of)
 
     def seconds_bounds(self) -> Array:
-        """[old_depth, new_depth]: what `fastest` cannot be below."""
+        """Return lower bounds of the cost of `fastest` in seconds, [old_depth, new_depth]."""
 
         def costs_of(costs: StageCosts) -> _RankCosts:
             pairs = list(zip(costs.ranks, self._machines))
@@ -140,7 +149,7 @@ class StageLayouts:
         return np.where(impossible, np.inf, bounds)
 
     def _stage(self, old_depth: int, new_depth: int) -> tuple[StageCosts, list[bool]]:
-        """The costs of a stage, and which of its layers are new."""
+        """Return the costs of a stage, and for each layer from the bottom up whether it is new."""
         if old_depth == 0:
             return self._first, [True] * new_depth
         layers = first_layers(old_depth, start_from_checkpoint=False)
@@ -148,14 +157,16 @@ class StageLayouts:
         return self._later, [layer.born == 1 for layer in grown]
 
     def _shares(self, costs: StageCosts, is_new: Sequence[bool]) -> Array:
-        """[p, x, y]"""
+        """Return the share of memory that rank p needs for the layers x + 1, ..., y: [p, x, y]."""
         shares = range_bytes(costs, is_new)
         shares /= self._capacities[:, None, None]
         return shares
 
     def _chunk_shares(self, costs: StageCosts, is_new: Sequence[bool]) -> ChunkCosts:
-        """Shares of memory: in training, with as many micro-batches in flight in each chunk as it ever has, and while
-        the model grows into the stage."""
+        """Return two kinds of shares of memory: in training, and while the model grows into the stage.
+
+        In training, each chunk counts with the most micro-batches that it ever has in flight.
+        """
 
         def layer_sums(in_flight: Sequence[int]) -> Array:
             new, old = (
@@ -174,7 +185,7 @@ class StageLayouts:
         )
 
     def _rank_bytes(self, costs: StageCosts, rank: RankCost, pp_rank: int) -> float:
-        """A rank's bytes beside its layers, with the most that the backward pass of one of its parts adds."""
+        """Return a rank's bytes beside its layers, with the most that the backward pass of a layer or head adds."""
         parts = [(costs.new.use, True), (costs.old.use, True)]
         total = rank.state_bytes + rank.message_bytes
         for chunk, ends in enumerate(rank.ends):
@@ -201,21 +212,25 @@ def _exact(costs: Array) -> Split:
 
 @dataclass(frozen=True)
 class _RankCosts:
-    """What each rank costs at least, without and by the layers that it holds."""
+    """Lower bounds of each rank's cost."""
 
     own: Array
+    """[p]: cost of rank p without layers."""
     new: Array
+    """[p]: cost of a new layer on rank p."""
     old: Array
+    """[p]: cost of an old layer on rank p."""
 
     def bounds(self, num_new: Array, num_old: Array, least_layers: int) -> Array:
-        """No layout of so many new and old layers costs less on its costliest rank.
+        """Return a lower bound of the costliest rank's cost in any layout of `num_new` new and `num_old` old layers.
 
-        With at most t, rank p holds x new and y old layers of own_p + new_p x + old_p y <= t. For any price r of a new
-        layer and the weights w_p = max(1 / old_p, r / new_p), the sum over ranks is
+        Each rank holds at least `least_layers` layers. If no rank costs more than t, rank p holds x new and y old
+        layers with own_p + new_p x + old_p y <= t. Let a new layer count r old ones, and weight rank p by
+        w_p = max(1 / old_p, r / new_p). The weighted sum over ranks is
 
             sum of w_p own_p + num_old + r num_new  <=  t sum of w_p
 
-        which with the best price is the dual of the linear program; the best is one at which both are equal on a rank.
+        For the best r this bound of t is the dual of the linear program. The best r is new_p / old_p of some rank p.
         """
         bounds = np.full_like(num_new, (self.own + least_layers * np.minimum(self.new, self.old)).max())
         for price in set((self.new / self.old).tolist()):
