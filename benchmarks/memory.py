@@ -118,7 +118,7 @@ def _row(case: Case, pairs: list[_Pair]) -> Row:
     return {
         "benchmark": "planned memory above what was measured, per cent",
         "ranks": case.world_size,
-        "config": _describe(case),
+        "config": describe(case),
         "stages": len(case.layers),
         "states": max(states, key=abs),
         "activations_least": min(activations),
@@ -128,7 +128,8 @@ def _row(case: Case, pairs: list[_Pair]) -> Row:
     }
 
 
-def _describe(case: Case) -> str:
+def describe(case: Case) -> str:
+    """Return the settings of a case that are not the defaults."""
     layout = case.layout or {}
     names = {"tensor_parallel_size": "TP", "pipeline_parallel_size": "PP", "virtual_pipeline_size": "VPP"}
     words = [case.precision, *(f"{short}{layout[key]}" for key, short in names.items() if key in layout)]
@@ -144,9 +145,9 @@ def _compare_all(cases: list[Case]) -> list[list[_Pair]]:
     return [list(_compare(case_config(case))) for case in cases]
 
 
-def case_config(case: Case) -> RunConfig:
+def case_config(case: Case, model: ModelConfig = MODEL) -> RunConfig:
     """Return the config of a case, with four micro-batches of two samples on every data-parallel rank."""
-    config = run_config(MODEL, 2, case.precision)
+    config = run_config(model, 2, case.precision)
     stages = {"count": len(case.layers), "layers": list(case.layers)}
     sections = {"parallel": case.layout or {}, "stages": stages, **(case.other or {})}
     for section, keys in sections.items():
@@ -172,7 +173,7 @@ def _compare(config: RunConfig) -> Iterator[_Pair]:
 def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parallel) -> RankMemory:
     assert config.model.vocab_size is not None
     state = build_state(config, plan, stage, stage.first_step, config.model.vocab_size, parallel)
-    batch = _batch(config, parallel)
+    batch = random_batch(config, parallel)
 
     def step() -> object:
         return train_step(state, batch, 1e-4, config, parallel, False)
@@ -183,7 +184,7 @@ def _measured(config: RunConfig, plan: StagePlan, stage: Stage, parallel: Parall
     return memory
 
 
-def _batch(config: RunConfig, parallel: Parallel) -> list[Microbatch]:
+def random_batch(config: RunConfig, parallel: Parallel) -> list[Microbatch]:
     """Return this rank's micro-batches of random tokens."""
     assert config.model.vocab_size is not None
     samples = config.training.global_batch_size // parallel.dp_size

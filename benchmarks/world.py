@@ -19,15 +19,18 @@ def in_world(world_size: int, work: Callable[..., Any], *arguments: Any) -> list
     context = get_context("spawn")
     found = context.SimpleQueue()
     port = _free_port()
+    # Not daemonic, because a rank starts the process that writes its asynchronous checkpoint.
     processes = [
-        context.Process(target=_rank, args=(rank, world_size, port, work, arguments, found), daemon=True)
+        context.Process(target=_rank, args=(rank, world_size, port, work, arguments, found))
         for rank in range(world_size)
     ]
     for process in processes:
         process.start()
-    while any(process.is_alive() for process in processes) and found.empty():
-        processes[0].join(timeout=0.5)
+    while found.empty() and not any(process.exitcode for process in processes):
+        processes[0].join(timeout=0.1)
     for process in processes:
+        if found.empty():
+            process.terminate()  # a rank has failed, and the others may wait for it
         process.join()
     if any(process.exitcode for process in processes):
         raise RuntimeError(f"a world of {world_size} ranks failed: see its error above")

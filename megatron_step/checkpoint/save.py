@@ -21,6 +21,7 @@ from megatron_step.checkpoint.writer import TensorWriter
 from megatron_step.config.run import CheckpointConfig
 from megatron_step.engine.agreement import current_ranks
 from megatron_step.engine.compat.checkpoints import writer_class
+from megatron_step.engine.host_memory import left_out_of_forks
 from megatron_step.engine.parallel import Parallel, first_problem
 from megatron_step.model.build import sharded_weights
 from megatron_step.plan.states import Recipe
@@ -75,7 +76,9 @@ class CheckpointSaver:
                 async_sharded_save=True,
             )
         if self._config.asynchronous:
-            self._queue.schedule_async_request(request)
+            # The next step zeroes the gradients, so the process that writes needs none of them.
+            with left_out_of_forks(buffer.grad_data for chunk in chunks for buffer in chunk.buffers):
+                self._queue.schedule_async_request(request)
             self._pending = (partial, manifest)
         else:
             # Leave out the function that copies all tensors to the host: each tensor is copied when it is written.

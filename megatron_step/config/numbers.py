@@ -27,7 +27,9 @@ def check_seed(name: str, seed: int) -> None:
 def nearest(value: int, fits: Callable[[int], bool]) -> list[int]:
     """Return the nearest positive numbers below and above `value` for which `fits` returns True."""
     lower = next((number for number in range(min(value, 1 << 20) - 1, 0, -1) if fits(number)), None)
-    upper = next((number for number in range(value + 1, _FARTHEST * min(max(value, 8), 1 << 20)) if fits(number)), None)
+    upper = next(
+        (number for number in range(max(value, 0) + 1, _FARTHEST * min(max(value, 8), 1 << 20)) if fits(number)), None
+    )
     return [number for number in (lower, upper) if number is not None]
 
 

@@ -142,7 +142,8 @@ def suggestion(name: str, known: list[str], prefix: str) -> str:
 
 def in_short(value: Any) -> str:
     """Return a value as an error shows it: on one line, and cut if it is long."""
-    text = value if isinstance(value, str) and value.isprintable() and value == value.strip() else repr(value)
+    plain = isinstance(value, str) and value and value.isprintable() and value == value.strip()
+    text = value if plain else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 

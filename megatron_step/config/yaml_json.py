@@ -66,7 +66,11 @@ def parse_json(content: str | bytes) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with two changes: no key twice in a mapping, and dates stay text (a folder may be one)."""
+    """PyYAML's safe loader with three changes.
+
+    A mapping gives no key twice. Dates stay text, because a folder may be one. Numbers that YAML 1.1 reads in an
+    unexpected base stay text, too: 010 is 8 there, and 1:30 is 90.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -84,6 +88,9 @@ _StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$")
+for _first in "-+0123456789":
+    _StrictLoader.yaml_implicit_resolvers[_first].insert(0, ("tag:yaml.org,2002:str", _OTHER_BASE))
 
 
 class _DoubledKeyError(Exception):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from megatron_step.config.counts import counted
 from megatron_step.data.text_streams import COMPRESSED_SUFFIXES
+from megatron_step.engine.files import is_git_lfs_pointer
 
 _FORMATS = {
     ".txt": ".txt",
@@ -51,7 +52,8 @@ def text_format(path: Path) -> str | None:
 def find_text_files(inputs: Sequence[str | Path]) -> TextFiles:
     """Return the text files that `inputs` name: the named files, and all text files in named folders, sorted by path.
 
-    Folders are searched with their subfolders and links; each file and each folder counts once.
+    Folders are searched with their subfolders and links; each file and each folder counts once. Hidden files, and files
+    in hidden folders, are left out: version control, notebooks and macOS keep copies there.
 
     Raises FileNotFoundError for a path that does not exist, and OSError for a folder that cannot be searched. Raises
     ValueError for a file that is of an unknown kind, empty or named twice, and if there is no text file.
@@ -68,10 +70,14 @@ def find_text_files(inputs: Sequence[str | Path]) -> TextFiles:
                 )
             found.files.extend(inside.files)
             found.left_out.extend(inside.left_out)
+        elif not given.is_file():
+            raise ValueError(f"{given} is not a regular file: save its text in a file, and give that")
         elif not text_format(given):
             raise ValueError(f"{given} is a file of an unknown kind: text is read from {KINDS}")
         elif given.stat().st_size == 0:
             raise ValueError(f"{given} is empty: remove it from the input")
+        elif is_git_lfs_pointer(given):
+            raise ValueError(f"{given} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull")
         else:
             found.files.append(given)
     if not found.files:
@@ -88,7 +94,8 @@ def _search(folder: Path) -> TextFiles:
     """Return the text files in a folder and its subfolders; a file with two names is read under the first."""
     found, seen = TextFiles([], []), set[Path]()
     for path in sorted(_files_below(folder)):
-        reason = _unreadable(path)
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        reason = "hidden" if hidden else _unreadable(path)
         if reason is None and path.resolve() in seen:
             reason = "the same file under another name"
         if reason is None:
@@ -109,7 +116,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
             inside = sorted(entries, key=lambda entry: entry.name)
         for entry in inside:
             path = current / entry.name
-            if not entry.is_dir():
+            if not path.is_dir():  # DirEntry.is_dir() raises an error for a link to itself
                 yield path
             elif path.resolve() not in visited:
                 visited.add(path.resolve())
@@ -126,4 +133,6 @@ def _unreadable(path: Path) -> str | None:
         return "of an unknown kind"
     if path.stat().st_size == 0:
         return "empty"
+    if is_git_lfs_pointer(path):
+        return "a pointer of Git LFS, which git lfs pull fetches"
     return None

@@ -1,10 +1,12 @@
-"""Atomic writes: a file is complete or does not exist."""
+"""Atomic writes (a file is complete or does not exist), and files that Git LFS did not fetch."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LFS_START = b"version https://git-lfs.github.com/spec/"
 
 
 @contextmanager
@@ -30,3 +32,9 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file of text (as UTF-8) or bytes, as `whole_file` does."""
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def is_git_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is the few lines that Git puts in place of a large file that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_START)) == _LFS_START

@@ -8,6 +8,7 @@
 Mistral differs from Llama in its sliding window, and in the widths that transformers accepts.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,11 @@ def _supported_type(folder: Path, written: dict[str, Any]) -> str:
     names = [names] if isinstance(names, str) else names or [known or kind]
     if known is None or names != [known]:
         shown = ", ".join(map(str, names)) if isinstance(names, list) else str(names)
+        if names in [[name] for name in _CLASSES.values()]:
+            raise ValueError(
+                f"{folder / CONFIG_FILE} has the architecture {shown}, but model_type {json.dumps(kind)}, which is not "
+                "supported: correct model_type"
+            )
         raise ValueError(f"{folder} has the architecture {shown}, which is not supported: import one of {SUPPORTED}")
     return str(kind)
 

@@ -83,6 +83,7 @@ _WITHOUT_EFFECT = {
     *("output_router_logits", "keys_to_ignore_at_inference", "neftune_noise_alpha", "tf_legacy_loss", "use_bfloat16"),
 }
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
+_ON = {"is_causal"}  # keys that change what a model computes unless they are true
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml_json.read_json(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise FileNotFoundError(
             f"{path.parent} is not a Hugging Face model, because it has no {path.name}: give the folder of a model"
         ) from None
@@ -152,6 +153,8 @@ def _rope(path: Path, name: str, values: Any) -> dict[str, Any] | None:
 
 
 def _is_understood(name: str, value: Any) -> bool:
+    if name in _ON:
+        return value is True
     if name in _READ or name in _WITHOUT_EFFECT or name.startswith("_") or name in _library_keys():
         return True
     return value in _OFF or (value == 1 and name.endswith(("multiplier", "scale", "factor")))

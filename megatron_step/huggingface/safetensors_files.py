@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_step.config.yaml_json import read_json
+from megatron_step.engine.files import is_git_lfs_pointer
 from megatron_step.huggingface.hf_mapping import MappedWeight
 from megatron_step.plan.names import layer_of
 
@@ -116,7 +117,10 @@ def _write(file: io.RawIOBase, content: memoryview) -> None:
 class HFTensors(Mapping[str, Tensor]):
     """The tensors of a Hugging Face model's folder by name; each is read when it is used.
 
-    Raises FileNotFoundError if a file is missing, and ValueError if one is truncated or lacks a tensor of the index.
+    Like transformers, this takes all tensors of the files that an index names, even those that the index leaves out.
+
+    Raises FileNotFoundError if a file is missing. Raises ValueError if a file is truncated, if it lacks a tensor of the
+    index, or if two files have the same tensor.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -127,12 +131,15 @@ class HFTensors(Mapping[str, Tensor]):
         """Number format of each tensor by safetensors' names: F32, BF16, F16."""
         for name, expected in _files(folder).items():
             file = _open(folder / name)
-            held = set(file.keys())
-            for tensor in held if expected is None else expected:
-                if tensor not in held:
-                    raise ValueError(
-                        f"{folder / name} lacks the tensor {tensor} that {_INDEX} names: get a complete copy"
-                    )
+            held = list(file.keys())
+            missing = set(expected).difference(held)
+            if missing:
+                raise ValueError(
+                    f"{folder / name} lacks the tensor {min(missing)} that {_INDEX} names: get a complete copy"
+                )
+            for tensor in held:
+                if tensor in self._places:
+                    raise ValueError(f"{folder} has {tensor} in {name} and in another file: remove one of the two")
                 view = file.get_slice(tensor)
                 self._places[tensor] = file
                 self.shapes[tensor], self.dtypes[tensor] = tuple(view.get_shape()), view.get_dtype()
@@ -151,15 +158,15 @@ class HFTensors(Mapping[str, Tensor]):
         return len(self._places)
 
 
-def _files(folder: Path) -> Mapping[str, Sequence[str] | None]:
-    """Names of a model's files, and the tensors that the index expects in each; None without an index.
+def _files(folder: Path) -> Mapping[str, Sequence[str]]:
+    """Names of a model's files, and the tensors that the index expects in each.
 
     Like transformers, this ignores the index if there is a single file.
 
     Raises FileNotFoundError if there is neither, and ValueError if the index is not valid.
     """
     if (folder / _SINGLE).is_file():
-        return {_SINGLE: None}
+        return {_SINGLE: []}
     if not (folder / _INDEX).is_file():
         others = sorted(path.name for ending in _OTHER_WEIGHTS for path in folder.glob(ending))
         remedy = f"save {', '.join(others[:3])} as safetensors with transformers" if others else "give another folder"
@@ -179,6 +186,8 @@ def _files(folder: Path) -> Mapping[str, Sequence[str] | None]:
 def _open(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"the shard {path} is missing: get a complete copy of the model")
+    if is_git_lfs_pointer(path):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the file itself: fetch it with git lfs pull")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

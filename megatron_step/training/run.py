@@ -146,9 +146,10 @@ def train_stages(
 ) -> bool:
     """Train from `state` to the end of the last stage, growing in between. Return whether the end was reached."""
     while True:
-        summary = stage_summary(state, plan, config, parallel)
-        if parallel.is_main:
-            say(summary)
+        if state.step < state.stage.last_step:
+            summary = stage_summary(state, plan, config, parallel)
+            if parallel.is_main:
+                say(summary)
         stage_batches = islice(batches, state.stage.last_step - state.step)
         if not train_stage(state, plan, stage_batches, config, parallel, hooks, stop):
             if parallel.is_main:
@@ -206,7 +207,8 @@ def _announce(found: FoundCheckpoint, plan: StagePlan, recipe: Recipe, parallel:
         for problem in found.passed_over:
             say(f"warning: skipped a damaged checkpoint: {problem}")
         finished = found.manifest.step == plan.num_steps
-        say(f"the run is finished: {found.path} is its last checkpoint" if finished else f"resuming from {found.path}")
+        ended = f"{found.path} is at the end of the run: nothing is left to train"
+        say(ended if finished else f"resuming from {found.path}")
         rounded = recipe.rounds(saved_recipe(found.manifest))
         if rounded:
             say(f"warning: optimizer.states differ from the checkpoint's: {rounded}")

@@ -21,4 +21,4 @@ def test_planned_states_are_measured_ones_and_the_peak_is_near() -> None:
 
 def test_a_config_is_described_by_what_is_special() -> None:
     case = Case(4, "fp32", {"tensor_parallel_size": 2, "sequence_parallel": True, "recompute": "full"})
-    assert memory._describe(case) == "fp32 TP2 SP full"
+    assert memory.describe(case) == "fp32 TP2 SP full"

@@ -14,6 +14,8 @@ _SIZES = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 96, "num_attent
         ({"num_attention_heads": 3}, "hidden_size 64 is not divisible by model.num_attention_heads 3"),
         ({"num_query_groups": 3}, "num_attention_heads 4 is not divisible by model.num_query_groups 3"),
         ({"num_query_groups": 0}, "num_query_groups 0"),
+        ({"num_query_groups": -1}, "num_query_groups -1: set model.num_query_groups to 1"),
+        ({"num_attention_heads": -4}, "num_attention_heads must be at least 1"),
         ({"head_size": 15}, "must be even"),
         ({"vocab_size": 1}, "model.vocab_size must be at least 2"),
         ({"norm_epsilon": 0.0}, "must be positive"),

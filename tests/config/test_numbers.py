@@ -28,10 +28,12 @@ def test_a_seed_must_suit_numpy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "divisor", "expected"), [(128, 3, [126, 129]), (2, 3, [3]), (10**12, 10**12 + 1, []), (1, 16, [16])]
+    ("value", "divisor", "expected"),
+    [(128, 3, [126, 129]), (2, 3, [3]), (10**12, 10**12 + 1, []), (1, 16, [16]), (-3, 2, [2])],
 )
 def test_suggested_numbers_fit(value: int, divisor: int, expected: list[int]) -> None:
     assert nearest(value, lambda number: number % divisor == 0) == expected
+    assert 0 not in nearest(value, lambda number: value % number == 0)
 
 
 def test_a_remedy_names_what_there_is_to_choose() -> None:

@@ -93,5 +93,6 @@ def test_what_a_key_takes_in_words(key: str, words: str) -> None:
 
 def test_a_value_is_shown_in_one_short_line() -> None:
     assert in_short("abc") == "abc"
+    assert in_short("") == "''"
     assert in_short("a\nb") == r"'a\nb'"
     assert len(in_short([1] * 1000)) < 200

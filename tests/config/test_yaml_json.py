@@ -31,6 +31,12 @@ def test_a_date_is_text() -> None:
     assert parse_yaml("output_dir: 2026-01-31") == {"output_dir": "2026-01-31"}
 
 
+def test_a_number_in_a_base_that_its_reader_does_not_expect_is_text() -> None:
+    for text in ("010", "-007", "1:30", "1:30:00", "1:30.5"):
+        assert parse_yaml(text) == text
+    assert parse_yaml("[0, 10, -1, 0.5, 00.5, 1_000, 0x10, 1e3]") == [0, 10, -1, 0.5, 0.5, 1000, 16, "1e3"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_both_kinds_of_file_are_read_in_the_encodings_of_all_systems(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from file_size_limit import file_size_limit
 
-from megatron_step.engine.files import atomic_write, whole_file
+from megatron_step.engine.files import atomic_write, is_git_lfs_pointer, whole_file
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -54,3 +54,10 @@ def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         atomic_write(tmp_path / "nowhere/file", "text")
+
+
+def test_a_pointer_of_git_lfs_is_known_by_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content, expected in ((b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", True), (b"ver", False)):
+        path.write_bytes(content)
+        assert is_git_lfs_pointer(path) is expected

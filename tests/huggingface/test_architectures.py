@@ -56,6 +56,11 @@ def test_a_window_that_no_token_leaves_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        (
+            {"model_type": None},
+            "has the architecture LlamaForCausalLM, but model_type null, which is not supported: correct",
+        ),
+        ({"model_type": "LLaMA"}, 'architecture LlamaForCausalLM, but model_type "LLaMA"'),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification, which is not supp"),
         (
             {"model_type": "gpt2", "architectures": None},

@@ -25,6 +25,7 @@ def folder_with(folder: Path, values: dict[str, Any]) -> Path:
     "loose",
     [
         {"rms_norm_eps": "1e-5"},
+        {"is_causal": True},
         {"num_hidden_layers": 2.0},
         {"num_hidden_layers": "2"},
         {"vocab_size": "250.0"},
@@ -53,6 +54,8 @@ def test_a_loosely_written_value_is_read_as_it_is_meant(tmp_path: Path, loose: d
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"is_causal": False}, "has is_causal false, which is not supported"),
+        ({"is_causal": None}, "has is_causal null, which is not supported"),
         ({"rms_norm_eps": "small"}, 'has rms_norm_eps "small": it must be a number'),
         ({"rms_norm_eps": None}, "has rms_norm_eps null: it must be a number"),
         ({"rms_norm_eps": float("nan")}, "has rms_norm_eps NaN: it must be a number"),

@@ -80,3 +80,21 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").unlink()
     with pytest.raises(FileNotFoundError, match="only safetensors are supported"):
         HFTensors(tmp_path)
+
+
+def test_tensors_beside_those_of_the_index_count_as_in_transformers(tmp_path: Path) -> None:
+    """transformers loads whole files, and takes a tensor that two files have from the last one."""
+    shards(tmp_path)
+    path = tmp_path / "model-00002-of-00002.safetensors"
+    whole = load_file(path)
+    save_file({**whole, "beside": torch.ones(2)}, path)
+    assert torch.equal(HFTensors(tmp_path)["beside"], torch.ones(2))
+    save_file({**whole, "a.0": torch.ones(4, 2)}, path)
+    with pytest.raises(ValueError, match="has a.0 in model-00002-of-00002.safetensors and in another file"):
+        HFTensors(tmp_path)
+
+
+def test_a_file_that_git_did_not_fetch_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    with pytest.raises(ValueError, match="is a pointer of Git LFS"):
+        HFTensors(tmp_path)

@@ -39,7 +39,9 @@ def test_a_finished_run_started_again_says_so_and_changes_nothing(
     metrics = (tmp_path / "metrics.jsonl").read_text()
     capsys.readouterr()
     assert run(config)
-    assert "the run is finished: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step_00000002 is at the end of the run: nothing is left to train" in said
+    assert "stage 1 of 1" not in said
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
 
 
