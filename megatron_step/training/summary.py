@@ -28,8 +28,8 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     stage, recipe = state.stage, recipe_of(config)
     names = {**_NAMES, "base": "old layers, norms" if stage.index > 0 else "layers, norms"}
     groups: dict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
-    for shape, trained, role in _whole_model(state, parallel).values():
-        groups["trained" if trained else "frozen", names[role]].append(shape)
+    for shape, status, role in _whole_model(state, parallel).values():
+        groups[status, names[role]].append(shape)
     lines = [
         f"stage {stage.number} of {len(plan.stages)}: {counted(stage.num_layers, 'layer')}, {stage.num_new_layers} of "
         f"them new, pipeline layout {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
@@ -40,7 +40,8 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     for (status, name), shapes in sorted(groups.items(), reverse=True):
         trained, elements = status == "trained", sum(map(prod, shapes))
         weights, gradients = recipe.weight.bytes(elements), trained * recipe.gradient.bytes(elements)
-        sizes = (weights, gradients, trained * sum(map(recipe.optimizer_bytes, shapes)))
+        has_states = trained or status == "resting"  # on the host
+        sizes = (weights, gradients, has_states * sum(map(recipe.optimizer_bytes, shapes)))
         lines.append(f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{size / _MIB:>10,.1f} MiB" for size in sizes))
     return "\n".join(lines)
 
@@ -52,15 +53,22 @@ def _growth(growth: GrowthConfig) -> str:
     return f"  grown by {operator.describe(growth)}, which {keeps} the model's function"
 
 
-def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[tuple[int, ...], bool, str]]:
-    """Shape, whether it is trained, and role of every weight of the model, by its key, from all ranks."""
+def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Shape, whether it is trained, resting or frozen, and role of every weight, by its key, from all ranks."""
     own = {
-        shard.key: (_whole_shape(shard), shard.data.requires_grad, shard.data.role)
+        shard.key: (_whole_shape(shard), _status(shard.data), shard.data.role)
         for shard in sharded_weights(state.chunks, parallel).values()
     }
     ranks: list[Any] = [None] * parallel.world_size
     torch.distributed.all_gather_object(ranks, own)
     return {key: entry for rank in ranks for key, entry in rank.items()}
+
+
+def _status(weight: torch.Tensor) -> str:
+    """Whether a weight is trained, is frozen for good, or rests, with optimizer states on the host."""
+    if weight.requires_grad:
+        return "trained"
+    return "resting" if getattr(weight, "rests", False) else "frozen"
 
 
 def _whole_shape(shard: Sharded) -> tuple[int, ...]:
