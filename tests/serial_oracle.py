@@ -1,6 +1,7 @@
 """The oracle of parallel training: what one process computes from a checkpoint, every layout must compute."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from megatron_step.checkpoint.states import load_states
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.model.build import sharded_weights
+from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import training_recipe
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.evaluation import validation_loss
+from megatron_step.training.hooks.old_layers import old_layers_hook
+from megatron_step.training.stage import StepContext
 from megatron_step.training.state import TrainState, build_state
 from megatron_step.training.step import forward_backward, microbatch_seeds, train_step
 
@@ -64,23 +68,38 @@ def differences(
 # What the ranks run.
 
 
-def write_checkpoint(config: RunConfig, folder: Path, stage_index: int = 0) -> None:
-    """Train three steps of a stage, so that Adam's moments and step count matter, and save."""
+Groups = tuple[tuple[int, ...], ...]
+"""Turn groups of a stage."""
+
+
+def write_checkpoint(config: RunConfig, folder: Path, stage_index: int = 0, groups: Groups | None = None) -> None:
+    """Train three steps of each turn of a stage, so that Adam's moments and step count matter, and save."""
     with parallel_layout(config.parallel, 1) as parallel:
-        state = state_of(config, stage_index, parallel)
+        state = state_of(config, stage_index, parallel, groups)
         fill_adapters(state)
-        for step in range(3):
+        change = old_layers_hook(config, parallel)
+        for step in range(3 * (policy_of(config).num_turns(state.stage, config) if stage_index else 1)):
             train_step(state, made_up_batch(config, 1000 + step, parallel), 1e-3, config, parallel, False)
+            change(StepContext(state, {}, None, False))
         saver = CheckpointSaver(folder, config.checkpoint, parallel)
         facts = manifest_facts(config, stage_index)
         saver.save(state.chunks, state.optimizer, training_recipe(config), state.step, facts)
 
 
-def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | None = None) -> dict[str, Any]:
-    """The first step's gradients, then ten steps and an evaluation, from the checkpoint in `folder`."""
+def train(
+    config: RunConfig,
+    folder: Path,
+    stage_index: int = 0,
+    fault: Fault | None = None,
+    groups: Groups | None = None,
+) -> dict[str, Any]:
+    """The first step's gradients, then ten steps and an evaluation, from the checkpoint in `folder`.
+
+    Old layers change at their interval; `groups` are the stage's turn groups, those of another layout.
+    """
     check_world(config, torch.distributed.get_world_size())
     with parallel_layout(config.parallel, 1) as parallel:
-        state = state_of(config, stage_index, parallel)
+        state = state_of(config, stage_index, parallel, groups)
         found = find_checkpoint(folder, "auto", parallel)
         assert found is not None
         load_weights(found.path, state.chunks, parallel)
@@ -89,10 +108,11 @@ def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | 
         if fault is not None:
             fault(state)
         gradient = first_gradient(state, config, parallel)
-        results = [
-            train_step(state, made_up_batch(config, step, parallel), 1e-3 * (1 + step % 3), config, parallel, False)
-            for step in range(10)
-        ]
+        change, results = old_layers_hook(config, parallel), []
+        for step in range(10):
+            batch = made_up_batch(config, step, parallel)
+            results.append(train_step(state, batch, 1e-3 * (1 + step % 3), config, parallel, False))
+            change(StepContext(state, {}, None, False))
         return {
             "losses": [result.loss for result in results],
             "grad_norms": [result.grad_norm for result in results],
@@ -104,10 +124,13 @@ def train(config: RunConfig, folder: Path, stage_index: int = 0, fault: Fault | 
         }
 
 
-def state_of(config: RunConfig, stage_index: int, parallel: Parallel) -> TrainState:
-    """A stage's model with initial weights, at the stage's first step."""
+def state_of(config: RunConfig, stage_index: int, parallel: Parallel, groups: Groups | None = None) -> TrainState:
+    """A stage's model with initial weights, at the stage's first step; `groups` replace the stage's turn groups."""
     plan = make_plan(resolve(config, VOCAB_SIZE))
     stage = plan.stages[stage_index]
+    if groups is not None:
+        stage = replace(stage, turn_groups=groups)
+        plan = replace(plan, stages=(*plan.stages[:stage_index], stage, *plan.stages[stage_index + 1 :]))
     return build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
 
 

@@ -27,8 +27,12 @@ def stage_table(forecast: Forecast) -> str:
 
 
 def rank_table(forecast: Forecast) -> str:
-    """Return a table with a line for each pipeline rank of each stage that has steps."""
-    rows: list[tuple[str, ...]] = [_RANK_HEADERS]
+    """Return a table with a line for each pipeline rank of each stage that has steps.
+
+    The last column, of optimizer states on the host, is there if some layers rest.
+    """
+    rests = any(rank.host.resting_bytes for stage in forecast.stages for rank in stage.ranks)
+    rows: list[tuple[str, ...]] = [(*_RANK_HEADERS, *(["host at rest"] if rests else []))]
     for stage in (stage for stage in forecast.stages if stage.stage.num_steps > 0):
         for pp_rank, rank in enumerate(stage.ranks):
             layers = f"{rank.old_layers}+{rank.new_layers}"
@@ -43,7 +47,9 @@ def rank_table(forecast: Forecast) -> str:
                 rank.growth_bytes,
                 rank.peak_bytes,
             )
-            cells, host = map(format_bytes, kinds), map(format_bytes, (rank.host.save_bytes, rank.host.load_bytes))
+            resting = [rank.host.resting_bytes] if rests else []
+            host = map(format_bytes, (rank.host.save_bytes, rank.host.load_bytes, *resting))
+            cells = map(format_bytes, kinds)
             rows.append((str(stage.stage.number), str(pp_rank), layers, *cells, _slack(stage, pp_rank), *host))
     return aligned(rows)
 

@@ -32,8 +32,8 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     names = {**_NAMES, "base": "old layers, norms" if stage.index > 0 else "layers, norms"}
     groups: dict[tuple[str, str], list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
     model = _whole_model(state, parallel)
-    for key, (shape, trained, role) in model.items():
-        groups["trained" if trained else "frozen", names[role]].append((key, shape))
+    for key, (shape, status, role) in model.items():
+        groups[status, names[role]].append((key, shape))
     lines = [
         f"stage {stage.number} of {len(plan.stages)}: {counted(stage.num_layers, 'layer')}, {stage.num_new_layers} of "
         f"them new, pipeline layout {list(stage.layout)}; steps {state.step + 1} to {stage.last_step}",
@@ -44,9 +44,12 @@ def stage_summary(state: TrainState, plan: StagePlan, config: RunConfig, paralle
     for (status, name), members in sorted(groups.items(), reverse=True):
         trained, elements = status == "trained", sum(prod(shape) for _, shape in members)
         weights, gradients = recipe.weight.bytes(elements), trained * recipe.gradient.bytes(elements)
-        sizes = (weights, gradients, trained * sum(recipe.optimizer_bytes(*one) for one in members))
+        has_states = trained or status == "resting"  # on the host
+        sizes = (weights, gradients, has_states * sum(recipe.optimizer_bytes(*one) for one in members))
         lines.append(f"  {status:8}{name:24}{elements:>16,}" + "".join(f"{size / _MIB:>10,.1f} MiB" for size in sizes))
-    return "\n".join([*lines, *_rules({key: shape for key, (shape, trained, _) in model.items() if trained}, config)])
+    return "\n".join(
+        [*lines, *_rules({key: shape for key, (shape, status, _) in model.items() if status == "trained"}, config)]
+    )
 
 
 def _rules(trained: Mapping[str, tuple[int, ...]], config: RunConfig) -> Iterator[str]:
@@ -67,15 +70,22 @@ def _growth(growth: GrowthConfig) -> str:
     return f"  grown by {operator.describe(growth)}, which {keeps} the model's function"
 
 
-def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[tuple[int, ...], bool, str]]:
-    """Shape, whether it is trained, and role of every weight of the model, by its key, from all ranks."""
+def _whole_model(state: TrainState, parallel: Parallel) -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Shape, whether it is trained, resting or frozen, and role of every weight, by its key, from all ranks."""
     own = {
-        shard.key: (_whole_shape(shard), shard.data.requires_grad, shard.data.role)
+        shard.key: (_whole_shape(shard), _status(shard.data), shard.data.role)
         for shard in sharded_weights(state.chunks, parallel).values()
     }
     ranks: list[Any] = [None] * parallel.world_size
     torch.distributed.all_gather_object(ranks, own)
     return {key: entry for rank in ranks for key, entry in rank.items()}
+
+
+def _status(weight: torch.Tensor) -> str:
+    """Whether a weight is trained, is frozen for good, or rests, with optimizer states on the host."""
+    if weight.requires_grad:
+        return "trained"
+    return "resting" if getattr(weight, "rests", False) else "frozen"
 
 
 def _whole_shape(shard: Sharded) -> tuple[int, ...]:

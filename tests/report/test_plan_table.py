@@ -58,6 +58,15 @@ def test_what_saves_and_loads_need_is_shown() -> None:
     assert _last_cells(rank_table(found)) == ["-", format_bytes(host.save_bytes), format_bytes(host.load_bytes)]
 
 
+def test_states_at_rest_are_shown_where_there_are_some() -> None:
+    stages = {"count": 2, "layers": [3, 1], "steps": 40}
+    found = forecast(resolve(small_config(stages=stages, old_layers={"policy": "rotate"}), VOCAB_SIZE))
+    table = rank_table(found).splitlines()
+    (rank,) = found.stages[1].ranks
+    assert table[0].endswith("host at rest")
+    assert table[2].endswith(f" {format_bytes(rank.host.resting_bytes)}") and rank.host.resting_bytes > 0
+
+
 def test_a_line_for_each_rank_of_each_stage() -> None:
     stages = {"count": 2, "layers": [3, 1], "layouts": "even"}
     config = small_config(stages=stages, parallel={"pipeline_parallel_size": 2})

@@ -1,5 +1,6 @@
 """A run that is stopped or killed and started again computes what a run that was not computes."""
 
+import json
 import os
 import shutil
 import signal
@@ -82,6 +83,78 @@ def test_killed_run_goes_on_bit_for_bit(worlds: Worlds, small_data: DataConfig, 
 
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     assert_same_checkpoint(tmp_path / "killed", tmp_path / "straight", equal)
+
+
+ROTATES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "one process, inside a turn": (1, 4, {"parallel": {"distributed_optimizer": False}}),
+    "compact TP2 PP2, at a turn": (
+        4,
+        5,
+        {"parallel": TP2_PP2, "training": {"precision": "bf16"}, "optimizer": {"states": "compact"}},
+    ),
+    "full DP2 distributed, asynchronous, inside a turn": (
+        2,
+        4,
+        {"training": {"precision": "bf16"}, "checkpoint": {"asynchronous": True, "interval": 5}},
+    ),
+}
+"""World size, steps of a turn, and what differs from the default config. Checkpoints come every five steps."""
+
+
+@pytest.mark.parametrize("name", ROTATES)
+def test_a_run_killed_between_turns_goes_on_bit_for_bit(
+    worlds: Worlds, small_data: DataConfig, tmp_path: Path, name: str
+) -> None:
+    """Over two growths, so that states that wait on the host go into the next stage."""
+    size, turn_steps, sections = ROTATES[name]
+    config = run_config(tmp_path / "straight", small_data, **{**_rotating(turn_steps), **sections})
+    world = worlds(size)
+    assert world.run(train, config=config) == [True] * size
+
+    config = replace(config, output_dir=str(tmp_path / "killed"))
+    for step in (13, 23):  # after the checkpoints of steps 10 and 20, each in another stage
+        world.start(train, config=config)
+        wait_for_step(config, step)
+        world.kill()
+        assert step <= last_step(config) < 30
+    assert world.run(train, config=config) == [True] * size
+
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    assert_same_checkpoint(tmp_path / "killed", tmp_path / "straight", equal)
+    turns = [line["turn"] for line in metrics(config) if "turn" in line]
+    assert turns == ([2, 3] * 2 if turn_steps == 4 else [2, 2])
+
+
+def _rotating(turn_steps: int) -> dict[str, Any]:
+    return {
+        "model": {"num_layers": 6, "num_query_groups": 2},
+        "stages": {"count": 3, "layers": [4, 1, 1], "steps": STEPS // 3, "grow_at": 1.0},
+        "old_layers": {"policy": "rotate", "turn_steps": turn_steps},
+    }
+
+
+@pytest.mark.parametrize(("size", "layout"), [(1, {}), (2, {}), (2, {"tensor_parallel_size": 2})])
+def test_a_rotation_goes_on_in_another_layout_to_rounding(
+    worlds: Worlds, rotated_at_tp2_pp2: RunConfig, tmp_path: Path, size: int, layout: dict[str, Any]
+) -> None:
+    """The layers of each turn stay those of the layout in which the stage began."""
+    straight = Path(rotated_at_tp2_pp2.output_dir)
+    shutil.copytree(straight / "checkpoints" / "step_00000015", tmp_path / "checkpoints" / "step_00000015")
+    config = replace(rotated_at_tp2_pp2, output_dir=str(tmp_path), parallel=small_config(parallel=layout).parallel)
+    worlds(size).run(train, config=config)
+    assert_close_losses(losses(tmp_path), losses(straight)[15:])
+    assert_same_checkpoint(tmp_path, straight, close)
+
+
+@pytest.fixture(scope="module")
+def rotated_at_tp2_pp2(worlds: Worlds, small_data: DataConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of two stages with turns at the steps 14, 18 and so on."""
+    sections = {**_rotating(4), "stages": {"count": 2, "layers": [5, 1], "steps": [10, 20], "grow_at": 1.0}}
+    config = run_config(
+        tmp_path_factory.mktemp("rotated"), small_data, parallel=TP2_PP2, checkpoint={"keep": 0}, **sections
+    )
+    worlds(4).run(train, config=config)
+    return config
 
 
 @pytest.mark.parametrize(
@@ -238,6 +311,11 @@ def train(config: RunConfig) -> bool:
 
 def run_config(output: Path, data: DataConfig, **sections: Any) -> RunConfig:
     return small_config(str(output), data=data, steps=STEPS, evaluation={"interval": 10}, **sections)
+
+
+def metrics(config: RunConfig) -> list[dict[str, Any]]:
+    lines = (Path(config.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def write_config(folder: Path, config: RunConfig) -> str:

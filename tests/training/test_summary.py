@@ -57,6 +57,16 @@ def test_the_rule_of_each_weight_is_named(worlds: Worlds) -> None:
     assert "mlp.linear_fc1.adapter.linear_in" in adamw
 
 
+def test_layers_that_rest_are_shown_apart(worlds: Worlds) -> None:
+    sections = {**SECTIONS, "adapter": {}, "old_layers": {"policy": "rotate"}}
+    sections["stages"] = {**SECTIONS["stages"], "steps": 40}
+    (text,) = worlds(1).run(summary, config=small_config(**sections))
+    lines = {line.split()[0]: line for line in text.splitlines() if "old layers, norms" in line}
+    mib = 2 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96) * 8 / 2**20
+    assert lines["resting"].endswith(f"0.0 MiB{mib:>10,.1f} MiB"), "two layers' moments, no gradients"
+    assert set(lines) == {"trained", "resting"}
+
+
 def test_memory_is_shown_for_every_rank() -> None:
     planned = {"frozen_weight_bytes": 3 << 20, "peak_bytes": 10 << 20}
     measured = {"frozen_weight_bytes": 3 << 20, "peak_bytes": (9 << 20) + (1 << 19)}

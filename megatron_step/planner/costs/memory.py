@@ -127,6 +127,12 @@ def host_memory(resolved: ResolvedConfig, parameters: Sequence[Parameter]) -> Ho
     )
 
 
+def stage_host_memory(resolved: ResolvedConfig, stage: Stage, turn: int = 0) -> tuple[HostMemory, ...]:
+    """Return the host memory of each pipeline rank in `stage` after `turn` changes of old layers."""
+    ranks = ([one for chunk in chunks for one in chunk.parameters] for chunks in held_chunks(resolved, stage, turn))
+    return tuple(host_memory(resolved, parameters) for parameters in ranks)
+
+
 @dataclass(frozen=True)
 class _Bucket:
     """A part of a chunk's gradient buffer that is reduced at once, in elements from the buffer's start."""

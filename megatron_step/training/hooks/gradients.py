@@ -1,6 +1,9 @@
 """Stop a run in which a trainable weight gets no gradient: the loss would look healthy, but the weight never change."""
 
+from weakref import ref
+
 import torch
+from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from megatron_step.config.counts import counted
@@ -10,8 +13,9 @@ from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState
 
 CHECKED_STEPS = 3
-"""Number of steps of a stage whose gradients are checked. In the first step, some gradients are zero by design: that of
-a fresh adapter's A, since B is zero, and those of weights before an output projection that starts as zero."""
+"""Number of steps of a stage, or of a turn of old layers, whose gradients are checked. In the first step, some
+gradients are zero by design: that of a fresh adapter's A, since B is zero, and those of weights before an output
+projection that starts as zero."""
 
 
 class NoGradientError(RuntimeError):
@@ -19,16 +23,19 @@ class NoGradientError(RuntimeError):
 
 
 def gradient_check_hook(parallel: Parallel) -> Hook:
-    """Return a hook that checks the gradients of the first steps of each stage in this process.
+    """Return a hook that checks the gradients of the first steps of each stage and turn in this process.
 
     It raises NoGradientError, on every rank, with the names of trainable weights whose gradient was zero in each step.
     """
-    checked_stage, suspects, looks = -1, set[str](), 0
+    checked: ref[MegatronOptimizer] | None = None  # a new optimizer comes with each stage and each turn
+    suspects, looks = set[str](), 0
 
     def hook(context: StepContext) -> None:
-        nonlocal checked_stage, suspects, looks
-        if context.state.stage.index != checked_stage:
-            checked_stage, looks = context.state.stage.index, 0
+        nonlocal checked, suspects, looks
+        optimizer = context.state.optimizer
+        assert optimizer is not None
+        if checked is None or checked() is not optimizer:
+            checked, looks = ref(optimizer), 0
         elif not suspects or looks == CHECKED_STEPS:
             return
         idle = set(weights_without_gradient(context.state, parallel))

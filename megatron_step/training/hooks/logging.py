@@ -11,10 +11,12 @@ from megatron_step.config.run import LoggingConfig, RunConfig
 from megatron_step.engine.messages import say
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.peak import dense_peak_flops
+from megatron_step.plan.old_layers import turn_at
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import StagePlan
 from megatron_step.planner.costs.flops import run_flops, stage_flops_per_token
-from megatron_step.planner.costs.memory import RankMemory, stage_memory
+from megatron_step.planner.costs.memory import RankMemory, stage_host_memory, stage_memory
+from megatron_step.training.memory import measure_resting
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.summary import memory_summary
 from megatron_step.training.trackers.metrics_file import MetricsFile
@@ -48,10 +50,16 @@ def logging_hook(
         def hook(context: StepContext) -> None:
             stage, metrics = context.state.stage, context.metrics
             if context.memory is not None:
-                planned = stage_memory(resolved, stage)
+                turn = turn_at(context.state.step - 1, stage, config)
+                planned = stage_memory(resolved, stage, turn)
                 measured[stage.index] = _memory_entry(
                     context.memory, context.state.growth_peak_bytes, planned, parallel
                 )
+                resting = max(rank.resting_bytes for rank in stage_host_memory(resolved, stage, turn))
+                if resting:
+                    found = _largest(measure_resting(context.state), parallel)
+                    entry = {"resting_host_bytes": found, "planned_resting_host_bytes": resting}
+                    measured[stage.index] |= entry
                 if parallel.is_main:
                     say(memory_summary(measured[stage.index]["ranks"]))
             flops = metrics["tokens_per_second"] * flops_per_token[stage.index] / parallel.world_size
@@ -103,6 +111,13 @@ def _memory_entry(
         for pp_rank, memory, _ in gathered
     ]
     return entry
+
+
+def _largest(number: int, parallel: Parallel) -> int:
+    """Return the largest value over all ranks."""
+    found = torch.tensor(number, dtype=torch.int64, device=parallel.device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
 
 
 def _kinds(memory: RankMemory) -> dict[str, int]:

@@ -135,6 +135,7 @@ def check_resumable(
     saved_rule = saved["optimizer"].get("rule", "adamw")  # checkpoints of earlier versions lack the key
     if saved_rule != config.optimizer.rule:
         differences.append(f"optimizer.rule {saved_rule} -> {config.optimizer.rule}")
+    differences += _rotation_differences(saved, config)
     differences += _plan_differences(plan_from_dict(manifest.plan), plan)
     if differences:
         raise ValueError(
@@ -152,6 +153,22 @@ _FIXED: dict[str, set[str] | None] = {
     "adapter": None,
 }
 """Keys of the config, by section, that must stay the same when a run is resumed; None for the whole section."""
+
+
+def _rotation_differences(saved: dict[str, Any], config: RunConfig) -> list[str]:
+    """Return how the layers that a rotation trains in each turn would differ. Other policies have no such keys."""
+    if config.old_layer_policy != "rotate":
+        return []
+    earlier, current = saved.get("old_layers", {}), asdict(config.old_layers)
+    found = [
+        f"old_layers.{key} {earlier.get(key)} -> {value}"
+        for key, value in current.items()
+        if key != "policy" and earlier.get(key) != value
+    ]
+    seed = saved["training"]["seed"]
+    if config.old_layers.order == "random" and seed != config.training.seed:
+        found.append(f"training.seed {seed} -> {config.training.seed}")
+    return found
 
 
 def _plan_differences(saved: StagePlan, plan: StagePlan) -> list[str]:

@@ -10,8 +10,7 @@ from worlds import Worlds
 from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import parallel_layout
 from megatron_step.plan.resolved import resolve
-from megatron_step.planner.costs.held import held_chunks
-from megatron_step.planner.costs.memory import RankMemory, host_memory, stage_memory
+from megatron_step.planner.costs.memory import RankMemory, stage_host_memory, stage_memory
 from megatron_step.planner.plan import make_plan
 from megatron_step.training.hooks.rotate import rotate
 from megatron_step.training.memory import measure_resting, measure_states
@@ -151,8 +150,7 @@ def bytes_of_turns(
         state = build_state(config, plan, stage, stage.first_step, VOCAB_SIZE, parallel)
         for turn in range(4):
             planned = stage_memory(resolved, stage, turn)[parallel.pp_rank]
-            held = [one.parameters for one in held_chunks(resolved, stage, turn)[parallel.pp_rank]]
-            resting = host_memory(resolved, [parameter for chunk in held for parameter in chunk]).resting_bytes
+            resting = stage_host_memory(resolved, stage, turn)[parallel.pp_rank].resting_bytes
             measured = measure_states(state, planned.activation_bytes), measure_resting(state)
             compared.append(((parallel.pp_rank, turn), measured, (planned, resting)))
             state.step += config.old_layers.turn_steps

@@ -248,7 +248,9 @@ class Alternating(Policy):
     """Trains every second old layer."""
 
     name = "alternating"
-    period = 2
+
+    def period(self, config: RunConfig) -> int:
+        return 2
 
     def treatment(self, key: str, turn: int, stage: Stage, config: RunConfig) -> Treatment:
         return Treatment(layer_of(key) % 2 == 0, "base", stage.index)

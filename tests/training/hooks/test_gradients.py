@@ -1,6 +1,8 @@
 """A trainable weight that gets no gradient stops the run; a part of one that gets none does not."""
 
 import pytest
+import torch
+from serial_oracle import state_of
 from small_run import VOCAB_SIZE, made_up_batch, small_config
 
 from megatron_step.engine.parallel import Parallel, parallel_layout
@@ -12,6 +14,7 @@ from megatron_step.training.hooks.gradients import (
     gradient_check_hook,
     weights_without_gradient,
 )
+from megatron_step.training.hooks.rotate import rotate
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.state import TrainState, build_state, initial_state
 from megatron_step.training.step import train_step
@@ -51,6 +54,26 @@ def test_a_broken_graph_is_named_after_the_checked_steps(alone: Parallel) -> Non
     words = r"no gradient in the 3 steps up to step 3: .*decoder\.layers\.1\.mlp\.linear_fc1\.weight, .*The run stops"
     with pytest.raises(NoGradientError, match=words):
         train(state, alone, 1, hook)
+
+
+def test_layers_that_a_turn_begins_to_train_are_checked_too(alone: Parallel) -> None:
+    rotation = {"policy": "rotate", "turn_steps": 4}
+    config = small_config(stages={"count": 2, "layers": [3, 1], "steps": 12}, old_layers=rotation)
+    state, hook = state_of(config, 1, alone), gradient_check_hook(alone)
+    rests = [number for number in (0, 1, 3) if not _fc2(state, number).requires_grad]
+    for step in range(4):
+        train_step(state, made_up_batch(config, step, alone), 1e-3, config, alone, stop_requested=False)
+        hook(StepContext(state, {}, None, False))
+    rotate(state, config, alone)
+    break_graph(state, rests[0])
+    with pytest.raises(NoGradientError, match=rf"up to step 16: decoder\.layers\.{rests[0]}\.mlp\.linear_fc1\.layer"):
+        for step in range(CHECKED_STEPS):
+            train_step(state, made_up_batch(config, step, alone), 1e-3, config, alone, stop_requested=False)
+            hook(StepContext(state, {}, None, False))
+
+
+def _fc2(state: TrainState, layer: int) -> torch.nn.Parameter:
+    return state.chunks[0].module.decoder.layers[layer].mlp.linear_fc2.weight
 
 
 def test_a_graph_broken_later_is_not_looked_at(alone: Parallel) -> None:

@@ -140,6 +140,35 @@ def test_a_checkpoint_of_an_earlier_version_is_adamws(alone: Parallel) -> None:
         _check(manifest, small_config(optimizer={"rule": "muon"}))
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"active_share": 0.25}, "old_layers.active_share 0.5 -> 0.25"),
+        ({"turn_steps": 3}, "old_layers.turn_steps 2 -> 3"),
+        ({"moments": "reset"}, "old_layers.moments keep -> reset"),
+        ({"order": "random"}, "old_layers.order cyclic -> random"),
+        ({"policy": "trained", "turn_steps": 3}, "old_layers.policy rotate -> trained"),
+    ],
+)
+def test_other_turns_are_refused(alone: Parallel, keys: dict[str, Any], words: str) -> None:
+    rotation, stages = {"policy": "rotate", "turn_steps": 2}, {"count": 2, "layers": [3, 1]}
+    manifest = _manifest(small_config(stages=stages, old_layers=rotation), alone)
+    with pytest.raises(ValueError, match=words):
+        _check(manifest, small_config(stages=stages, old_layers={**rotation, **keys}))
+
+
+def test_another_seed_is_refused_where_it_orders_the_turns(alone: Parallel) -> None:
+    for order in ("cyclic", "random"):
+        rotation = {"policy": "rotate", "turn_steps": 2, "order": order}
+        config = small_config(stages={"count": 2, "layers": [3, 1]}, old_layers=rotation)
+        other = replace(config, training=replace(config.training, seed=2))
+        if order == "cyclic":
+            _check(_manifest(config, alone), other)
+        else:
+            with pytest.raises(ValueError, match="training.seed 1 -> 2"):
+                _check(_manifest(config, alone), other)
+
+
 def test_another_vocabulary_is_refused(alone: Parallel) -> None:
     with pytest.raises(ValueError, match="vocabulary 250 -> 251"):
         _check(_manifest(small_config(), alone), small_config(), VOCAB_SIZE + 1)
