@@ -156,7 +156,7 @@ class RunConfig:
     stages: StagesConfig
     """The growth stages."""
     optimizer: OptimizerConfig
-    """The optimizer AdamW."""
+    """The optimizer."""
     training: TrainingConfig
     """The batch, the precision and the seed."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
