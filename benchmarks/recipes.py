@@ -24,6 +24,11 @@ RECIPES: tuple[dict[str, Any], ...] = (
     {"states": "compact"},
     {"states": "compact", "correction_bits": 8},
     {"states": "smallest"},
+    {"states": "full", "rule": "muon"},
+    {"states": "exact", "rule": "muon"},
+    {"states": "compact", "rule": "muon"},
+    {"states": "compact", "correction_bits": 8, "rule": "muon"},
+    {"states": "smallest", "rule": "muon"},
 )
 """Keys of the section `optimizer`."""
 

@@ -45,6 +45,8 @@ class OptimizerConfig:
     """Number format of the gradient buffers; null for fp32 with full and exact, bf16 with compact and smallest."""
     correction_bits: Literal[16, 8] = 16
     """Bits that compact keeps beside a bf16 weight: 16 for the whole fp32 main weight, 8 for 24 of its 32 bits."""
+    momentum_bits: Literal[16, 8] = 8
+    """Bits of Muon's momentum with compact and smallest: 8, or 16 for bf16."""
 
     def __post_init__(self) -> None:
         check_finite("optimizer", self)
@@ -62,6 +64,11 @@ class OptimizerConfig:
         if self.correction_bits == 8 and self.states != "compact":
             raise ValueError(
                 f"optimizer.correction_bits 8 is for optimizer.states compact, not {self.states}: set it to 16"
+            )
+        if self.momentum_bits == 16 and (self.rule != "muon" or self.states not in ("compact", "smallest")):
+            raise ValueError(
+                "optimizer.momentum_bits 16 is for optimizer.rule muon with optimizer.states compact or smallest, not "
+                f"for {self.rule} with {self.states}: set it to 8"
             )
 
 

@@ -157,7 +157,7 @@ class RunConfig:
     stages: StagesConfig
     """The growth stages."""
     optimizer: OptimizerConfig
-    """The optimizer AdamW."""
+    """The optimizer."""
     training: TrainingConfig
     """The batch, the precision and the seed."""
     schedule: ScheduleConfig = field(default_factory=partial(default_section, ScheduleConfig))

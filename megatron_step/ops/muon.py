@@ -7,8 +7,9 @@
 
 O has a root mean square of about 1 / sqrt(max(n, m)). The scale gives updates that of AdamW's, about 0.2 (Moonlight,
 arXiv 2502.16982). The update takes the fresh m, before it is encoded. Weights are fp32, or bf16 with what
-ops/main_weight.py keeps beside them; m is fp32, or int8 codes of ops/moment_codes.py. Random bits depend on the seed,
-the step and an element's index in the whole weight, as in ops/compact_adamw.py.
+ops/main_weight.py keeps beside them; m is fp32, bf16 that is rounded stochastically, or int8 codes of
+ops/moment_codes.py. Random bits depend on the seed, the step and an element's index in the whole weight, as in
+ops/compact_adamw.py.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from megatron_step.ops.compact_adamw import WEIGHT_BITS, Rectangle
 from megatron_step.ops.index_hash import element_indices, random_bits, step_seed
-from megatron_step.ops.main_weight import read_main, write_main_
+from megatron_step.ops.main_weight import read_main, round_stochastically, write_main_
 from megatron_step.ops.moment_codes import block_peaks, block_scales, decode_first, encode_first
 
 _RMS = 0.2
@@ -62,21 +63,24 @@ def advance_momentum_(
 ) -> Tensor:
     """Update the momentum of a rectangle in place, and return Nesterov's step u: fp32 [rows, columns].
 
-    `momentum` is fp32 [rows, columns], or int8 codes with bf16 `scales` [rows, blocks]; `gradient` is fp32 or bf16.
-    `seed` is the whole weight's. `peaks` [1, rows, blocks] has the largest peaks over all rectangles that share a
+    `momentum` [rows, columns] is fp32, bf16, or int8 codes with bf16 `scales` [rows, blocks]. `gradient` is fp32 or
+    bf16. `seed` is the whole weight's. `peaks` [1, rows, blocks] has the largest peaks over all rectangles that share a
     block, and 0 for blocks that lie in this rectangle alone.
     """
     fresh, ahead = _fresh(momentum, scales, gradient, rectangle, step)
-    if scales is None:
+    if momentum.dtype == torch.float32:
         momentum.copy_(fresh)
+        return ahead
+    bits = random_bits(step_seed(seed, step.step), _indices(momentum, rectangle)) & 0xFFFF
+    if scales is None:
+        momentum.copy_(round_stochastically(fresh, bits))
         return ahead
     column = rectangle.first_column
     largest = block_peaks(fresh, column)
     if peaks is not None:
         largest = torch.maximum(largest, peaks[0])
     scales.copy_(block_scales(largest))
-    bits = random_bits(step_seed(seed, step.step), _indices(momentum, rectangle))
-    momentum.copy_(encode_first(fresh, scales, bits & 0xFFFF, column))
+    momentum.copy_(encode_first(fresh, scales, bits, column))
     return ahead
 
 
@@ -103,7 +107,7 @@ def _fresh(
     momentum: Tensor, scales: Tensor | None, gradient: Tensor, rectangle: Rectangle, step: MuonStep
 ) -> tuple[Tensor, Tensor]:
     """The momentum after the gradient, and Nesterov's step."""
-    stored = momentum if scales is None else decode_first(momentum, scales, rectangle.first_column)
+    stored = momentum.float() if scales is None else decode_first(momentum, scales, rectangle.first_column)
     g = gradient.float() * step.gradient_factor
     fresh = stored + (g - stored) * (1 - step.momentum)
     return fresh, g + (fresh - g) * step.momentum

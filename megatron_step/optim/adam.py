@@ -50,7 +50,7 @@ class FusedAdam(torch.optim.Optimizer):
             first, second = ([state[name] for state in states] for name in (FIRST_MOMENT, SECOND_MOMENT))
             update_(group, params, [p.grad for p in params], first, second)
         if self.muon is not None:
-            self.muon.step(self, [p.grad for p in self.muon.weights if p.grad is not None])
+            self.muon.step(self, {p: p.grad for p in self.muon.weights if p.grad is not None})
 
     def count_step(self) -> None:
         """Count a step in every group."""

@@ -103,8 +103,8 @@ class CompactAdamW(FusedAdam):
             peaks |= self.muon.peaks(self, self._muon_gradients(self.muon), self.gradient_scale)
         return self._shared.largest(peaks)
 
-    def _muon_gradients(self, muon: Muon) -> list[Tensor]:
-        return [separate_gradient(param) for param in muon.weights]
+    def _muon_gradients(self, muon: Muon) -> dict[Tensor, Tensor]:
+        return {param: separate_gradient(param) for param in muon.weights}
 
     def _with_shared_blocks(self) -> Iterator[tuple[dict[str, Any], Tensor, Piece]]:
         for group in self.adamw_groups():

@@ -55,7 +55,7 @@ def decode_moment(name: str, states: Mapping[str, Tensor], pieces: Sequence[Piec
     """Return the fp32 moment `name` of the stored `states`, flat; the stored tensor itself where that is fp32."""
     stored, scales = states[name], states.get(name + SCALE_SUFFIX)
     if scales is None:
-        return stored
+        return stored.float()
     values = torch.empty(stored.shape, device=stored.device)
     for piece in pieces:
         decoded = _DECODE[name](piece.of(stored), piece.scales_of(scales), piece.place.first_column)

@@ -65,11 +65,11 @@ class Muon:
         """The owned elements of each weight that it trains."""
 
     def peaks(
-        self, optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], gradient_factor: float
+        self, optimizer: torch.optim.Optimizer, gradients: Mapping[Tensor, Tensor], gradient_factor: float
     ) -> dict[Piece, Tensor]:
         """Return the peaks of the momentum that the next step encodes, fp32 [1, rows, blocks], of pieces with blocks
         that ranks share. Arguments are those of `step`."""
-        work = _Work(optimizer, dict(zip(self.weights, gradients)), self._momentum, gradient_factor)
+        work = _Work(optimizer, gradients, self._momentum, gradient_factor)
         shared = (part for part in self._parts if work.has_scales(part) and part.piece.shared_blocks())
         return {
             part.piece: torch.cat(
@@ -87,16 +87,16 @@ class Muon:
     def step(
         self,
         optimizer: torch.optim.Optimizer,
-        gradients: Sequence[Tensor],
+        gradients: Mapping[Tensor, Tensor],
         gradient_factor: float = 1.0,
         peaks: Mapping[Piece, Tensor] | None = None,
     ) -> None:
         """Update the weights and their momentum in `optimizer`, whose groups have counted the step.
 
-        `gradients` are those of `weights`, fp32 or bf16, and are multiplied by `gradient_factor`. `peaks` has the
+        `gradients` has fp32 or bf16 gradients by weight, and they are multiplied by `gradient_factor`. `peaks` has the
         largest peaks of blocks that ranks share.
         """
-        work = _Work(optimizer, dict(zip(self.weights, gradients)), self._momentum, gradient_factor)
+        work = _Work(optimizer, gradients, self._momentum, gradient_factor)
 
         def advance(number: int, ahead: Tensor) -> None:
             part = self._parts[number]

@@ -19,7 +19,7 @@ block: a moment of a matrix has a bf16 scale for each block of 64 columns of a r
 weight, so that they do not depend on the layout. Vectors (norms, biases) keep fp32 moments.
 256: an fp32 scale for each 256 elements, as bitsandbytes has it (2048 in the paper "8-bit Optimizers via Block-wise
 Quantization"), and fp32 in tensors of fewer than 4096 elements.
-Muon (`optimizer.rule`) keeps a momentum of a layer's matrix, in the first moment's format, and no second moment.
+Muon (`optimizer.rule`) keeps one moment of a layer's matrix, its momentum: in the first moment's format, or in bf16.
 row: a frozen linear's matrix has an fp32 scale for each row, and its product needs it in bf16 for as long as it lasts
 ("LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale"); embeddings, output layer, norms and biases stay.
 """
@@ -129,6 +129,8 @@ class Recipe:
     """The matrix of a frozen linear, with a scale for each row; None for the format of weights."""
     rule: Rule = "adamw"
     """`optimizer.rule`: Muon keeps no second moment of the weights that it trains."""
+    momentum: Format | None = None
+    """Muon's momentum; None for the format of first moments."""
 
     @property
     def is_compact(self) -> bool:
@@ -137,14 +139,17 @@ class Recipe:
 
     def keeps_states_of(self, other: "Recipe") -> bool:
         """Whether optimizer states by the recipe `other` are by this one, too."""
-        kept = (self.weight, self.main, self.first_moment, self.second_moment, self.rule)
-        return kept == (other.weight, other.main, other.first_moment, other.second_moment, other.rule)
+        return replace(self, gradient=other.gradient, frozen_matrix=other.frozen_matrix) == other
 
     def rounds(self, other: "Recipe") -> str:
         """Say in words what of states by the recipe `other` has no room in this one; empty if nothing is lost."""
         lost = []
         if self.first_moment.scale_block and not other.first_moment.scale_block:
             lost.append("the moments of matrices are rounded to 8 bits")
+        bits = {FP32: 32, BF16: 16, SIGNED_BLOCKS: 8}
+        new, old = (bits.get(one.momentum or one.first_moment, 0) for one in (self, other))
+        if self.rule == "muon" and new < old and 16 in (new, old):  # from 32 to 8 bits, all moments are rounded
+            lost.append(f"Muon's momentum is rounded to {new} bits")
         kept = {FP32: 32, REMAINDER_BITS: 32, CORRECTION_BITS: 24, None: 16}
         if self.weight == BF16 and kept[self.main] < kept[other.main]:
             lost.append(f"main weights are rounded to {kept[self.main]} bits")
@@ -159,7 +164,7 @@ class Recipe:
         if len(shape) < 2:
             states = {name: FP32 if format.by_row else format for name, format in states.items()}
         if rule_of(key, shape, self.rule) == "muon":
-            del states[SECOND_MOMENT]
+            states = {FIRST_MOMENT: self.momentum or self.first_moment}
         return states if self.main is None else {**states, MAIN_WEIGHT_NAMES[self.main]: self.main}
 
     def optimizer_bytes(self, key: str, shape: Sequence[int], start: int = 0, stop: int | None = None) -> int:
@@ -272,6 +277,8 @@ def training_recipe(config: RunConfig) -> Recipe:
     recipe = _by_rule(RECIPES[optimizer.states], config)
     if optimizer.gradients is not None:
         recipe = replace(recipe, gradient={"fp32": FP32, "bf16": BF16}[optimizer.gradients])
+    if optimizer.momentum_bits == 16:
+        recipe = replace(recipe, momentum=BF16)
     return replace(recipe, main=CORRECTION_BITS) if optimizer.correction_bits == 8 else recipe
 
 

@@ -83,7 +83,7 @@ def _with_states(optimizer: OptimizerConfig, states: StatesRecipe) -> OptimizerC
     """Return the section with another recipe; keys that shape a recipe stay with their own."""
     if states == optimizer.states:
         return optimizer
-    return replace(optimizer, states=states, gradients=None, correction_bits=16)
+    return replace(optimizer, states=states, gradients=None, correction_bits=16, momentum_bits=8)
 
 
 def candidate(variant: ResolvedConfig, cluster: Cluster) -> Candidate | None:

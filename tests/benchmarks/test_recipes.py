@@ -13,3 +13,4 @@ def test_every_recipe_takes_the_planned_bytes() -> None:
     one = {row["recipe"]: row["measured"] for row in rows if row["ranks"] == 1}
     assert one["full"] > one["exact"] > one["exact gradients bf16"] > one["compact"] > one["smallest"]
     assert one["compact"] - one["compact correction_bits 8"] > 0.9
+    assert one["compact"] > one["compact rule muon"] > one["compact correction_bits 8 rule muon"]

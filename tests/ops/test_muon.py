@@ -74,6 +74,16 @@ def test_a_weight_in_rectangles_is_updated_bit_for_bit_as_the_whole() -> None:
     assert torch.equal(codes, whole)
 
 
+def test_a_bf16_momentum_is_right_on_average() -> None:
+    gradient = torch.full((64, 64), 1 + 2.0**-10)  # an eighth of the way between two bf16 numbers
+    whole = Rectangle(0, 0, 64)
+    momentum = gradient.bfloat16()
+    ahead = advance_momentum_(momentum, None, gradient, whole, MuonStep(0.01, 0.0, 0.0, 1), 7)
+    assert torch.equal(ahead, gradient)
+    assert set(momentum.unique().tolist()) == {1.0, 1 + 2.0**-7}
+    assert float(momentum.float().mean()) == pytest.approx(1 + 2.0**-10, abs=2.0**-13)
+
+
 def test_codes_are_near_the_momentum() -> None:
     gradient, (codes, scales) = _random(1), _codes()
     old = decode_first(codes, scales, 0)

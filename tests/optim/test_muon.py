@@ -38,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
     "exact": {"states": "exact"},
     "compact": {"states": "compact"},
+    "compact, bf16 momentum": {"states": "compact", "momentum_bits": 16},
     "compact 8 bits": {"states": "compact", "correction_bits": 8, "gradients": "fp32"},
     "smallest": {"states": "smallest"},
 }

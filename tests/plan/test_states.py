@@ -6,12 +6,14 @@ from small_run import small_config
 from megatron_step.plan.states import (
     BF16,
     CORRECTION,
+    FIRST_MOMENT,
     FP32,
     MAIN_WEIGHT,
     MOMENTS,
     RECIPES,
     REMAINDER,
     Parameter,
+    Recipe,
     copied_in_growth,
     recipe_of,
     training_recipe,
@@ -127,6 +129,31 @@ def test_training_takes_the_recipe_gradients_and_correction_of_the_config() -> N
     assert recipe(states="exact", gradients="bf16").gradient == BF16
     assert recipe(states="smallest", gradients="fp32").gradient == FP32
     assert tuple(recipe(states="compact", correction_bits=8).optimizer_states("a", (2, 5))) == (*MOMENTS, CORRECTION)
+
+
+def test_muon_keeps_one_moment_of_a_layers_matrix() -> None:
+    def recipe(**optimizer: object) -> Recipe:
+        return training_recipe(small_config(training={"precision": "bf16"}, optimizer={"rule": "muon", **optimizer}))
+
+    matrix, shape = "decoder.layers.3.mlp.linear_fc1.weight", (64, 128)
+    compact = recipe(states="compact")
+    assert tuple(compact.optimizer_states(matrix, shape)) == (FIRST_MOMENT, REMAINDER)
+    assert tuple(compact.optimizer_states("output_layer.weight", shape)) == (*MOMENTS, REMAINDER)
+    assert compact.optimizer_bytes(matrix, shape) == (1 + 2) * 64 * 128 + 2 * 64 * 2
+    assert recipe().optimizer_bytes(matrix, shape) == (4 + 4) * 64 * 128
+    wide = recipe(states="compact", momentum_bits=16)
+    assert wide.optimizer_bytes(matrix, shape) == (2 + 2) * 64 * 128
+    assert wide.optimizer_bytes("output_layer.weight", shape) == (1 + 1 + 2) * 64 * 128 + 2 * 2 * 64 * 2
+    assert compact.rounds(wide) == "Muon's momentum is rounded to 8 bits"
+    assert compact.rounds(recipe(states="exact")) == "the moments of matrices are rounded to 8 bits"
+    assert wide.rounds(compact) == ""
+    assert not wide.keeps_states_of(compact)
+
+
+def test_momentum_bits_are_muons() -> None:
+    for optimizer in ({"states": "compact"}, {"rule": "muon"}):
+        with pytest.raises(ValueError, match=r"optimizer.momentum_bits 16 is for optimizer.rule muon with"):
+            small_config(training={"precision": "bf16"}, optimizer={"momentum_bits": 16, **optimizer})
 
 
 def test_recipes_are_of_sixteen_bits() -> None:

@@ -3,12 +3,12 @@
 With M elements of the matrix [n, m] that a rank has whole, k = min(n, m), and S elements of its shards of the matrices
 that R ranks orthogonalise at once, the largest of
 
-    4 (2 M + 2 k^2 + 1)  Newton-Schulz: the matrix, the next one, its square, a polynomial of it, and its norm;
-                         with S elements more if R > 1, which the backend frees a little after it has sent them
+    4 (2 M + 2 k^2 + 1)  Newton-Schulz: the matrix, the next one, its square, a polynomial of it, and its norm
+    4 (S + M)            what is sent and what is received
     4 S + B C            momentum that is decoded, C elements at a time, B bytes each
 
-in fp32. With CUDA and bf16 weights the matrices are bf16 and take half of that. Matrices are dealt to the ranks as
-optim/whole_matrices.py does.
+in fp32, with 4 (S + M) more if R > 1: the backend frees an exchange a little after its end. With CUDA and bf16 weights
+the matrices are bf16 and take half of that. Matrices are dealt to the ranks as optim/whole_matrices.py does.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.states import FP32
 from megatron_step.planner.costs.held import HeldChunk
 
-_CODED_BYTES, _FP32_BYTES = 53, 16
-"""B with a momentum in 8 bits, whose random bits are drawn in int64, and with one in fp32; measured."""
+_ROUNDED_BYTES, _FP32_BYTES = 49, 16
+"""B with a momentum in 8 or 16 bits, whose random bits are drawn in int64, and with one in fp32; measured."""
 
 
 def update_bytes(resolved: ResolvedConfig, chunks: Sequence[HeldChunk]) -> int:
@@ -37,13 +37,15 @@ def update_bytes(resolved: ResolvedConfig, chunks: Sequence[HeldChunk]) -> int:
 def _round_bytes(resolved: ResolvedConfig, dealt: Sequence[Matrix], ranks: int, owned: int) -> int:
     """Return the most for the matrices that the ranks have at once, of which one owns at most `owned` elements."""
     largest, tensor = dealt[0], resolved.config.parallel.tensor_parallel_size
-    sent = min(sum(matrix.numel for matrix in dealt), owned)
+    sent = min(sum(matrix.numel for matrix in dealt) // tensor, owned)
     smaller = min(largest.rows, largest.columns)
     at_once = max(ELEMENTS_AT_ONCE // largest.columns, 1) * largest.columns
-    coded = resolved.recipe.first_moment.scale_block is not None
-    return max(
-        FP32.bytes(2 * largest.numel + 2 * smaller**2 + 1 + (sent if ranks > 1 else 0)),
-        FP32.bytes(sent) + (_CODED_BYTES if coded else _FP32_BYTES) * min(at_once, largest.numel // tensor),
+    rounds = (resolved.recipe.momentum or resolved.recipe.first_moment) != FP32
+    exchange = FP32.bytes(sent + largest.numel) if ranks > 1 else 0
+    return exchange + max(
+        FP32.bytes(2 * largest.numel + 2 * smaller**2 + 1),
+        exchange,
+        FP32.bytes(sent) + (_ROUNDED_BYTES if rounds else _FP32_BYTES) * min(at_once, largest.numel // tensor),
     )
 
 
