@@ -1,6 +1,6 @@
 """The Python API: the names that `import megatron_step` offers. Only the calls that need torch import it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import config_from_values, load_cluster, read_config_file
 from megatron_step.config.plugins import import_plugins
 from megatron_step.config.run import RunConfig, check_world
+from megatron_step.config.sections import merged
 from megatron_step.plan.resolved import resolve
 from megatron_step.planner import forecast as planner
 from megatron_step.planner.forecast import Forecast
@@ -32,16 +33,7 @@ def load_config(path: str | Path | None = None, /, **keys: Any) -> RunConfig:
     Raises ValueError if the file cannot be read, a key is unknown or missing, or a value is not valid.
     """
     values = read_config_file(Path(path)) if path is not None else {}
-    return config_from_values(_merged(values, keys))
-
-
-def _merged(values: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` with the values of `keys` in place of theirs, section by section."""
-    merged = dict(values)
-    for name, value in keys.items():
-        inside = merged.get(name)
-        merged[name] = _merged(inside, value) if isinstance(inside, dict) and isinstance(value, Mapping) else value
-    return merged
+    return config_from_values(merged(values, keys))
 
 
 def forecast(config: RunConfig, world_size: int | None = None) -> Forecast:

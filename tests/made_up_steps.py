@@ -33,7 +33,7 @@ def step_with_made_up_gradients(config: RunConfig, folder: Path) -> None:
     with parallel_layout(config.parallel, 1) as parallel:
         state = initial_state(config, VOCAB_SIZE, parallel)
         assert state.optimizer is not None
-        set_learning_rate(state.optimizer, LEARNING_RATE, config.optimizer)
+        set_learning_rate(state.optimizer, LEARNING_RATE, config.optimizer, {})
         for step in range(3):
             for shard in sharded_weights(state.chunks, parallel).values():
                 for piece in pieces(shard):

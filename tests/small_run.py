@@ -55,6 +55,7 @@ def small_config(
     evaluation: dict[str, Any] | None = None,
     planner: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
+    schedule: dict[str, Any] | None = None,
 ) -> RunConfig:
     """A run of a model with 4 layers of width 64, by sections that differ from it."""
     sizes = {"num_layers": 4, "hidden_size": 64, "ffn_hidden_size": 96, "num_attention_heads": 4, "seq_length": 32}
@@ -69,7 +70,7 @@ def small_config(
         adapter=AdapterConfig(**{"rank": 4, "alpha": 8, **(adapter or {})}),
         # A step that does not make training chaotic, and an epsilon above tiny gradients: rounding errors stay small.
         optimizer=OptimizerConfig(**{"learning_rate": 2e-3, "epsilon": 1e-6, **(optimizer or {})}),
-        schedule=ScheduleConfig(kind="wsd", warmup_steps=3, rewarm_steps=2),
+        schedule=ScheduleConfig(**{"kind": "wsd", "warmup_steps": 3, "rewarm_steps": 2, **(schedule or {})}),
         parallel=ParallelConfig(**(parallel or {})),
         training=TrainingConfig(
             **{"global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32", **(training or {})}

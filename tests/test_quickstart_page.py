@@ -21,7 +21,7 @@ def test_the_commands_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.Mon
     lines = [line for block in blocks[1:] for line in block.splitlines()]
     assert len(lines) == 10
     for line in lines:
-        command, *arguments = shlex.split(line.replace("--steps 60", "--steps 2"))
+        command, *arguments = shlex.split(line.replace("--steps 150", "--steps 5"))
         if command == "cd":
             monkeypatch.chdir(arguments[0])
         else:

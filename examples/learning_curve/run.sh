@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# STEP against ordinary training at the same tokens, each with three learning rates: examples/learning_curve/run.sh
-# [--section.key VALUE ...]. One run a core at a time; run it again to go on after an interruption. STEPS=N takes N steps
-# for the schedule of each stage, and as many tokens in the ordinary run.
+# Growth with every layer trained (preset parity) and STEP as published (preset paper) against ordinary training at the
+# same tokens, each with three learning rates: examples/learning_curve/run.sh [--section.key VALUE ...]. One run a core at
+# a time; run it again to go on after an interruption. STEPS=N takes N steps for each run, RATES="R R" other learning rates.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=runs/learning_curve
@@ -18,7 +18,7 @@ corpus() { # NAME SEPARATOR
 corpus austen '\n\nCHAPTER ' # a chapter is a document
 corpus sotu '\n\n'           # an address is one
 
-echo "2. Six runs; the last line of each is its result"
+echo "2. A run for each way and learning rate; the last line of each is its result"
 export OMP_NUM_THREADS=1
 train() { # NAME [--section.key VALUE ...]
   local name=$1 && shift
@@ -26,18 +26,24 @@ train() { # NAME [--section.key VALUE ...]
     > "$folder/$name.log" 2>&1 || { tail -n 3 "$folder/$name.log" >&2; return 1; }
   echo "$name: $(tail -n 1 "$folder/$name.log")"
 }
-per_stage=${STEPS:-800}
-total=$((per_stage * 3 / 4 * 2 + per_stage))
+steps=${STEPS:-2000}
+rates=${RATES:-1.5e-3 3.0e-3 6.0e-3}
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
-for rate in 1.5e-3 3.0e-3 6.0e-3; do
-  for method in step vanilla; do
-    stages=(--stages.steps "$per_stage")
-    [ "$method" = vanilla ] && stages=(--stages.steps "$total" --stages.count 1 --stages.layers auto)
-    train "${method}_$rate" --optimizer.learning_rate "$rate" "$@" "${stages[@]}" &
+for rate in $rates; do
+  for way in parity paper vanilla; do
+    keys=(--stages.steps "$steps") # of the whole run
+    # Three schedules of 0.4 of the steps; the model grows after 0.75 of the first two.
+    [ "$way" = paper ] && keys=(--preset paper --schedule.decay_fraction 0.4 --stages.steps "$((steps * 2 / 5))")
+    [ "$way" = vanilla ] && keys+=(--stages.count 1 --stages.layers auto --optimizer.states full)
+    train "${way}_$rate" --optimizer.learning_rate "$rate" "$@" "${keys[@]}" &
     while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do wait -n; done
   done
 done
 while [ "$(jobs -rp | wc -l)" -gt 0 ]; do wait -n; done
 
 echo "3. All of them side by side"
-python tools/report.py "$folder"/{step,vanilla}_{1.5e-3,3.0e-3,6.0e-3} --output "$folder/report.png"
+runs=()
+for way in parity paper vanilla; do
+  for rate in $rates; do runs+=("$folder/${way}_$rate"); done
+done
+python tools/report.py "${runs[@]}" --output "$folder/report.png"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Three stages of STEP and the ordinary run of the same depth and tokens, side by side, on two CPU cores:
+# A model that grows in three stages beside the ordinary run of the same depth and tokens, on two CPU cores:
 # examples/step/run.sh [--section.key VALUE ...]. Run it again to go on after an interruption.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 run=runs/step
 vanilla=runs/step_vanilla
+paper=runs/step_paper
 data=$run/data
 mkdir -p "$data"
 
@@ -24,25 +25,33 @@ Path(sys.argv[1]).write_text(separator.join(chapters[round(0.95 * len(chapters))
 END
 
 cores=$(python -c 'import os; print(len(os.sched_getaffinity(0)))')
-export OMP_NUM_THREADS=$((cores > 1 ? cores / 2 : 1)) # the cores are shared by the two processes
+export OMP_NUM_THREADS=$((cores > 1 ? cores / 2 : 1)) # two runs at a time share the cores
 train() {
-  torchrun --standalone --nproc-per-node 2 -m megatron_step.train --config examples/step/config.yaml "$@"
+  python -m megatron_step.train --config examples/step/config.yaml "$@"
 }
 
-echo "2. STEP: a small model that grows twice; what is trained is frozen and gets adapters"
+echo "2. The ordinary run: all layers from the start, the usual 18 bytes a weight; its lines go to $vanilla.log"
+train "$@" --output_dir "$vanilla" --stages.count 1 --stages.layers auto --optimizer.states full > "$vanilla.log" 2>&1 &
+ordinary=$!
+trap 'kill "$ordinary" 2> /dev/null || true' EXIT
+
+echo "3. At the same time, a small model that grows twice, while all its layers train (preset parity)"
 train "$@"
 
-echo "3. The ordinary run: all layers from the start, as many steps"
-steps=$(python -c "import json; print(json.load(open('$run/plan.json'))['stages'][-1]['last_step'])")
-train "$@" --output_dir "$vanilla" --stages.count 1 --stages.layers auto --stages.steps "$steps"
+echo "4. STEP as published: what is trained is frozen and gets adapters (preset paper)"
+# Three schedules of 0.4 of the steps; the model grows after 0.75 of the first two.
+steps=$(python -c "import json; print(round(0.4 * json.load(open('$run/plan.json'))['stages'][-1]['last_step']))")
+train "$@" --output_dir "$paper" --preset paper --adapter '{rank: 8, alpha: 16}' --stages.steps "$steps"
+wait "$ordinary" || { tail -n 3 "$vanilla.log" >&2; exit 1; }
 
-echo "4. Both side by side"
-python tools/report.py "$run" "$vanilla" --output "$run/report.png"
+echo "5. All three side by side, and what they would need for larger models, by the planner"
+python tools/report.py "$run" "$paper" "$vanilla" --output "$run/report.png"
+python examples/step/larger.py
 
-echo "5. The grown model for transformers, with its logits compared"
+echo "6. The grown model for transformers, with its logits compared"
 rm -rf "$run/hf" # of an earlier run of this script
 python tools/export_hf.py "$run" "$run/hf" --check
 
-echo "6. What it has learnt, in transformers: the last chapters, which it has not seen, and how it goes on from a few words"
-python tools/evaluate.py "$run/hf" --text "$data/held_out.txt" --document-separator '\n\nCHAPTER ' --stride 128
+echo "7. What it has learnt, in transformers: the last chapters, which it has not seen, and how it goes on from a few words"
+python tools/evaluate.py "$run/hf" --text "$data/held_out.txt" --document-separator '\n\nCHAPTER ' --stride 64
 python tools/evaluate.py "$run/hf" --generate "It was a fine morning, and Emma" --tokens 120

@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         metavar="MACHINE",
         help="cpu, GPUS x MEMORY as in 8x80gb, or NODES x GPUS x MEMORY as in 4x8x80gb (default: %(default)s)",
     )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="steps of each stage (default: 20 tokens per parameter over the run)"
-    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the run (default: 20 tokens per parameter)")
     arguments = parser.parse_args(argv)
     try:
         print(_init(arguments.folder, arguments.size, arguments.machine, arguments.steps))
@@ -62,7 +60,7 @@ def _init(folder: Path, size_name: str, machine: str, steps: int | None) -> str:
         [
             f"wrote {', '.join(str(folder / name) for name in files)}",
             f"planned peak memory {format_bytes(planned.peak_bytes)} a rank, "
-            f"{format_bytes(planned.vanilla.peak_bytes)} without stages",
+            f"{format_bytes(planned.vanilla.peak_bytes)} in ordinary training",
             "",
             "Next, with your text (.txt, .jsonl or .parquet files, or folders of them) in place of TEXT:",
             f"  cd {folder}",

@@ -13,6 +13,7 @@ from megatron_step.config.cluster import Cluster
 from megatron_step.config.counts import counted
 from megatron_step.config.load import load_cluster, load_config
 from megatron_step.config.paths import expand_path, path_argument
+from megatron_step.config.presets import preset_line
 from megatron_step.config.run import RunConfig, check_world
 from megatron_step.engine.files import atomic_write, whole_file
 from megatron_step.plan.resolved import ResolvedConfig, resolve
@@ -134,7 +135,7 @@ def _best(resolved: ResolvedConfig, cluster: Cluster | None, counts: str | None)
         )
     plans, config = [], resolved.config
     for count in range(int(first), int(last) + 1):
-        stages = replace(config.stages, count=count, layers="auto", layouts="auto")
+        stages = config.stages.with_count(count)
         plans.append(forecast(resolved.with_config(replace(config, stages=stages)), cluster))
 
     def cost(plan: Forecast) -> tuple[float, float]:
@@ -145,6 +146,8 @@ def _best(resolved: ResolvedConfig, cluster: Cluster | None, counts: str | None)
 
 
 def _show(found: Forecast, config: RunConfig, arguments: argparse.Namespace) -> None:
+    if config.preset is not None:
+        print(preset_line(config.preset, config))
     print(stage_table(found))
     if arguments.ranks:
         print(f"\n{rank_table(found)}")

@@ -1,4 +1,4 @@
-"""Compare runs: tables of the runs and of their stages, and a plot of losses and memory."""
+"""Compare runs with the last one named: tables of runs and stages, and a plot of losses and memory."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from megatron_step.config.paths import path_argument
 from megatron_step.engine.output_lock import lock_beside, output_lock
-from megatron_step.report.run_report import plot, read_run, stage_table, table
+from megatron_step.report.run_report import comparison, plot, read_run, stage_table, table
 
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     try:
         runs = [read_run(folder) for folder in arguments.runs]
         print(f"{table(runs)}\n\n{stage_table(runs)}")
+        if len(runs) > 1:
+            print(f"\n{comparison(runs)}")
         if arguments.output is not None:
             with output_lock(lock_beside(arguments.output), arguments.output):
                 plot(runs, arguments.output)

@@ -23,11 +23,6 @@ class Size:
         return self.model.vocab_size
 
     @property
-    def adapter_rank(self) -> int:
-        """Rank of the adapters: 1/32 of the width, at least 16."""
-        return max(16, self.model.hidden_size // 32)
-
-    @property
     def parameters(self) -> int:
         """Number of weights in the model, without norms."""
         model = self.model

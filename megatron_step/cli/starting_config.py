@@ -6,8 +6,8 @@ from megatron_step.cli.sizes import Size
 from megatron_step.config.cluster import Cluster, PlannerConfig
 from megatron_step.config.counts import counted
 from megatron_step.config.data import DataConfig
-from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
+from megatron_step.config.presets import Preset
 from megatron_step.config.run import (
     CheckpointConfig,
     EvaluationConfig,
@@ -16,22 +16,19 @@ from megatron_step.config.run import (
     TrainingConfig,
     check_world,
 )
-from megatron_step.config.stages import AdapterConfig, StagesConfig
-from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.resolved import resolve
 from megatron_step.planner.forecast import Forecast, forecast
 
-_NUM_STAGES = 3
-_GROW_AT = 0.75
+_PRESET: Preset = "parity"
 _TOKENS_PER_PARAMETER = 20  # Hoffmann et al., 2022
 _CPU_SAMPLES = 16
 _MICRO_BATCH_SIZES = (4, 1)
 
 
 def starting_config(size: Size, cluster: Cluster, on_cpu: bool, steps: int | None) -> tuple[RunConfig, Forecast]:
-    """Return a config with three stages in the simplest layout that fits the machines, and its forecast.
+    """Return a config of the preset `parity` in the simplest layout that fits the machines, and its forecast.
 
-    `steps` is the number of steps per stage; None takes 20 tokens per parameter over the run (Hoffmann et al., 2022).
+    `steps` is the number of steps of the run; None takes 20 tokens per parameter (Hoffmann et al., 2022).
 
     Raises ValueError if no layout fits.
     """
@@ -73,18 +70,18 @@ def _config(
     unit = micro_batch_size * dp_size  # samples of one micro-batch on all ranks
     batch = max(unit, wanted // unit * unit)
     steps = steps if steps is not None else _steps(size, batch)
-    warmup = max(1, min(steps // 20, 2000))
+    warmup = max(1, min(steps // 50, 2000))
     return RunConfig(
         output_dir="runs/first",
         model=size.model,
         data=DataConfig(
             train=[(1.0, "data/train")], tokenizer="data/tokenizer.model", split=(95.0, 5.0) if on_cpu else (99.0, 1.0)
         ),
-        stages=StagesConfig(count=_NUM_STAGES, steps=steps, grow_at=_GROW_AT),
-        adapter=AdapterConfig(rank=size.adapter_rank, alpha=2.0 * size.adapter_rank),
-        optimizer=OptimizerConfig(learning_rate=size.learning_rate),
-        schedule=ScheduleConfig(kind="wsd", warmup_steps=warmup, rewarm_steps=max(1, warmup // 5)),
-        training=TrainingConfig(batch, micro_batch_size, precision="fp32" if on_cpu else "bf16"),
+        preset=_PRESET,
+        stages={"steps": steps},  # type: ignore[arg-type]  # sections as dicts take in the preset's keys
+        optimizer={"learning_rate": size.learning_rate},  # type: ignore[arg-type]
+        schedule={"warmup_steps": warmup, "rewarm_steps": max(1, warmup // 2)},  # type: ignore[arg-type]
+        training=TrainingConfig(batch, micro_batch_size, precision="bf16_weights" if on_cpu else "bf16"),
         parallel=parallel,
         planner=PlannerConfig() if on_cpu else PlannerConfig(cluster="cluster.yaml"),
         evaluation=EvaluationConfig(interval=max(1, min(steps // 10, 1000)), steps=2 if on_cpu else 20),
@@ -94,16 +91,15 @@ def _config(
 
 
 def _steps(size: Size, batch: int) -> int:
-    """Steps of each stage, rounded to two digits; all stages but the last run only `_GROW_AT` of their steps."""
-    run_steps = _TOKENS_PER_PARAMETER * size.parameters / (batch * size.model.seq_length)
-    stage_steps = run_steps / ((_NUM_STAGES - 1) * _GROW_AT + 1)
-    return max(1, int(float(f"{stage_steps:.1e}")))
+    """Steps of the run, rounded to two digits."""
+    steps = _TOKENS_PER_PARAMETER * size.parameters / (batch * size.model.seq_length)
+    return max(1, int(float(f"{steps:.1e}")))
 
 
 def starting_text(config: RunConfig, size_name: str, machine: str, planned: Forecast) -> str:
     """Return a config of `starting_config` as the text of a YAML file, with comments."""
     model, training, parallel, schedule = config.model, config.training, config.parallel, config.schedule
-    layers = [stage.stage.num_new_layers for stage in planned.stages]
+    layers = " + ".join(str(stage.stage.num_new_layers) for stage in planned.stages)
     groups = "null" if model.num_query_groups is None else model.num_query_groups
     tokens, on_cpu = training.global_batch_size * model.seq_length, config.planner.cluster is None
     return f"""\
@@ -126,24 +122,18 @@ data:
   train: [[1.0, {config.data.train[0][1]}]]  # weight and prefix of each corpus, from megatron-step preprocess
   split: {[*map(int, config.data.split or ())]}  # shares of the documents for training and validation
 
-# The model grows in stages. Each stage trains its new layers; {policy_of(config).effect}.
-# count: 1 is ordinary training: all layers from the start, with more memory.
-stages:
-  count: {config.stages.count}
-  layers: auto  # the planner chooses the layers with the smallest peak memory: {" + ".join(map(str, layers))} here
-  steps: {config.stages.steps}  # optimizer steps of each stage's learning-rate schedule
-  grow_at: {config.stages.grow_at:g}  # the model grows after this share of the steps
-
-adapter: {{rank: {config.adapter.rank}, alpha: {config.adapter.alpha:g}}}  # low-rank adapters on old layers
-
+# The model grows in {config.stages.count} stages, here by {layers} layers. All layers train, with compact
+# model states. Other presets: docs/recipes.md. For ordinary training: stages.count 1 and optimizer.states full.
+preset: {config.preset}
+stages: {{steps: {config.stages.steps}}}  # optimizer steps of the run
 optimizer: {{learning_rate: {config.optimizer.learning_rate!r}}}
-# warmup_steps at the start, rewarm_steps after each growth
-schedule: {{kind: wsd, warmup_steps: {schedule.warmup_steps}, rewarm_steps: {schedule.rewarm_steps}}}
+# warmup_steps at the start; rewarm_steps for new layers, after each growth
+schedule: {{warmup_steps: {schedule.warmup_steps}, rewarm_steps: {schedule.rewarm_steps}}}
 
 training:
   global_batch_size: {training.global_batch_size}  # samples of a step: {tokens:,} tokens
   micro_batch_size: {training.micro_batch_size}  # samples that a rank holds at once; fewer need less memory
-  precision: {training.precision}
+  precision: {training.precision}{"  # bf16 weights, fp32 arithmetic" if on_cpu else ""}
   seed: 1
 
 parallel:

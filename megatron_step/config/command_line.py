@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_step.config.paths import path_argument
-from megatron_step.config.sections import dotted_names, in_short, read_sections, section_keys, suggestion
+from megatron_step.config.sections import dotted_names, in_short, merged, read_sections, section_keys, suggestion
 from megatron_step.config.yaml_json import parse_yaml
 
 USAGE = (
@@ -61,18 +61,8 @@ def override(values: dict[str, Any], name: str, text: str, cls: type, prefix: st
             section = read_sections({first: parse_yaml(text)}, cls, prefix).get(first)
         except ValueError as error:
             raise ValueError(f"--{prefix}{first}: {error}") from None
-        values[first] = _merged(values.get(first) or {}, section) if section else section
+        values[first] = merged(values.get(first) or {}, section) if section else section
         if section is None and not key.may_be_null:
             del values[first]
     else:
         values[first] = text
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return `old` with the values of `new` in place of the old ones, section by section."""
-    both = {name: _merged(old[name], value) for name, value in new.items() if _are_sections(old.get(name), value)}
-    return {**old, **new, **both}
-
-
-def _are_sections(old: Any, new: Any) -> bool:
-    return isinstance(old, dict) and isinstance(new, dict)

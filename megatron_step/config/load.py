@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from megatron_step.config.cluster import Cluster, NodeGroup
 from megatron_step.config.command_line import USAGE, override, split_arguments
 from megatron_step.config.plugins import import_plugins
+from megatron_step.config.presets import with_preset
 from megatron_step.config.run import RunConfig
 from megatron_step.config.sections import check_complete, expectation, in_short, read_sections
 from megatron_step.config.yaml_json import parse_yaml, read_yaml
@@ -43,7 +44,7 @@ def config_from_values(values: dict[str, Any]) -> RunConfig:
 
     Raises ValueError if a key is unknown, a value is not valid or a plugin cannot be imported.
     """
-    config = _instantiate(read_sections(values, RunConfig), RunConfig)
+    config = _instantiate(with_preset(read_sections(values, RunConfig)), RunConfig)
     import_plugins(config.plugins)
     return config
 
@@ -66,7 +67,7 @@ def config_from_text(text: str) -> RunConfig:
 
     Raises ValueError if a key is unknown or a value is not valid.
     """
-    return _instantiate(read_sections(parse_yaml(text), RunConfig), RunConfig)
+    return _instantiate(with_preset(read_sections(parse_yaml(text), RunConfig)), RunConfig)
 
 
 def load_cluster(path: Path) -> Cluster:

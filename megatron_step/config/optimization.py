@@ -74,16 +74,20 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate as a function of the step; it starts again in each stage."""
+    """Learning rate as a function of the step."""
 
+    scope: Literal["stage", "run"] = "stage"
+    """Steps that the schedule spans. stage: it starts again in each stage (STEP). run: it spans all stages, so that the
+    decay is as long as in ordinary training; after growth only new weights warm up."""
     kind: Literal["constant", "cosine", "wsd"] = "wsd"
     """After the warm-up: constant; cosine decay; or warm-up, stable, decay (WSD, Hu et al., 2024)."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero, in the first stage."""
     rewarm_steps: int = 0
-    """Steps of linear warm-up in every later stage, and after each restart of the adapters."""
+    """Steps of linear warm-up in every later stage, and after each restart of the adapters. With scope run only new
+    layers and adapters warm up then."""
     decay_fraction: float = 0.2
-    """Share of a stage's steps, at its end, over which WSD decays."""
+    """Share of the schedule's steps, at its end, over which WSD decays."""
     decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
     """Shape of WSD's decay; sqrt is 1 - sqrt(x) (Hagele et al., 2024)."""
     min_fraction: float = 0.0

@@ -13,7 +13,8 @@ from megatron_step.config.numbers import check_seed, nearest, remedy
 from megatron_step.config.optimization import OptimizerConfig, ScheduleConfig
 from megatron_step.config.parallel import ParallelConfig
 from megatron_step.config.paths import expand_path
-from megatron_step.config.sections import as_section, section_keys
+from megatron_step.config.presets import Preset, preset_values
+from megatron_step.config.sections import as_section, default_section, merged, section_keys
 from megatron_step.config.stages import (
     AdapterConfig,
     FreezeConfig,
@@ -159,26 +160,28 @@ class RunConfig:
     """The optimizer."""
     training: TrainingConfig
     """The batch, the precision and the seed."""
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    """The learning rate over the steps of a stage."""
-    growth: GrowthConfig = field(default_factory=GrowthConfig)
+    schedule: ScheduleConfig = field(default_factory=partial(default_section, ScheduleConfig))
+    """The learning rate over the steps of a stage or of the run."""
+    growth: GrowthConfig = field(default_factory=partial(default_section, GrowthConfig))
     """The growth operator."""
-    freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    freeze: FreezeConfig = field(default_factory=partial(default_section, FreezeConfig))
     """The weights that are frozen after growth."""
-    old_layers: OldLayersConfig = field(default_factory=OldLayersConfig)
+    old_layers: OldLayersConfig = field(default_factory=partial(default_section, OldLayersConfig))
     """The policy for the layers of earlier stages."""
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    adapter: AdapterConfig = field(default_factory=partial(default_section, AdapterConfig))
     """The adapters on frozen linears."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = field(default_factory=partial(default_section, ParallelConfig))
     """The layout of the model over ranks."""
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    planner: PlannerConfig = field(default_factory=partial(default_section, PlannerConfig))
     """The planner, which chooses each stage's layers and their layout."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=partial(default_section, EvaluationConfig))
     """The evaluation on validation text."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=partial(default_section, CheckpointConfig))
     """The checkpoints, and how to resume."""
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    logging: LoggingConfig = field(default_factory=partial(default_section, LoggingConfig))
     """The logs of the run."""
+    preset: Preset | None = None
+    """Named set of keys, which keys of this config replace (docs/recipes.md); null for none."""
     plugins: list[str] = field(default_factory=list)
     """Modules outside the package, as in [my_plugin], that add hooks, trackers, growth operators and policies for old
     layers."""
@@ -188,10 +191,18 @@ class RunConfig:
         """Name of the policy for the layers of earlier stages."""
         return old_layer_policy(self.old_layers.policy, self.freeze.layers, self.adapter.rank)
 
-    def __post_init__(self) -> None:
+    def _make_sections(self) -> None:
+        """Make sections from dicts; the preset's values are in sections that are dicts or left out."""
+        preset = preset_values(self.preset, vars(self))
         for name, key in section_keys(RunConfig).items():
-            if isinstance(getattr(self, name), Mapping):
-                object.__setattr__(self, name, as_section(getattr(self, name), key.kind, f"{name}."))
+            given, values = getattr(self, name), preset.get(name, {})
+            if isinstance(given, Mapping):
+                object.__setattr__(self, name, as_section(merged(values, given), key.kind, f"{name}."))
+            elif values and given is key.default:  # left out
+                object.__setattr__(self, name, as_section(values, key.kind, f"{name}."))
+
+    def __post_init__(self) -> None:
+        self._make_sections()
         if not self.output_dir:
             raise ValueError("output_dir is empty: name the folder of the run")
         object.__setattr__(self, "output_dir", expand_path(self.output_dir))
@@ -263,8 +274,8 @@ def _check_stages(config: RunConfig) -> None:
             value = getattr(config.optimizer, key)
             if value not in (default, "fp32"):
                 raise ValueError(
-                    f"optimizer.{key} {value} needs weights in 16 bits: set training.precision to bf16, or leave "
-                    f"optimizer.{key} out"
+                    f"optimizer.{key} {value} needs weights in 16 bits: set training.precision to bf16 or "
+                    f"bf16_weights, or optimizer.{key} to {'null' if default is None else default}"
                 )
     if config.stages.count > 1 and config.old_layer_policy == "adapters":
         check_adapter_rank(config)

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,22 @@ def as_section(values: Mapping[str, Any], cls: type, prefix: str) -> Any:
         return cls(**read)
     except TypeError as error:
         raise ValueError(f"{prefix[:-1]} has a value of the wrong type: {error}") from None
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values `old` with those of `new` in place of the old ones, section by section."""
+    both = {
+        name: merged(old[name], value)
+        for name, value in new.items()
+        if isinstance(old.get(name), Mapping) and isinstance(value, Mapping)
+    }
+    return {**old, **new, **both}
+
+
+@cache
+def default_section(cls: type) -> Any:
+    """Return the section with all defaults: always the same object, which shows that the section was left out."""
+    return cls()
 
 
 def check_complete(values: dict[str, Any], cls: type, prefix: str = "") -> None:

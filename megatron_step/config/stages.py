@@ -1,6 +1,6 @@
 """The growth of a model: its stages, the growth operator, frozen weights, and the adapters on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from megatron_step.config.counts import counted
@@ -10,21 +10,29 @@ from megatron_step.config.paths import expand_path
 Target = Literal["qkv", "proj", "fc1", "fc2"]
 """A linear of a layer: qkv is query, key and value; proj the attention projection; fc1 gate and up; fc2 down."""
 
+_LAST_SHARE = 0.4
+"""Share of a run that its last stage trains by default."""
+
 
 @dataclass(frozen=True)
 class StagesConfig:
     """The growth stages of the run. Each stage adds layers, and trains all weights that are not frozen."""
 
     steps: int | list[int] | None = None
-    """Optimizer steps of each stage's schedule: one number for all stages, or a list with one per stage."""
+    """Optimizer steps of each stage's schedule: one number for all stages, or a list with one per stage. With `shares`,
+    optimizer steps of the whole run: one number."""
     tokens: int | list[int] | None = None
     """Tokens of each stage's schedule, in place of `steps`; rounded up to whole steps."""
     count: int = 1
     """Growth stages; 1 is ordinary (vanilla) training."""
     layers: Literal["auto"] | list[int] = "auto"
     """Layers that each stage adds, such as [5, 4, 3]; with auto the planner chooses the plan of least peak memory."""
-    grow_at: float = 0.75
-    """Share of a stage's steps after which the model grows; the last stage runs all its steps."""
+    grow_at: float | list[float] = 0.75
+    """Share of a stage's steps after which the model grows; the last stage runs all its steps. One number for all
+    stages, or a list with one per stage but the last."""
+    shares: Literal["auto"] | list[float] | None = None
+    """Share of the run's steps that each stage trains, such as [0.3, 0.3, 0.4], in place of `grow_at`. auto: 0.4 for
+    the last stage, and equal shares of the rest for the others."""
     learning_rates: list[float] | None = None
     """Peak learning rate of each stage; null for optimizer.learning_rate in every stage."""
     layouts: Literal["auto", "even"] | list[list[int]] = "auto"
@@ -47,8 +55,7 @@ class StagesConfig:
         self._check_budgets()
         if self.start_from is not None:
             object.__setattr__(self, "start_from", expand_path(self.start_from))
-        if not 0 < self.grow_at <= 1:
-            raise ValueError(f"stages.grow_at must lie in (0, 1], not {self.grow_at}")
+        self._check_growth_times()
         for name in ("layers", "learning_rates", "layouts"):
             values = getattr(self, name)
             if isinstance(values, list) and len(values) != self.count:
@@ -62,6 +69,65 @@ class StagesConfig:
         if self.learning_rates is not None and not min(self.learning_rates) > 0:
             raise ValueError(f"stages.learning_rates must be positive, not {self.learning_rates}")
 
+    @property
+    def run_shares(self) -> list[float] | None:
+        """The share of the run's steps that each stage trains; None if `grow_at` says when the model grows."""
+        if self.shares != "auto":
+            return self.shares
+        others = self.count - 1
+        return [*[(1 - _LAST_SHARE) / others] * others, _LAST_SHARE] if others else [1.0]
+
+    @property
+    def growth_times(self) -> list[float]:
+        """The share of each stage's steps after which it ends."""
+        if self.shares is not None:
+            return [1.0] * self.count
+        return [*self.grow_at, 1.0] if isinstance(self.grow_at, list) else [self.grow_at] * (self.count - 1) + [1.0]
+
+    def with_count(self, count: int) -> "StagesConfig":
+        """Return this section with another number of stages, whose layers and layouts the planner chooses."""
+        shares: Literal["auto"] | None = None if self.shares is None else "auto"
+        return replace(self, count=count, layers="auto", layouts="auto", shares=shares)
+
+    def _check_growth_times(self) -> None:
+        if self.shares is not None:
+            self._check_shares()
+        elif isinstance(self.grow_at, list) and len(self.grow_at) != self.count - 1:
+            raise ValueError(
+                f"stages.grow_at has {counted(len(self.grow_at), 'entry', 'entries')}, but the model grows "
+                f"{counted(self.count - 1, 'time')} (stages.count {self.count})"
+            )
+        elif not all(0 < time <= 1 for time in ([*self.grow_at] if isinstance(self.grow_at, list) else [self.grow_at])):
+            raise ValueError(f"stages.grow_at must lie in (0, 1], not {self.grow_at}")
+
+    def _check_shares(self) -> None:
+        shares = self.run_shares
+        assert shares is not None
+        if len(shares) != self.count:
+            raise ValueError(
+                f"stages.shares has {counted(len(shares), 'entry', 'entries')}, but stages.count is {self.count}"
+            )
+        if isinstance(self.steps, list) or isinstance(self.tokens, list):
+            key = "steps" if isinstance(self.steps, list) else "tokens"
+            raise ValueError(
+                f"stages.shares divides the whole run, but stages.{key} is a list for its stages: set stages.{key} to "
+                f"one number, the {key} of the run, or leave stages.shares out"
+            )
+        if self.grow_at != StagesConfig.grow_at:
+            raise ValueError(
+                "stages.shares and stages.grow_at both say when the model grows: leave one of the two keys out"
+            )
+        trained = shares[1:] if self.may_begin_trained and shares[0] == 0 else shares
+        if not min(trained) > 0:
+            raise ValueError(f"stages.shares must be positive, not {shares}")
+        if abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"stages.shares {shares} add up to {sum(shares):g}: make them add up to 1")
+
+    @property
+    def may_begin_trained(self) -> bool:
+        """Whether the first stage may take no step: it is then a model that an earlier run trained."""
+        return self.start_from is not None and self.count > 1
+
     def _check_budgets(self) -> None:
         for name in ("steps", "tokens"):
             value = getattr(self, name)
@@ -70,8 +136,7 @@ class StagesConfig:
                     f"stages.{name} has {counted(len(value), 'entry', 'entries')}, but stages.count is {self.count}"
                 )
             budgets = value if isinstance(value, list) else [value]
-            # A first stage of 0 steps is a model that an earlier run trained.
-            first_may_be_zero = self.start_from is not None and self.count > 1 and isinstance(value, list)
+            first_may_be_zero = self.may_begin_trained and isinstance(value, list)
             for index, budget in enumerate(budgets):
                 if budget is not None and budget < (0 if index == 0 and first_may_be_zero else 1):
                     raise ValueError(f"stages.{name} must be at least 1, not {budget}")

@@ -25,6 +25,7 @@ from megatron_step.optim.adam import FusedAdam
 from megatron_step.optim.compact import CompactAdamW
 from megatron_step.optim.initial_states import inner_parts, make_states
 from megatron_step.plan.matrices import rule_of
+from megatron_step.plan.old_layers import Role
 from megatron_step.plan.states import BF16, FP32, Recipe
 
 _Kind: TypeAlias = tuple[str, int, Rule]
@@ -147,8 +148,13 @@ def _where(name: str, condition: Callable[[torch.Tensor], bool]) -> ParamKey:
     return ParamKey(predicate=ParamPredicate(name=name, fn=condition))
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, config: OptimizerConfig) -> None:
-    """Set the learning rate of every parameter group by its role, and its weight decay where it has one."""
+def set_learning_rate(
+    optimizer: MegatronOptimizer, learning_rate: float, config: OptimizerConfig, warm: Mapping[Role, float]
+) -> None:
+    """Set the learning rate of every parameter group by its role, and its weight decay where it has one.
+
+    `warm` has the share of its learning rate that a role has while it warms up.
+    """
     scales = {
         "base": 1.0,
         "embedding": config.embeddings_scale,
@@ -156,7 +162,7 @@ def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, config
         "adapter": config.adapters_scale,
     }
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * scales[group["role"]]
+        group["lr"] = learning_rate * scales[group["role"]] * warm.get(group["role"], 1.0)
         group["weight_decay"] = config.weight_decay * group["wd_mult"]
 
 

@@ -15,7 +15,7 @@ def learning_rate(
     since_restart: int,
     grows: bool = False,
 ) -> float:
-    """Learning rate of the update that follows `step` finished steps of a stage laid out for `total_steps`.
+    """Learning rate of the update that follows `step` finished steps of a schedule of `total_steps`.
 
     Warm-up is linear, (step + 1) / warmup_steps of the peak, and so is the re-warm-up after a restart of the adapters
     (ReLoRA), (since_restart + 1) / rewarm_steps of what it would be. After the warm-up, with x the share of the decay
@@ -29,6 +29,11 @@ def learning_rate(
     if since_restart < min(step, schedule.rewarm_steps):
         return rate * (since_restart + 1) / schedule.rewarm_steps
     return rate
+
+
+def rewarm_share(schedule: ScheduleConfig, since: int) -> float:
+    """Share of the learning rate that is reached `since` steps after the start of a re-warm-up, in (0, 1]."""
+    return min(1.0, (since + 1) / schedule.rewarm_steps) if schedule.rewarm_steps else 1.0
 
 
 def _shape(schedule: ScheduleConfig, step: int, total_steps: int, warmup_steps: int, grows: bool) -> float:

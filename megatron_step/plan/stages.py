@@ -122,13 +122,12 @@ def even_layout(num_layers: int, chunks: int) -> tuple[int, ...]:
     return tuple(num_layers // chunks + (chunk < num_layers % chunks) for chunk in range(chunks))
 
 
-def first_steps(budgets: Sequence[int], grow_at: float) -> list[tuple[int, int]]:
-    """First and last step of each stage: all but the last end after the share `grow_at` of their budget."""
+def first_steps(budgets: Sequence[int], times: Sequence[float]) -> list[tuple[int, int]]:
+    """First and last step of each stage: it ends after the share `times` of its budget, but not before a step."""
     ends = []
     start = 0
-    for index, budget in enumerate(budgets):
-        is_last = index == len(budgets) - 1
-        end = start + (budget if is_last or budget == 0 else max(1, round(grow_at * budget)))
+    for budget, time in zip(budgets, times):
+        end = start + min(budget, max(1, round(time * budget)))
         ends.append((start, end))
         start = end
     return ends

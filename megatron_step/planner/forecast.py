@@ -8,6 +8,7 @@ from typing import Any
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.load import load_cluster
 from megatron_step.config.run import RunConfig
+from megatron_step.config.stages import StagesConfig
 from megatron_step.config.yaml_json import read_json
 from megatron_step.plan.resolved import ResolvedConfig
 from megatron_step.plan.stages import Stage, StagePlan, plan_from_dict
@@ -179,13 +180,15 @@ def with_plan(config: RunConfig, path: Path) -> RunConfig:
 
 
 def vanilla_config(config: RunConfig, plan: StagePlan) -> RunConfig:
-    """Ordinary training of the same model for as many steps, in the layout that needs least memory."""
+    """Ordinary training of the same model for as many steps, in the layout that needs least memory.
+
+    Its states are `full`, whatever the run's are; with planner.recipe both have those of the recipe.
+    """
     layouts = config.stages.layouts if config.stages.layouts == "even" else "auto"
-    stages = replace(
-        config.stages, count=1, layers="auto", steps=plan.num_steps, tokens=None, learning_rates=None, layouts=layouts
-    )
+    stages = StagesConfig(steps=plan.num_steps, layouts=layouts, start_from=config.stages.start_from)
     planner = replace(config.planner, objective="memory", time_limit=config.planner.time_limit / 8)
-    return replace(config, stages=stages, planner=planner)
+    optimizer = replace(config.optimizer, states="full", gradients=None, correction_bits=16)
+    return replace(config, stages=stages, optimizer=optimizer, planner=planner)
 
 
 def check_fits(found: Forecast) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from math import lcm
 
 from megatron_step.config.counts import counted
+from megatron_step.config.optimization import ScheduleConfig
 from megatron_step.config.run import RunConfig, batch_size_at, consumed_samples
 from megatron_step.plan.old_layers import policy_of
 from megatron_step.plan.stages import Stage, StagePlan
@@ -14,56 +15,84 @@ from megatron_step.plan.stages import Stage, StagePlan
 
 def length_warnings(config: RunConfig, plan: StagePlan) -> list[str]:
     """Return a warning for each length of the run that does not fit; an empty list if all fit."""
-    warnings = [*_run_warnings(config, plan), *_sample_warnings(config, plan)]
+    warnings = [*_run_warnings(config, plan), *_sample_warnings(config, plan), *_schedule_warnings(config, plan)]
     for stage in plan.stages:
-        warnings += _stage_warnings(config, stage)
+        if stage.grows:
+            warnings += _growth_warnings(config, stage)
+        if stage.index and stage.num_steps:
+            warnings += _change_warnings(config, stage)
     return list(dict.fromkeys(warnings))
 
 
-def _stage_warnings(config: RunConfig, stage: Stage) -> Iterator[str]:
-    """Compare warm-up and decay with the steps that a stage trains."""
-    schedule, number = config.schedule, stage.index + 1
-    steps = stage.last_step - stage.first_step
-    if steps == 0:
-        return
-    budget = stage.schedule_steps
-    key = "rewarm_steps" if stage.index else "warmup_steps"
-    warmup = schedule.rewarm_steps if stage.index else schedule.warmup_steps
+def _schedule_warnings(config: RunConfig, plan: StagePlan) -> Iterator[str]:
+    """Compare warm-up and decay with the steps that they must fit into: those of a stage, or of the run."""
+    schedule = config.schedule
+    if schedule.scope == "run":
+        yield from _warm_up_warnings(schedule, plan.num_steps, plan.num_steps, "the run", after_growth=False)
+    for stage in plan.stages:
+        if stage.num_steps == 0 or (schedule.scope == "run" and stage.index == 0):
+            continue
+        name, after_growth = f"stage {stage.number}", stage.index > 0
+        decaying = 0 if stage.grows or schedule.scope == "run" else stage.schedule_steps
+        yield from _warm_up_warnings(schedule, stage.num_steps, decaying, name, after_growth)
+    decay = round(schedule.decay_fraction * plan.num_steps)
+    last_growth = plan.stages[-1].first_step
+    if schedule.scope == "run" and schedule.kind == "wsd" and last_growth > plan.num_steps - decay:
+        yield (
+            f"the model last grows after step {last_growth}, but the learning rate decays from step "
+            f"{plan.num_steps - decay} on (schedule.decay_fraction {schedule.decay_fraction} of the run), and growth "
+            "in a decay costs quality. Set schedule.decay_fraction to at most "
+            f"{1 - last_growth / plan.num_steps:.2f}, or let the model grow earlier"
+        )
+
+
+def _warm_up_warnings(
+    schedule: ScheduleConfig, steps: int, decaying: int, name: str, after_growth: bool
+) -> Iterator[str]:
+    """Compare warm-up and decay with the `steps` that are trained.
+
+    `decaying` is the number of steps that a decay is a share of; 0 where the schedule does not decay.
+    """
+    key = "rewarm_steps" if after_growth else "warmup_steps"
+    warmup = schedule.rewarm_steps if after_growth else schedule.warmup_steps
     if warmup > steps:
         yield (
-            f"schedule.{key} {warmup} is more than the {counted(steps, 'step')} of stage {number}: the learning rate "
+            f"schedule.{key} {warmup} is more than the {counted(steps, 'step')} of {name}: the learning rate "
             f"reaches only {steps / warmup:.1%} of its peak. Set schedule.{key} to at most {steps}"
         )
-    decay = round(schedule.decay_fraction * budget)
-    decays = schedule.kind == "wsd" and not stage.grows and schedule.decay_fraction > 0
-    if decays and warmup <= steps and decay > budget - warmup:
+    decay = round(schedule.decay_fraction * decaying)
+    decays = schedule.kind == "wsd" and decaying > 0 and schedule.decay_fraction > 0
+    if decays and warmup <= steps and decay > decaying - warmup:
         yield (
-            f"schedule.{key} {warmup} leaves only {counted(budget - warmup, 'step')} of stage {number} for the decay, "
-            f"but schedule.decay_fraction {schedule.decay_fraction} asks for {decay} of its {budget} steps. Set "
-            f"schedule.{key} to at most {budget - decay}"
+            f"schedule.{key} {warmup} leaves only {counted(decaying - warmup, 'step')} of {name} for the decay, "
+            f"but schedule.decay_fraction {schedule.decay_fraction} asks for {decay} of its {decaying} steps. Set "
+            f"schedule.{key} to at most {decaying - decay}"
         )
     if decays and decay == 0:
         yield (
-            f"schedule.decay_fraction {schedule.decay_fraction} of the {counted(budget, 'step')} of stage {number} is "
+            f"schedule.decay_fraction {schedule.decay_fraction} of the {counted(decaying, 'step')} of {name} is "
             "less than a step: the learning rate does not decay"
         )
-    if stage.grows and config.stages.grow_at * budget < 1:
+
+
+def _growth_warnings(config: RunConfig, stage: Stage) -> Iterator[str]:
+    """Compare the time of growth with the stage's steps."""
+    time, budget = config.stages.growth_times[stage.index], stage.schedule_steps
+    if budget and time * budget < 1:
         yield (
-            f"stages.grow_at {config.stages.grow_at} of the {counted(budget, 'step')} of stage {number} is less than "
+            f"stages.grow_at {time} of the {counted(budget, 'step')} of stage {stage.number} is less than "
             "a step: the model grows after one step"
         )
-    if stage.index:
-        yield from _change_warnings(config, number, steps)
 
 
-def _change_warnings(config: RunConfig, number: int, steps: int) -> Iterator[str]:
+def _change_warnings(config: RunConfig, stage: Stage) -> Iterator[str]:
     """Compare the interval between changes of old layers with the stage's steps and with the re-warm-up."""
     policy, rewarm = policy_of(config), config.schedule.rewarm_steps
     interval, key = policy.change_interval(config), policy.interval_key
-    if interval >= steps:
+    if interval >= stage.num_steps:
         yield (
-            f"{key} {interval} is not less than the {counted(steps, 'step')} of stage {number}: the old layers do not "
-            "change in that stage"
+            f"{key} {interval} is not less than the {counted(stage.num_steps, 'step')} of stage {stage.number}: the "
+            "old layers do not change in that stage"
         )
     elif 0 < interval < rewarm:
         yield (

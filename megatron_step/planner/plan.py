@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from megatron_step.config.cluster import Cluster
 from megatron_step.config.counts import counted
@@ -47,7 +47,7 @@ def plan_by_costs(
     """
     config = resolved.config
     budgets = _step_budgets(config)
-    spans = first_steps(budgets, config.stages.grow_at)
+    spans = first_steps(budgets, config.stages.growth_times)
     depths = _given_depths(config, chosen)
     steps = [last - first for first, last in spans]
     layouts = _given_layouts(config, depths, steps)
@@ -132,8 +132,10 @@ def _layers(stages: list[Stage], num_new: int, config: RunConfig) -> tuple[Grown
 
 
 def _step_budgets(config: RunConfig) -> list[int]:
-    """Return the steps that each stage's learning-rate schedule spans."""
+    """Return the steps that each stage's learning-rate schedule spans, with schedule.scope `stage`."""
     stages = config.stages
+    if stages.run_shares is not None:
+        return _divided(stages.run_shares, _run_steps(config))
     if stages.tokens is None:
         assert stages.steps is not None
         return stages.steps if isinstance(stages.steps, list) else [stages.steps] * stages.count
@@ -142,9 +144,35 @@ def _step_budgets(config: RunConfig) -> list[int]:
     consumed = 0  # samples before the stage; a ramp-up makes the batches of later steps larger
     for index, budget in enumerate(tokens):
         budgets.append(_steps_of(math.ceil(budget / config.model.seq_length), consumed, config))
-        for _ in range(*first_steps(budgets + [1] * (stages.count - index - 1), stages.grow_at)[index]):
+        for _ in range(*first_steps(budgets, stages.growth_times)[index]):
             consumed += batch_size_at(config.training, consumed)
     return budgets
+
+
+def _run_steps(config: RunConfig) -> int:
+    """Return the steps of a run whose stages are shares of it."""
+    steps, tokens = config.stages.steps, config.stages.tokens
+    assert not isinstance(steps, list) and not isinstance(tokens, list)
+    if steps is not None:
+        return steps
+    assert tokens is not None
+    return _steps_of(math.ceil(tokens / config.model.seq_length), 0, config)
+
+
+def _divided(shares: Sequence[float], steps: int) -> list[int]:
+    """Return `steps` divided by `shares`.
+
+    Raises ValueError if a stage with a share gets no step.
+    """
+    ends = [round(share * steps) for share in accumulate(shares)]
+    divided = [end - start for start, end in pairwise([0, *ends])]
+    for number, (share, stage_steps) in enumerate(zip(shares, divided), start=1):
+        if share and not stage_steps:
+            raise ValueError(
+                f"stages.shares gives stage {number} {share:g} of {counted(steps, 'step')}, less than one step: train "
+                "more steps, or give the stage a larger share"
+            )
+    return divided
 
 
 def _steps_of(samples: int, consumed: int, config: RunConfig) -> int:

@@ -10,7 +10,8 @@ _HEADERS = (
 
 
 def stage_table(forecast: Forecast) -> str:
-    """Return a table with a line for each stage of a plan, and one for vanilla training (one stage trains all layers).
+    """Return a table with a line for each stage of a plan, and one for vanilla training: one stage trains all layers,
+    with optimizer.states full.
 
     The bytes are those of the pipeline rank that needs the largest share of its memory. `states` sums the bytes of
     weights (frozen, trained, adapters), gradients and optimizer states. `peak` is the larger peak of training the stage

@@ -33,6 +33,16 @@ class RunReport:
         return median(line["tokens_per_second"] for line in self.lines)
 
     @property
+    def seconds(self) -> float:
+        """Seconds of all steps, without evaluations and saves."""
+        return sum(_step_seconds(self.lines, 0))
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of the run by formula, without recomputed ones; None in an older run's metrics."""
+        return self.lines[-1].get("flops")
+
+    @property
     def evaluated(self) -> list[dict[str, Any]]:
         """The lines with a validation loss."""
         return [line for line in self.lines if "validation_loss" in line]
@@ -40,7 +50,15 @@ class RunReport:
     @property
     def peak_bytes(self) -> int | None:
         """Largest measured peak memory of a rank."""
-        return max((line["memory"]["peak_bytes"] for line in self.lines if "memory" in line), default=None)
+        return self._largest("peak_bytes")
+
+    @property
+    def model_state_bytes(self) -> int | None:
+        """Largest weights, gradients and optimizer states of a rank."""
+        return self._largest("model_state_bytes")
+
+    def _largest(self, name: str) -> int | None:
+        return max((line["memory"][name] for line in self.lines if name in line.get("memory", {})), default=None)
 
     @property
     def stages(self) -> list["StageReport"]:
@@ -71,13 +89,17 @@ class StageReport:
     @property
     def seconds(self) -> float:
         """Median seconds of a step."""
-        ends = [self.tokens_before, *(line["tokens"] for line in self.lines)]
-        steps = zip(ends, ends[1:], self.lines)
-        return median((end - start) / line["tokens_per_second"] for start, end, line in steps)
+        return median(_step_seconds(self.lines, self.tokens_before))
 
     def memory(self, name: str) -> int | None:
         """Return the largest value of `name`, in bytes, over the stage's lines; None if it was not measured."""
         return max((line["memory"][name] for line in self.lines if name in line.get("memory", {})), default=None)
+
+
+def _step_seconds(lines: list[dict[str, Any]], tokens_before: int) -> list[float]:
+    """Return the seconds of the step of each line."""
+    tokens = [tokens_before, *(line["tokens"] for line in lines)]
+    return [(end - start) / line["tokens_per_second"] for start, end, line in zip(tokens, tokens[1:], lines)]
 
 
 def read_run(folder: Path) -> RunReport:
@@ -117,7 +139,7 @@ def _metrics(place: str, text: str) -> dict[str, Any] | None:
         return None
     memory = line.get("memory", {})
     numbers = {name: line.get(name) for name in _MEASURED}
-    numbers |= {name: line[name] for name in ("validation_loss", "validation_perplexity") if name in line}
+    numbers |= {name: line[name] for name in ("validation_loss", "validation_perplexity", "flops") if name in line}
     numbers |= (
         {name: memory[name] for name in _BYTES if name in memory} if isinstance(memory, dict) else {"memory": memory}
     )
@@ -149,8 +171,35 @@ def _is_number(value: Any) -> bool:
 
 def table(runs: list[RunReport]) -> str:
     """Return a table with one line per run."""
-    heading = ["run", "steps", "tokens", "loss", "validation loss", "perplexity", "peak memory", "tokens/s"]
+    heading = ["run", "steps", "tokens", "loss", "validation loss", "perplexity"]
+    heading += ["model states", "peak memory", "FLOPs", "time", "tokens/s"]
     return aligned([heading, *(_row(run) for run in runs)])
+
+
+def comparison(runs: list[RunReport]) -> str:
+    """Return a line for each run but the last, which says how it differs from the last one."""
+    base = runs[-1]
+    return "\n".join(f"{run.name}, compared with {base.name}: {_compared(run, base)}" for run in runs[:-1])
+
+
+def _compared(run: RunReport, base: RunReport) -> str:
+    parts = []
+    if run.evaluated and base.evaluated:
+        ratio = run.evaluated[-1]["validation_perplexity"] / base.evaluated[-1]["validation_perplexity"]
+        parts.append(f"perplexity {ratio - 1:+.1%}")
+    for name in ("peak_bytes", "model_state_bytes", "flops", "seconds"):
+        value, whole = getattr(run, name), getattr(base, name)
+        if value and whole:
+            parts.append(f"{value / whole:.0%} of its {_COMPARED[name]}")
+    return ", ".join(parts)
+
+
+_COMPARED = {
+    "peak_bytes": "peak memory",
+    "model_state_bytes": "model states",
+    "flops": "operations",
+    "seconds": "time",
+}
 
 
 def stage_table(runs: list[RunReport]) -> str:
@@ -186,7 +235,10 @@ def _row(run: RunReport) -> list[str]:
         f"{run.loss:.4f}",
         f"{evaluated['validation_loss']:.4f}" if evaluated else "-",
         f"{evaluated['validation_perplexity']:.2f}" if evaluated else "-",
+        _bytes(run.model_state_bytes),
         _bytes(run.peak_bytes),
+        f"{run.flops:.2e}" if run.flops else "-",
+        f"{run.seconds:,.0f} s",
         f"{run.tokens_per_second:,.0f}",
     ]
 

@@ -60,7 +60,7 @@ def variants(resolved: ResolvedConfig, cluster: Cluster) -> Iterator[ResolvedCon
         try:
             changed = replace(
                 config,
-                stages=replace(config.stages, count=count, layers="auto", layouts="auto"),
+                stages=config.stages.with_count(count),
                 adapter=replace(config.adapter, rank=rank),
                 optimizer=_with_states(config.optimizer, states),
                 parallel=replace(

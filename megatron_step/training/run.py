@@ -14,6 +14,7 @@ from megatron_step.checkpoint.save import CheckpointSaver
 from megatron_step.config.counts import counted
 from megatron_step.config.load import config_text
 from megatron_step.config.plugins import import_plugins, plugin_list
+from megatron_step.config.presets import preset_line
 from megatron_step.config.run import RunConfig, check_world, consumed_samples
 from megatron_step.data.fingerprint import data_fingerprint
 from megatron_step.data.tokenizer import Tokenizer, end_of_document_line, load_tokenizer
@@ -106,9 +107,7 @@ def _run(
         elif parallel.is_main and len(plan.stages) > 1:
             say(stage_table(planned))
         if parallel.is_main:
-            say(end_of_document_line(tokenizer))
-            for warning in [*length_warnings(config, plan), *data_warnings(config)]:
-                say(f"warning: {warning}")
+            _introduce(config, plan, tokenizer)
         state = first_state(config, plan, found, tokenizer, vocab_size, parallel)
         ranks.from_main(lambda: _write_config(config, planned))
         if found is not None and config.checkpoint.resume != "auto":
@@ -151,7 +150,7 @@ def train_stages(
         if parallel.is_main:
             say(summary)
         stage_batches = islice(batches, state.stage.last_step - state.step)
-        if not train_stage(state, stage_batches, config, parallel, hooks, stop):
+        if not train_stage(state, plan, stage_batches, config, parallel, hooks, stop):
             if parallel.is_main:
                 say(f"stopped after step {state.step}, which is saved: start the same command again to go on")
             return False
@@ -208,6 +207,15 @@ def _announce(found: FoundCheckpoint, plan: StagePlan, recipe: Recipe, parallel:
         rounded = recipe.rounds(saved_recipe(found.manifest))
         if rounded:
             say(f"warning: optimizer.states differ from the checkpoint's: {rounded}")
+
+
+def _introduce(config: RunConfig, plan: StagePlan, tokenizer: Tokenizer) -> None:
+    """Say what the run makes of its config, and what may not be meant."""
+    if config.preset is not None:
+        say(preset_line(config.preset, config))
+    say(end_of_document_line(tokenizer))
+    for warning in [*length_warnings(config, plan), *data_warnings(config)]:
+        say(f"warning: {warning}")
 
 
 def _set_aside_later(config: RunConfig, found: FoundCheckpoint) -> None:

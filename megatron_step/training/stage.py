@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any
 
 from megatron_step.config.run import RunConfig, consumed_samples
 from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.signals import StopRequest
-from megatron_step.optim.schedule import learning_rate
-from megatron_step.plan.old_layers import since_change
-from megatron_step.plan.stages import Stage
+from megatron_step.optim.schedule import learning_rate, rewarm_share
+from megatron_step.plan.old_layers import Role, since_change
+from megatron_step.plan.stages import StagePlan
 from megatron_step.planner.costs.memory import RankMemory
 from megatron_step.training.memory import measure_step
 from megatron_step.training.state import TrainState
@@ -42,6 +42,7 @@ Hook = Callable[[StepContext], None]
 
 def train_stage(
     state: TrainState,
+    plan: StagePlan,
     batches: Iterable[list[Microbatch]],
     config: RunConfig,
     parallel: Parallel,
@@ -57,10 +58,10 @@ def train_stage(
     first_step, last_step = state.step, state.stage.last_step
     for microbatches in batches:
         start = perf_counter()
-        rate = step_learning_rate(config, state.stage, state.step)
-
-        def step(microbatches: list[Microbatch] = microbatches, rate: float = rate) -> Any:
-            return train_step(state, microbatches, rate, config, parallel, bool(stop))
+        rate = step_learning_rate(config, plan, state.step)
+        step = partial(
+            train_step, state, microbatches, rate, config, parallel, bool(stop), warm_shares(config, plan, state.step)
+        )
 
         # The first step of a stage allocates what stays, so the second is like all later ones.
         measured = state.step == min(first_step + 1, last_step - 1)
@@ -86,11 +87,14 @@ def train_stage(
     return True
 
 
-def step_learning_rate(config: RunConfig, stage: Stage, step: int) -> float:
-    """Return the learning rate of the update after `step` finished steps of the run, by the stage's schedule."""
-    rates = config.stages.learning_rates
+def step_learning_rate(config: RunConfig, plan: StagePlan, step: int) -> float:
+    """Return the learning rate of the update after `step` finished steps of the run."""
+    schedule, stage, rates = config.schedule, plan.stage_at(step), config.stages.learning_rates
     peak = rates[stage.index] if rates is not None else config.optimizer.learning_rate
-    schedule, in_stage = config.schedule, step - stage.first_step
+    if schedule.scope == "run":
+        warmup_steps = schedule.warmup_steps
+        return learning_rate(schedule, peak, step, plan.num_steps, warmup_steps=warmup_steps, since_restart=step)
+    in_stage = step - stage.first_step
     warmup_steps = schedule.rewarm_steps if stage.index > 0 else schedule.warmup_steps
     return learning_rate(
         schedule,
@@ -101,3 +105,17 @@ def step_learning_rate(config: RunConfig, stage: Stage, step: int) -> float:
         since_restart=since_change(step, stage, config),
         grows=stage.grows,
     )
+
+
+def warm_shares(config: RunConfig, plan: StagePlan, step: int) -> dict[Role, float]:
+    """Return the share of the learning rate that new weights have after `step` steps, with schedule.scope `run`.
+
+    New layers warm up since the stage began, adapters since they were drawn. Other weights have the whole rate.
+    """
+    schedule, stage = config.schedule, plan.stage_at(step)
+    if schedule.scope == "stage" or stage.index == 0:
+        return {}
+    return {
+        "new_layer": rewarm_share(schedule, step - stage.first_step),
+        "adapter": rewarm_share(schedule, since_change(step, stage, config)),
+    }

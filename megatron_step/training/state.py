@@ -35,7 +35,7 @@ class TrainState:
     chunks: list[DistributedDataParallel]
     """This rank's model chunks, one for each virtual pipeline rank."""
     optimizer: MegatronOptimizer | None
-    """AdamW over the trainable weights of the chunks; None after `release`."""
+    """The optimizer over the trainable weights of the chunks; None after `release`."""
     kept_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the Hugging Face model that the weights were imported from; see `Manifest`."""
     growth_peak_bytes: int | None = None

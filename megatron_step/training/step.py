@@ -1,8 +1,9 @@
 """One optimizer step: forward and backward over the micro-batches, reduction, clipping, update."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.microbatch_seed import set_microbatch_seed
 from megatron_step.engine.parallel import Parallel
 from megatron_step.optim.optimizer import clip, gradient_norm, set_learning_rate
+from megatron_step.plan.old_layers import Role
 from megatron_step.training.state import TrainState
 
 Microbatch = dict[str, Tensor] | None
@@ -48,8 +50,11 @@ def train_step(
     config: RunConfig,
     parallel: Parallel,
     stop_requested: bool,
+    warm: Mapping[Role, float] = MappingProxyType({}),
 ) -> StepResult:
     """Train on one global batch and advance `state` by one step.
+
+    `warm` has the share of `learning_rate` that weights of a role have while they warm up.
 
     Raises NonFiniteError if the loss or the gradient norm is not finite; the weights are then unchanged.
     """
@@ -62,7 +67,7 @@ def train_step(
     loss, stops = reduce_over_world([_loss_share(losses, parallel), float(stop_requested)], parallel)
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss of step {state.step + 1} is {loss}: {_STOPS}")
-    set_learning_rate(state.optimizer, learning_rate, config.optimizer)
+    set_learning_rate(state.optimizer, learning_rate, config.optimizer, warm)
     grad_norm = _update(state, state.optimizer, parallel)
     state.step += 1
     return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0)

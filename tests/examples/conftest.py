@@ -50,7 +50,8 @@ def run_copy(tmp_path: Path, environment: dict[str, str]) -> Callable[..., str]:
 
     def run(example: str, overrides: str, **more: str) -> str:
         if not (tmp_path / "tools").exists():
-            shutil.copytree(REPOSITORY / "examples" / example, tmp_path / "examples" / example)
+            for name in {example, "paper", "scale"}:  # step plans the models of the last two
+                shutil.copytree(REPOSITORY / "examples" / name, tmp_path / "examples" / name)
             shutil.copytree(REPOSITORY / "tools", tmp_path / "tools")
             (tmp_path / "examples/data").mkdir()
             for path in (REPOSITORY / "examples/data").iterdir():

@@ -8,7 +8,7 @@ from small_corpus import REPOSITORY
 from megatron_step.config.load import load_config
 from megatron_step.config.run import check_world
 
-_RANKS = {"austen": 2, "step": 2, "learning_curve": 1, "one_machine": 8, "multi_node": 32, "slurm": 32, "real_model": 1}
+_RANKS = {"austen": 2, "step": 1, "learning_curve": 1, "one_machine": 8, "multi_node": 32, "slurm": 32, "real_model": 1}
 _FOLDERS = sorted(path.parent for path in (REPOSITORY / "examples").glob("*/config.yaml"))
 
 

@@ -33,7 +33,7 @@ def _optimizer(config: RunConfig, parallel: Parallel) -> tuple:
 
 def test_norms_and_biases_do_not_decay(alone: Parallel) -> None:
     chunks, optimizer = _optimizer(small_config(model=TIED), alone)
-    set_learning_rate(optimizer, 3e-4, OptimizerConfig(learning_rate=1.0, weight_decay=0.2))
+    set_learning_rate(optimizer, 3e-4, OptimizerConfig(learning_rate=1.0, weight_decay=0.2), {})
     decay = {id(param): group["weight_decay"] for group in optimizer.param_groups for param in group["params"]}
     assert {group["lr"] for group in optimizer.param_groups} == {3e-4}
     (part,) = optimizer.chained_optimizers
@@ -75,7 +75,7 @@ def test_each_role_has_its_learning_rate(alone: Parallel) -> None:
         learning_rate=1.0, weight_decay=0.2, embeddings_scale=0.5, new_layers_scale=2.0, adapters_scale=3.0
     )
     _, optimizer = _with_roles(alone)
-    set_learning_rate(optimizer, 1e-3, settings)
+    set_learning_rate(optimizer, 1e-3, settings, {})
     rates = {(group["role"], group["wd_mult"]): group["lr"] for group in optimizer.param_groups}
     scales = {"embedding": 0.5, "new_layer": 2.0, "adapter": 3.0, "base": 1.0}
     assert {role for role, _ in rates} == set(scales)

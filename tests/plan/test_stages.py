@@ -60,7 +60,7 @@ def test_even_layouts_hold_all_layers(num_layers: int, chunks: int) -> None:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.floats(0.01, 1.0))
 def test_stages_follow_one_another(budgets: list[int], grow_at: float) -> None:
-    steps = first_steps(budgets, grow_at)
+    steps = first_steps(budgets, [grow_at] * (len(budgets) - 1) + [1.0])
     assert steps[0][0] == 0
     assert all(end == start for (_, end), (start, _) in pairwise(steps))
     assert all(1 <= end - start <= budget for (start, end), budget in zip(steps, budgets))

@@ -44,6 +44,14 @@ def _warnings(schedule: dict[str, Any] | None = None, logging: int = 5, **sectio
             {"schedule": {"warmup_steps": 9}},
             r"warmup_steps 9 leaves only 1 step of stage 1 for the decay, but .* 0.2 asks for 2 of its 10 .* at most 8",
         ),
+        (
+            {"schedule": {"scope": "run", "warmup_steps": 18}, "stages": {**_TWO_STAGES, "grow_at": 1.0}},
+            r"warmup_steps 18 leaves only 2 steps of the run for the decay, .* asks for 4 of its 20 .* at most 16",
+        ),
+        (
+            {"schedule": {"scope": "run", "decay_fraction": 0.8}, "stages": _TWO_STAGES},
+            "last grows after step 5, but the learning rate decays from step 3 on .*decay_fraction to at most 0.67",
+        ),
         ({"steps": 2, "checkpoint": {"interval": 2}, "logging": 2}, "decay_fraction 0.2 of the 2 steps of stage 1"),
         (
             {"stages": {**_TWO_STAGES, "grow_at": 0.05}},
@@ -92,6 +100,7 @@ def test_a_length_that_does_not_fit_is_named_with_the_numbers(changed: dict[str,
     [
         {},
         {"schedule": {"warmup_steps": 8}},
+        {"schedule": {"scope": "run", "warmup_steps": 7, "decay_fraction": 0.5}, "stages": _TWO_STAGES},
         {"schedule": {"warmup_steps": 5, "rewarm_steps": 4}, "stages": _TWO_STAGES, "adapter": {"restart_interval": 4}},
         {"schedule": {"rewarm_steps": 1000}},
         {"evaluation": {"interval": 10}, "checkpoint": {"interval": 5, "keep_every": 10}},

@@ -27,6 +27,28 @@ def test_stages_end_at_their_share_and_the_last_one_at_its_end() -> None:
     assert [stage.num_new_layers for stage in plan.stages] == [3, 2, 1]
 
 
+def test_each_growth_has_its_time() -> None:
+    plan = _plan(stages={"count": 3, "layers": [3, 2, 1], "steps": 20, "grow_at": [0.25, 0.5]})
+    assert [(stage.first_step, stage.last_step) for stage in plan.stages] == [(0, 5), (5, 15), (15, 35)]
+
+
+@pytest.mark.parametrize("budget", [{"steps": 10}, {"steps": None, "tokens": 10 * 8 * 32}])
+def test_shares_divide_the_run(budget: dict[str, Any]) -> None:
+    plan = _plan(stages={"count": 3, "layers": [3, 2, 1], "shares": [0.25, 0.25, 0.5], **budget})
+    assert [(stage.first_step, stage.last_step) for stage in plan.stages] == [(0, 2), (2, 5), (5, 10)]
+    assert [stage.schedule_steps for stage in plan.stages] == [2, 3, 5]
+
+
+def test_a_share_of_less_than_a_step_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"stages.shares gives stage 1 0.1 of 4 steps, less than one step"):
+        _plan(stages={"count": 2, "layers": [3, 3], "steps": 4, "shares": [0.1, 0.9]})
+
+
+def test_a_first_stage_without_a_share_is_a_model_trained_before() -> None:
+    stages = {"count": 2, "layers": [3, 3], "steps": 4, "shares": [0.0, 1.0], "start_from": "x"}
+    assert [stage.num_steps for stage in _plan(stages=stages).stages] == [0, 4]
+
+
 def test_one_stage_is_the_whole_model() -> None:
     (stage,) = _plan(steps=7).stages
     assert (stage.num_layers, stage.first_step, stage.last_step, stage.grows) == (6, 0, 7, False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megatron_step.report.run_report import plot, read_run, stage_table, table
+from megatron_step.report.run_report import comparison, plot, read_run, stage_table, table
 
 
 def _write(folder: Path, steps: int) -> Path:
@@ -14,6 +14,7 @@ def _write(folder: Path, steps: int) -> Path:
     lines = []
     for step in range(1, steps + 1):
         line = {"step": step, "stage_index": step // 4, "tokens": 1000 * step, "loss": 10.0 - step}
+        line["flops"] = 10**9 * step
         line["tokens_per_second"] = 100.0 * step
         if step % 2 == 0:
             line |= {"validation_loss": 11.0 - step, "validation_perplexity": 42.125}
@@ -27,10 +28,22 @@ def _write(folder: Path, steps: int) -> Path:
 def test_a_table_of_what_each_run_has_come_to(tmp_path: Path) -> None:
     runs = [read_run(_write(tmp_path / "first", 4)), read_run(_write(tmp_path / "other", 1))]
     heading, first, other = table(runs).splitlines()
-    assert " ".join(heading.split()) == "run steps tokens loss validation loss perplexity peak memory tokens/s"
-    assert first.split() == ["first", "4", "4,000", "7.5000", "7.0000", "42.12", "3.0", "MiB", "250"]
-    assert other.split() == ["other", "1", "1,000", "9.0000", "-", "-", "-", "100"]
+    assert " ".join(heading.split()) == (
+        "run steps tokens loss validation loss perplexity model states peak memory FLOPs time tokens/s"
+    )
+    # Steps of 1000 tokens at 100, 200, 300 and 400 tokens a second: 20.8 seconds.
+    assert " ".join(first.split()) == "first 4 4,000 7.5000 7.0000 42.12 2.0 MiB 3.0 MiB 4.00e+09 21 s 250"
+    assert " ".join(other.split()) == "other 1 1,000 9.0000 - - - - 1.00e+09 10 s 100"
     assert len({len(line) for line in (heading, first, other)}) == 1, "columns are aligned"
+
+
+def test_runs_are_compared_with_the_last_one(tmp_path: Path) -> None:
+    runs = [read_run(_write(tmp_path / name, steps)) for name, steps in (("first", 2), ("second", 1), ("base", 5))]
+    assert comparison(runs).splitlines() == [
+        "first, compared with base: perplexity +0.0%, 100% of its peak memory, 100% of its model states, 40% of its "
+        "operations, 66% of its time",
+        "second, compared with base: 20% of its operations, 44% of its time",
+    ]
 
 
 def test_a_table_of_every_stage(tmp_path: Path) -> None:

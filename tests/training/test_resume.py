@@ -43,13 +43,14 @@ KILLED: dict[str, tuple[int, dict[str, Any]]] = {
             "optimizer": {"states": "compact"},
         },
     ),
-    "smallest DP2 distributed, growing": (
+    "smallest DP2 distributed, growing under one schedule": (
         2,
         {
             "training": {"precision": "bf16"},
             "optimizer": {"states": "smallest"},
-            "stages": {"count": 2, "layers": [2, 2], "steps": STEPS // 2},
-            "freeze": {"layers": False},
+            "stages": {"count": 2, "layers": [2, 2], "steps": STEPS, "shares": [0.5, 0.5]},
+            "schedule": {"scope": "run"},
+            "old_layers": {"policy": "trained"},
         },
     ),
     "muon compact TP2 DP2, growing": (

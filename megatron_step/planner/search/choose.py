@@ -54,7 +54,10 @@ def choose(
 ) -> Choice:
     """The depth and layout of each stage, of `steps` optimizer steps each; `depths` where they are known.
 
-    Raises ValueError if there are too few layers, if no choice of layers saves memory, or if none fits the machines.
+    Where an old layer costs as much as a new one, no depths save memory: then each stage adds fewer layers than the one
+    before.
+
+    Raises ValueError if there are too few layers, or if no choice of layers fits the machines.
     """
     config = resolved.config
     planner, count = config.planner, config.stages.count
@@ -62,8 +65,8 @@ def choose(
     # solver looks at its clock but now and then.
     layouts = StageLayouts(resolved, costs, machines, seconds=planner.time_limit / (4 * count))
     deadline = monotonic() + planner.time_limit * 3 / 4
-    if depths is None:
-        _check_saves(config, layouts)
+    if depths is None and count > 1 and not layouts.old_layers_save:
+        depths = _decreasing(config)
     stages = _Stages(layouts, steps, [_possible(stage, config, depths) for stage in range(count)])
     if planner.objective == "time":
         best = _fastest(stages, 1.0, (), deadline)
@@ -182,12 +185,21 @@ def _fastest(stages: _Stages, limit: float, start: Sequence[int], deadline: floa
     return cheapest_depths(bounds, evaluate, largest=False, start=start, deadline=deadline)
 
 
-def _check_saves(config: RunConfig, layouts: StageLayouts) -> None:
-    if config.stages.count > 1 and not layouts.old_layers_save:
-        raise ValueError(
-            f"staging saves no memory here: under the policy {policy_of(config).name} an old layer costs as much as a "
-            "new one. Set stages.layers yourself, as in [5, 4, 3]"
-        )
+def _decreasing(config: RunConfig) -> tuple[int, ...] | None:
+    """Return the possible depths that are nearest to those of new layers in the ratio K + 1 : K : ... : 2 of K stages.
+
+    None if the model cannot grow to all its layers.
+    """
+    count, num_layers = config.stages.count, config.model.num_layers
+    ends = np.cumsum(np.arange(count + 1, 1, -1.0))
+    wanted = num_layers * ends / ends[-1]
+    depths = np.arange(num_layers + 1.0)
+    enough = depths >= num_chunks(config.parallel)
+    costs = [
+        np.where(_possible(stage, config, None) & enough, np.abs(depths - wanted[stage]), np.inf)
+        for stage in range(count)
+    ]
+    return best_depths(costs, largest=False)[1] or None
 
 
 def _check_found(found: Depths, stages: _Stages, config: RunConfig) -> None:

@@ -13,7 +13,7 @@ from megatron_step.engine.parallel import Parallel
 from megatron_step.engine.peak import dense_peak_flops
 from megatron_step.plan.resolved import resolve
 from megatron_step.plan.stages import StagePlan
-from megatron_step.planner.costs.flops import stage_flops_per_token
+from megatron_step.planner.costs.flops import run_flops, stage_flops_per_token
 from megatron_step.planner.costs.memory import RankMemory, stage_memory
 from megatron_step.training.stage import Hook, StepContext
 from megatron_step.training.summary import memory_summary
@@ -56,6 +56,7 @@ def logging_hook(
                     say(memory_summary(measured[stage.index]["ranks"]))
             flops = metrics["tokens_per_second"] * flops_per_token[stage.index] / parallel.world_size
             metrics["tflops_per_second"] = flops / 1e12  # per rank
+            metrics["flops"] = run_flops(config, plan, flops_per_token, metrics["step"])
             if peak is not None:
                 metrics["mfu"] = flops / peak
             logged = context.is_last or metrics["step"] % config.logging.interval == 0

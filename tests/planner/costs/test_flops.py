@@ -1,5 +1,6 @@
 """The count of operations agrees with torch's own counter."""
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -8,10 +9,10 @@ from small_run import PLAIN, TIED, VOCAB_SIZE, small_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_step.config.run import RunConfig
+from megatron_step.config.run import RampUpConfig, RunConfig, batch_size_at, consumed_samples
 from megatron_step.ops.adapter_linear import adapter_linear_reference
 from megatron_step.plan.resolved import resolve
-from megatron_step.planner.costs.flops import stage_flops_per_token
+from megatron_step.planner.costs.flops import run_flops, stage_flops_per_token
 from megatron_step.planner.plan import make_plan
 
 
@@ -98,3 +99,15 @@ def test_adapters_add_what_torch_counts() -> None:
     added = _stage_flops(1, **staged, adapter={"rank": rank, "targets": ["fc2"]}) - without
     assert counter.get_total_flops() == tokens * (added // 3 + 4 * inputs * outputs)
     assert added % 3 == 0, "of three old layers"
+
+
+def test_the_operations_of_a_run_add_up_over_its_stages() -> None:
+    ramp = RampUpConfig(start=2, increment=2, samples=12)
+    config = small_config(
+        stages={"count": 2, "layers": [3, 1], "steps": 4}, training={"micro_batch_size": 1, "ramp_up": ramp}
+    )
+    plan = make_plan(resolve(config, VOCAB_SIZE))
+    assert [(stage.first_step, stage.last_step) for stage in plan.stages] == [(0, 3), (3, 7)]
+    batches = [batch_size_at(config.training, consumed_samples(config.training, step)) for step in range(7)]
+    expected = [0, *accumulate(32 * size * per_token for size, per_token in zip(batches, [10] * 3 + [100] * 4))]
+    assert [run_flops(config, plan, [10, 100], steps) for steps in range(8)] == expected

@@ -60,7 +60,7 @@ def measured_update(config: RunConfig) -> int:
         assert state.optimizer is not None
         for buffer in (buffer for chunk in state.chunks for buffer in chunk.buffers):
             buffer.grad_data.normal_()
-        set_learning_rate(state.optimizer, 1e-3, config.optimizer)
+        set_learning_rate(state.optimizer, 1e-3, config.optimizer, {})
         state.optimizer.prepare_grads()
         clip(state.optimizer, 1.5)
         return min(measure_peak(state.optimizer.step_with_ready_grads)[1] for _ in range(3))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,10 +204,29 @@ def test_a_depth_that_an_operator_cannot_reach() -> None:
         make_plan(resolve(config, VOCAB_SIZE))
 
 
-def test_layers_that_save_nothing_are_refused() -> None:
-    config = small_config(stages={"count": 2}, freeze={"layers": False})
-    with pytest.raises(ValueError, match="staging saves no memory here: under the policy .* Set stages.layers"):
-        make_plan(resolve(config, VOCAB_SIZE))
+@pytest.mark.parametrize("objective", ["memory", "memory_then_time"])
+@pytest.mark.parametrize(
+    ("num_layers", "count", "sections", "new_layers"),
+    [
+        (9, 3, {}, [4, 3, 2]),
+        (4, 2, {}, [2, 2]),
+        (24, 3, {}, [11, 8, 5]),
+        (12, 3, {"growth": {"operator": "stack", "init": "copy"}}, [3, 3, 6]),
+        (6, 4, {"parallel": {"pipeline_parallel_size": 3}}, [3, 1, 1, 1]),
+        (7, 2, {"growth": {"operator": "stack", "init": "copy"}}, [1, 6]),
+    ],
+)
+def test_where_old_layers_save_nothing_each_stage_adds_fewer_layers(
+    num_layers: int, count: int, sections: dict[str, Any], new_layers: list[int], objective: str
+) -> None:
+    config = small_config(
+        model={"num_layers": num_layers},
+        stages={"count": count},
+        old_layers={"policy": "trained"},
+        planner={"objective": objective},
+        **sections,
+    )
+    assert [stage.num_new_layers for stage in make_plan(resolve(config, VOCAB_SIZE)).stages] == new_layers
 
 
 def test_too_few_layers_are_refused() -> None:
