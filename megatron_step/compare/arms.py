@@ -74,8 +74,9 @@ def arm_config(name: str, base: Mapping[str, Any], output: Path) -> RunConfig:
 
     Raises ValueError if the config is not valid with the arm's keys, or evaluates nothing.
     """
+    values = arm_values(name, base)
     try:
-        config = config_from_values({**arm_values(name, base), "output_dir": str(output / arm_name(name))})
+        config = config_from_values({**values, "output_dir": str(output / arm_name(name))})
     except ValueError as error:
         raise ValueError(f"arm {name}: {error}") from None
     if not config.data.has_validation or config.evaluation.steps == 0:

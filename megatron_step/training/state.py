@@ -41,7 +41,7 @@ class TrainState:
     chunks: list[DistributedDataParallel]
     """This rank's model chunks, one for each virtual pipeline rank."""
     optimizer: MegatronOptimizer | None
-    """AdamW over the trainable weights of the chunks; None after `release`."""
+    """The optimizer over the trainable weights of the chunks; None after `release`."""
     plan: StagePlan
     """All stages of the run."""
     kept_settings: dict[str, Any] = field(default_factory=dict)
