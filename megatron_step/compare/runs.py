@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_step.compare.arms import ArmRun
-from megatron_step.config.load import config_text
+from megatron_step.config.load import config_from_text, config_text
 from megatron_step.config.yaml_json import read_json
 from megatron_step.engine.files import atomic_write
+from megatron_step.plan.stages import plan_from_dict
 
 _POLL_SECONDS = 0.2
 _LAST_LINES = 5
@@ -75,13 +76,13 @@ def _start(run: ArmRun, slot: int) -> "subprocess.Popen[bytes]":
 
 
 def _is_finished(run: ArmRun) -> bool:
-    """Return whether the run has trained its last step, and saved it, with the same config."""
-    path = run.folder / "plan.json"
-    if not path.is_file() or not (run.folder / "config.yaml").is_file():
-        return False
-    last_step = read_json(path)["stages"][-1]["last_step"]
-    saved = any((run.folder / "checkpoints").glob(f"step_*{last_step}"))
-    return saved and (run.folder / "config.yaml").read_text(encoding="utf-8") == config_text(run.config)
+    """Return whether a run with the same config has trained its last step, and saved it."""
+    try:
+        config = config_from_text((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        last_step = plan_from_dict(read_json(run.folder / "plan.json")).num_steps
+    except (OSError, ValueError):
+        return False  # it has not begun
+    return config == run.config and (run.folder / "checkpoints" / f"step_{last_step:08d}").is_dir()
 
 
 def _log(run: ArmRun) -> Path:
