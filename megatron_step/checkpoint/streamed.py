@@ -1,5 +1,6 @@
 """Write a checkpoint of weights only, one tensor at a time, on one process, without a model in memory."""
 
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,14 +37,28 @@ def write_streamed(
             # One file per tensor: torch's writer frees the tensors of a file when the file is complete.
             writer = FileSystemWriter(partial, single_file_per_rank=False)
             save(placeholders, storage_writer=writer, planner=_ReadWhenWritten(read), no_dist=True)
-        except CheckpointException as error:  # torch wraps the exceptions of `read` and of the disk
-            raise next(cause for cause, _ in error.failures.values()) from None
-    # megatron-core expects its name of the format, and an (empty) file for values that are not tensors.
-    save_config(CheckpointingConfig("torch_dist", 1), str(partial))
-    torch.save({}, partial / "common.pt")
+            # megatron-core expects its name of the format, and an (empty) file for values that are not tensors.
+            save_config(CheckpointingConfig("torch_dist", 1), str(partial))
+            torch.save({}, partial / "common.pt")
+        except (CheckpointException, RuntimeError) as error:
+            raise _cause(error, folder) from None
     files = file_table(partial, content_files(partial))
     Manifest(step=0, files=files, **description).write(partial)
     return publish(partial, 0)
+
+
+def _cause(error: CheckpointException | RuntimeError, folder: Path) -> BaseException:
+    """Return the exception of `read` or of the disk, which torch wraps.
+
+    torch reports a full disk as an unexpected position in a file, or as the system's error, which names no file.
+    """
+    cause: BaseException = error
+    if isinstance(error, CheckpointException):
+        cause = next(cause for cause, _ in error.failures.values())
+    if not isinstance(cause, (RuntimeError, OSError)) or getattr(cause, "filename", None) is not None:
+        return cause
+    free = shutil.disk_usage(folder).free / 2**20
+    return OSError(f"cannot write a checkpoint into {folder}: {str(cause).splitlines()[0]}; {free:,.0f} MiB are free")
 
 
 class _ReadWhenWritten(DefaultSavePlanner):

@@ -34,7 +34,7 @@ import torch
 from torch.distributed import PrefixStore, Store
 
 from megatron_step.engine.compat.groups import default_store
-from megatron_step.engine.signals import EXIT_STOPPED, Stopped
+from megatron_step.engine.signals import EXIT_STOPPED, STOP_SIGNALS, Stopped
 
 _BEAT_SECONDS = 1.0
 _SILENT_SECONDS = 60.0  # silence after which a rank counts as dead
@@ -235,8 +235,7 @@ class Ranks:
 
         The first rank that gets here prints, because torchrun ends the other ranks soon after one of them ends.
         """
-        signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             if self._is_first_to_tell():
                 with suppress(OSError):  # the log's disk is full

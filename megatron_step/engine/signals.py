@@ -1,4 +1,4 @@
-"""Requests to stop: SIGINT (Control-C), SIGTERM, which a cluster sends before it takes a machine back, and SIGUSR1.
+"""Requests to stop: SIGINT (Control-C), SIGHUP (the terminal is gone), SIGTERM and SIGUSR1 (from a cluster).
 
 Before training, a signal stops the process at once, since there is nothing to lose. During training, the process first
 finishes the current step and saves a checkpoint. A second Control-C ends the process at once.
@@ -9,14 +9,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from types import FrameType
 
 EXIT_STOPPED = 75
 """Exit status of a run that saved and stopped after a signal (EX_TEMPFAIL): start the run again to continue it."""
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+"""The signals that ask a run to stop."""
 # A terminal sends Control-C to torchrun and to its processes, and torchrun sends it to them a second time.
 _FORWARDED_SECONDS = 2.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
@@ -73,7 +74,7 @@ def stop_requests() -> Iterator[StopRequest]:
         if os.getpid() == owner:  # a fork that writes a checkpoint ignores the terminal's Control-C
             request.note(number)
 
-    taken = [number for number in _NUMBERS if signal.getsignal(number) is not signal.SIG_IGN]
+    taken = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, note) for number in taken}
     try:
         yield request
@@ -85,4 +86,5 @@ def stop_requests() -> Iterator[StopRequest]:
 def _say(line: str) -> None:
     """Write a line from a signal handler, where `print` could fail inside a `print` that the signal interrupted."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{line}\n".encode())
+        with suppress(OSError):  # the terminal is gone
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{line}\n".encode())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from file_size_limit import file_size_limit
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from small_run import manifest_facts, read_checkpoint, small_config
 
@@ -55,3 +56,10 @@ def test_what_the_reader_raises_ends_it(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"^no a.weight$"):
         write_streamed(tmp_path, SHAPES, fail, {})
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    """The limit cuts a tensor's file, and then the last file, which has no tensor."""
+    for shapes, size in ((SHAPES, 700), ({}, 600)):
+        with file_size_limit(size), pytest.raises(OSError, match=r"cannot write a checkpoint into .* MiB are free"):
+            write_streamed(tmp_path / str(size), shapes, TENSORS.__getitem__, {})

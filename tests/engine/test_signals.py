@@ -10,7 +10,7 @@ import pytest
 
 from megatron_step.engine.signals import EXIT_STOPPED, Stopped, stop_requests
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+SIGNALS = [signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -118,3 +118,16 @@ def test_the_handlers_come_back_after_a_failure() -> None:
 
 def test_the_status_is_that_of_a_temporary_failure() -> None:
     assert EXIT_STOPPED == os.EX_TEMPFAIL
+
+
+def test_a_terminal_that_is_gone_takes_no_line_and_ends_nothing() -> None:
+    program = """
+import os, signal
+from megatron_step.engine.signals import stop_requests
+with stop_requests() as stop, stop.after_step():
+    os.close(2)
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(stop.signal_name)
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stdout) == (0, "SIGHUP\n")
