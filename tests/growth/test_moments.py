@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "merge": {},
     "keep": {"adapter": {"at_stage_end": "keep"}},
     "all trained": {"freeze": {"layers": False}},
+    "in turn": {"old_layers": {"policy": "rotate", "turn_steps": 3}},
     "most frozen": {"freeze": {"norms": True, "embedding": True, "output_layer": True, "final_norm": True}},
     "muon": {"freeze": {"layers": False}, "optimizer": {"rule": "muon"}},
 }
@@ -51,6 +52,7 @@ COUNTS = {
     "keep": _EVERYWHERE | {("adapter", 3), ("adapter", 0)},
     "all trained": _EVERYWHERE,
     "muon": _EVERYWHERE,
+    "in turn": _EVERYWHERE,
     "most frozen": {("new_layer", 0), ("adapter", 0)},
 }
 
@@ -100,7 +102,8 @@ def before_growth(key: str, checkpoint: dict[str, Tensor], config: RunConfig) ->
         return before if config.adapter.at_stage_end == "keep" and before in checkpoint else ""
     # The names of a layer's norms, with those of queries and keys.
     is_norm = name.endswith(("layer_norm_weight", "q_layernorm.weight", "k_layernorm.weight"))
-    return None if (freeze.norms if is_norm else freeze.layers) else before
+    freezes = freeze.layers and config.old_layer_policy != "rotate"  # states of layers that rest go on, too
+    return None if (freeze.norms if is_norm else freezes) else before
 
 
 def wrong_states(states: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
@@ -133,6 +136,8 @@ def split(checkpoint: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
         ("gated", "keep", "TP2 PP2", "bf16"),
         ("gated", "all trained", "DP2 distributed", "bf16"),
         ("gated", "muon", "TP2 PP2", "bf16"),
+        ("gated", "in turn", "DP2 distributed", "bf16"),
+        ("tied", "in turn", "PP2 VPP2", "fp32"),
     ],
 )
 def test_states_and_counts_follow_what_goes_on_training(

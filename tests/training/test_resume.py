@@ -87,6 +87,11 @@ def test_killed_run_goes_on_bit_for_bit(worlds: Worlds, small_data: DataConfig, 
 
 ROTATES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "one process, inside a turn": (1, 4, {"parallel": {"distributed_optimizer": False}}),
+    "one process, reset in a random order": (
+        1,
+        4,
+        {"old_layers": {"policy": "rotate", "turn_steps": 4, "moments": "reset", "order": "random"}},
+    ),
     "compact TP2 PP2, at a turn": (
         4,
         5,

@@ -21,19 +21,26 @@ def rotate(state: TrainState, config: RunConfig, parallel: Parallel) -> None:
     All states pass through the host: the old optimizer is released before the new one exists, so that the device needs
     no more memory than in training. Beside it, one weight's states are whole on the device at a time.
     """
-    assert state.optimizer is not None
     recipe = training_recipe(config)
-    waiting: dict[str, Held | None] = {}  # this rank's part, on the host, of each weight that has states on any rank
+    waiting = _to_host(state, recipe, parallel)
+    next_turn(state, config, parallel)
+    for name, shard in sharded_weights(state.chunks, parallel).items():
+        if name in waiting:
+            assert state.optimizer is not None
+            _hand_over(state.optimizer, shard, waiting.pop(name), recipe, parallel)
+
+
+def _to_host(state: TrainState, recipe: Recipe, parallel: Parallel) -> dict[str, Held | None]:
+    """Return what this rank has, now on the host, of each weight with states on any data-parallel rank, by name."""
+    assert state.optimizer is not None
+    waiting: dict[str, Held | None] = {}
     for name, shard in sharded_weights(state.chunks, parallel).items():
         if shard.data.requires_grad:
             own = held(state.optimizer, shard.data)
             waiting[name] = None if own is None else on_host(own, shard, recipe, parallel)
         elif shard.data.rests:
             waiting[name] = shard.data.resting
-    next_turn(state, config, parallel)
-    for name, shard in sharded_weights(state.chunks, parallel).items():
-        if name in waiting:
-            _hand_over(state.optimizer, shard, waiting.pop(name), recipe, parallel)
+    return waiting
 
 
 def _hand_over(

@@ -1,10 +1,12 @@
 """A turn of a rotation is what saving a checkpoint before it and loading it after gives, in every layout and recipe."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.distributed import DistributedDataParallel
 from serial_oracle import state_of
 from small_run import TIED, VOCAB_SIZE, made_up_batch, manifest_facts, small_config
 from torch import Tensor
@@ -16,9 +18,12 @@ from megatron_step.config.run import RunConfig
 from megatron_step.engine.parallel import Parallel, parallel_layout
 from megatron_step.model.build import sharded_weights
 from megatron_step.optim.owned import held
+from megatron_step.plan.resolved import resolve
 from megatron_step.plan.states import training_recipe
+from megatron_step.planner.costs.memory import stage_memory
 from megatron_step.training.entry import first_state
 from megatron_step.training.hooks.rotate import rotate
+from megatron_step.training.memory import measure_step
 from megatron_step.training.state import TrainState
 from megatron_step.training.step import evaluate_batch, train_step
 
@@ -47,7 +52,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 def _config(**sections: Any) -> RunConfig:
     rotation = {"policy": "rotate", "turn_steps": TURN, **sections.pop("old_layers", {})}
     model = {"num_layers": 5, "num_query_groups": 2, **sections.pop("model", {})}
-    return small_config(model=model, stages=STAGES, old_layers=rotation, **sections)
+    return small_config(model=model, old_layers=rotation, **{"stages": STAGES, **sections})
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,21 @@ def test_no_logit_changes_and_memory_moves_with_the_layers(alone: Parallel) -> N
     for param in state.chunks[0].parameters():
         assert hasattr(param, "main_grad") is param.requires_grad
         assert param.untyped_storage().nbytes() == param.nbytes or param.requires_grad
+
+
+def test_each_turn_needs_the_planned_bytes_and_leaves_no_wrapper_behind(alone: Parallel) -> None:
+    config = _config(model={"num_layers": 8}, stages={**STAGES, "layers": [7, 1]})
+    state, resolved = state_of(config, 1, alone), resolve(config, VOCAB_SIZE)
+    batch = made_up_batch(config, 0, alone)
+    for turn in range(4):
+        train_step(state, batch, 1e-3, config, alone, False)
+        _, memory = measure_step(state, lambda: train_step(state, batch, 1e-3, config, alone, False))
+        (planned,) = stage_memory(resolved, state.stage, turn)
+        assert memory.model_state_bytes == planned.model_state_bytes
+        assert memory.activation_bytes == pytest.approx(planned.activation_bytes, rel=0.02)
+        rotate(state, config, alone)
+        left = [one for one in gc.get_objects() if isinstance(one, DistributedDataParallel) and one not in state.chunks]
+        assert left == []
 
 
 def _trained(state: TrainState) -> set[str]:
