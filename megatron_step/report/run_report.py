@@ -248,7 +248,7 @@ def plot(runs: list[RunReport], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     losses, memory = figure.subplots(1, 2)
     for index, run in enumerate(runs):
@@ -256,12 +256,12 @@ def plot(runs: list[RunReport], path: Path) -> None:
         _plot_memory(memory, run, f"C{index}")
     losses.set_ylabel("loss (nats per token)")
     memory.set_ylabel("memory of the fullest rank (MiB)")
-    memory.set_ylim(0, 1.4 * memory.get_ylim()[1])  # room for the legend
+    memory.set_ylim(bottom=0)
     for axes in (losses, memory):
         axes.set_xlabel("tokens")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         figure.savefig(partial, format="png", dpi=150)

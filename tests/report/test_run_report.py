@@ -73,7 +73,7 @@ def test_the_loss_is_the_mean_of_the_last_ten_steps(tmp_path: Path) -> None:
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:
     plot([read_run(_write(tmp_path / "first", 4)), read_run(_write(tmp_path / "other", 1))], tmp_path / "new/loss.png")
     with Image.open(tmp_path / "new/loss.png") as picture:
-        assert picture.size == (1650, 675)
+        assert picture.size == (1650, 780)
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["loss.png"]
 
