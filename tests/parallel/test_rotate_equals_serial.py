@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
         "training": BF16,
         "optimizer": {"states": "compact", "gradients": "fp32"},
     },
+    "muon": {"model": {"num_layers": 6, "num_query_groups": 2}, "old_layers": TURNS, "optimizer": {"rule": "muon"}},
     "reset": {"model": {"num_layers": 6, "num_query_groups": 2}, "old_layers": {**TURNS, "moments": "reset"}},
 }
 
@@ -66,6 +67,7 @@ KEPT: dict[str, list[str]] = {
     "plain, exact": ["TP2, full", "TP2 SP, selective", "DP2", "TP2 PP2 DP2 SP, full"],
     "compact": ["PP2 VPP2", "DP2 distributed", "TP2 PP2 DP2"],
     "reset": ["DP2 distributed"],
+    "muon": ["TP2 PP2", "DP2 distributed"],
 }
 
 
