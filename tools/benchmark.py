@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "model states of a 24-layer model by stage and recipe; needs 16 GiB; runs once",
     )
     _add(commands, "memory", _memory, 1, "planned and measured memory of every rank in 30 layouts; runs once")
+    _add(commands, "optimizer", _optimizer, 20, "an optimizer step by every recipe compared with torch's AdamW")
     _add(commands, "saves", _saves, 1, "planned and measured memory of a save and a load; runs once")
     _add(commands, "engine", _engine, 5, "two ways to run megatron-core without CUDA; repeats are processes")
     _add_sizes(_add(commands, "loop", _loop, 10, "time that the training loop adds to a step; repeats are steps"))
@@ -137,6 +138,12 @@ def _memory(arguments: argparse.Namespace) -> list[Row]:
     from benchmarks import memory
 
     return memory.run()
+
+
+def _optimizer(arguments: argparse.Namespace) -> list[Row]:
+    from benchmarks import optimizer
+
+    return optimizer.run(arguments.repeats)
 
 
 def _saves(arguments: argparse.Namespace) -> list[Row]:
