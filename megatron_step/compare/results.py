@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to: a file of results, and a table with the spread over seeds."""
+"""Results of a comparison: the end of each run, a file of them, and a table with the spread over seeds."""
 
 import json
 from collections.abc import Sequence

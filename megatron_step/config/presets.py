@@ -42,7 +42,7 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's values by key, with those of the preset that `preset` names where there are no others.
+    """Return a config's values by key. Where the config has no value, the preset that `preset` names may give one.
 
     Raises ValueError if there is no such preset.
     """

@@ -1,4 +1,4 @@
-"""What this rank holds of a weight's optimizer states: of which elements, and the states."""
+"""A rank's part of a weight's optimizer states: which elements of the weight, and their states."""
 
 from dataclasses import dataclass
 

@@ -24,9 +24,9 @@ class Piece:
     start: int
     """First of its elements among the owned ones."""
     rows: int
-    """Its rows."""
+    """Rows of the rectangle."""
     columns: int
-    """Its columns."""
+    """Columns of the rectangle."""
     place: Rectangle
     """Where it is in the whole weight."""
     first_scale: int

@@ -22,17 +22,17 @@ class Place(NamedTuple):
     matrix: Matrix
     """The matrix."""
     row: int
-    """Its first row in the matrix."""
+    """First row of the rectangle in the matrix."""
     column: int
-    """Its first column."""
+    """First column of the rectangle in the matrix."""
     rows: int
-    """Its rows."""
+    """Rows of the rectangle."""
     columns: int
-    """Its columns."""
+    """Columns of the rectangle."""
 
     @property
     def numel(self) -> int:
-        """Its elements."""
+        """Elements of the rectangle."""
         return self.rows * self.columns
 
 

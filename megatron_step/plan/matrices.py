@@ -42,17 +42,17 @@ class Matrix:
     period: int
     """Rows of the weight after which its pattern of matrices repeats."""
     first: int
-    """Its first row in a period."""
+    """First row of the matrix in a period."""
     last: int
     """The row after its last one in a period."""
     rows: int
-    """Its rows, over all periods."""
+    """Rows of the matrix, over all periods."""
     columns: int
-    """Its columns, those of the weight."""
+    """Columns of the matrix, which are those of the weight."""
 
     @property
     def numel(self) -> int:
-        """Its elements."""
+        """Elements of the matrix."""
         return self.rows * self.columns
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

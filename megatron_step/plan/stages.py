@@ -14,9 +14,9 @@ class Stage:
     """A growth stage."""
 
     index: int
-    """Its number, from 0."""
+    """Index of the stage, from 0."""
     layers: tuple[GrownLayer, ...]
-    """Its layers, bottom up."""
+    """Layers of the stage's model, bottom up."""
     first_step: int
     """Steps of the run that are finished when it begins."""
     last_step: int
@@ -33,7 +33,7 @@ class Stage:
 
     @property
     def number(self) -> int:
-        """Its number for people, from 1."""
+        """Number of the stage for people, from 1."""
         return self.index + 1
 
     @property
@@ -64,7 +64,7 @@ class Solution:
     status: Literal["optimal", "feasible"]
     """Whether no plan is better, or none was found that is."""
     kind: Literal["memory", "time"]
-    """What was made smallest: the largest share of a rank's memory, or the time of all steps."""
+    """The minimised quantity: the largest share of a rank's memory, or the time of all steps."""
     objective: float
     """The plan's: of the capacity, or in bytes where machines have no limit; seconds, or operations of a GPU."""
     bound: float

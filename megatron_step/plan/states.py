@@ -52,24 +52,24 @@ class Parameter:
     """A weight, or one rank's part of it."""
 
     key: str
-    """Its name in checkpoints, of the whole weight."""
+    """Name of the whole weight in checkpoints."""
     shape: tuple[int, ...]
-    """Its lengths on this rank."""
+    """Lengths of the rank's part of the weight."""
     treatment: Treatment
-    """What the stage does with it."""
+    """How the stage treats the weight."""
 
     @property
     def numel(self) -> int:
-        """Its elements on this rank."""
+        """Elements of the rank's part of the weight."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the numbers of one state are kept."""
+    """Number format of one state."""
 
     name: str
-    """What engine/formats.py knows it by."""
+    """Name of the format, by which engine/formats.py finds the type of torch."""
     element_bytes: int
     """Bytes of an element."""
     scale_block: int | None = None
@@ -118,13 +118,13 @@ class Recipe:
     weight: Format
     """The weight."""
     gradient: Format
-    """Its gradient, if it is trained."""
+    """The gradient of a trained weight."""
     main: Format | None
-    """What the optimizer keeps to have the weight in fp32, if it is trained; None where it has the weight alone."""
+    """The state that completes a trained bf16 weight to an fp32 main weight; None if there is no main weight."""
     first_moment: Format = FP32
     """Adam's first moment of a matrix, if it is trained."""
     second_moment: Format = FP32
-    """Its second moment."""
+    """Adam's second moment of a matrix, if it is trained."""
     frozen_matrix: Format | None = None
     """The matrix of a frozen linear, with a scale for each row; None for the format of weights."""
     rule: Rule = "adamw"

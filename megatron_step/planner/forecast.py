@@ -1,4 +1,4 @@
-"""What a plan will need, memory on every rank in every stage and time, beside ordinary training on the machines."""
+"""The forecast of a plan: memory of every rank in every stage, and time, beside those of ordinary training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,15 +31,15 @@ class RankForecast:
     memory: RankMemory
     """Memory of the fullest of its tensor- and data-parallel ranks."""
     growth_bytes: int
-    """What it needs beside the model states while the model grows into the stage."""
+    """Bytes that the rank needs beside the model states while the model grows into the stage."""
     host: HostMemory
-    """What saves, loads and resting layers need in the host's memory."""
+    """Host memory of saves, loads and resting layers."""
     capacity_bytes: int | None
-    """What it may fill; None for no limit."""
+    """Bytes that the rank may fill; None for no limit."""
 
     @property
     def peak_bytes(self) -> int:
-        """The most that it needs, in training and in growth."""
+        """Peak bytes of the rank, in training and in growth."""
         return max(self.memory.peak_bytes, self.memory.model_state_bytes + self.growth_bytes)
 
     @property
@@ -55,7 +55,7 @@ class StageForecast:
     stage: Stage
     """The stage."""
     ranks: tuple[RankForecast, ...]
-    """Its pipeline ranks."""
+    """Pipeline ranks of the stage."""
     step_seconds: float
     """Seconds of an optimizer step; with unknown machines, operations of a rank."""
 
@@ -71,7 +71,7 @@ class StageForecast:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that any rank needs."""
+        """Largest peak of a rank."""
         return max(rank.peak_bytes for rank in self.ranks)
 
 
@@ -82,13 +82,13 @@ class Forecast:
     plan: StagePlan
     """The plan."""
     stages: tuple[StageForecast, ...]
-    """Its stages."""
+    """Stages of the plan."""
     vanilla: StageForecast
     """All layers from the start, in the layout that is best for them."""
 
     @property
     def peak_bytes(self) -> int:
-        """The most that any rank needs in any stage."""
+        """Largest peak of a rank in any stage."""
         return max(stage.peak_bytes for stage in self.stages)
 
     @property

@@ -34,15 +34,15 @@ class LayerCost:
     """Costs of a layer on any rank."""
 
     state_bytes: int
-    """Its model states."""
+    """Model states of the layer."""
     use: Use
     """One micro-batch in it."""
     flops: int
     """Floating-point operations of a micro-batch on one tensor-parallel rank, with those that are recomputed."""
     exchanged_bytes: int
-    """What a tensor-parallel rank sends of a micro-batch."""
+    """Bytes that a tensor-parallel rank sends for a micro-batch."""
     reduced_bytes: int
-    """What a data-parallel rank sends in a step."""
+    """Bytes that a data-parallel rank sends in a step."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class HeldLayer:
     """A layer of a stage."""
 
     parameters: tuple[Parameter, ...]
-    """Its weights on a tensor-parallel rank, in the order of its modules."""
+    """Weights of the layer on a tensor-parallel rank, in the order of the modules."""
     cost: LayerCost
-    """What it costs."""
+    """Costs of the layer."""
     flops_per_token: int
     """Operations of a training step for a token, on all tensor-parallel ranks, without those that are recomputed."""
 
@@ -66,7 +66,7 @@ class ChunkEnds:
     under_top: int
     """Bytes added once the backward pass of the topmost block is over."""
     embedding_backward: int
-    """The most in the embedding's backward pass, with all that is kept then."""
+    """Peak of the embedding's backward pass, with all bytes that are kept at that time."""
     head: Use | None
     """The final norm, the output layer and the loss, where the chunk holds them."""
 
@@ -81,7 +81,7 @@ class HeldEnds:
     state_bytes: int
     """Their model states."""
     reduced_bytes: int
-    """What a data-parallel rank sends in a step."""
+    """Bytes that a data-parallel rank sends in a step."""
     ends: ChunkEnds
     """One micro-batch in it."""
     flops_per_token: int
@@ -97,7 +97,7 @@ class HeldChunk:
     layers: dict[int, HeldLayer]
     """Each layer by its number, from 0, bottom up."""
     outer: HeldEnds
-    """What is outside the layers."""
+    """Embedding, final norm and output layer, if the chunk holds them."""
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

@@ -103,13 +103,13 @@ def growth_bytes(parameters: Sequence[Parameter], stage: Stage) -> int:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """What is in the host's memory beside the model states, on the fullest rank of a pipeline rank."""
+    """Host memory beside the model states, on the fullest rank of a pipeline rank."""
 
     save_bytes: int
-    """A save. At once: a device's largest tensor, copied to the host; nothing on the CPU. Asynchronous: all that the
-    rank writes, copied from a device, or kept by the system while training changes it."""
+    """Bytes of a save. A synchronous save copies a device's largest tensor to the host, and needs nothing on the CPU. An
+    asynchronous save holds all bytes that the rank writes: copies from a device, or pages that training has changed."""
     load_bytes: int
-    """A load, from any layout: two tensors of the largest size, whole, the one that is read and the one before it."""
+    """Bytes of a load from any layout: two whole tensors of the largest size, the one that is read and the one before."""
     resting_bytes: int = 0
     """Optimizer states of old layers that wait for their turn."""
 
