@@ -49,10 +49,10 @@ def test_the_json_has_all_that_users_look_for() -> None:
 @pytest.mark.parametrize(
     ("planner", "named"),
     [
-        ({"attention": "unfused"}, "planner.attention unfused: training has no such thing"),
+        ({"attention": "unfused"}, "planner.attention unfused works in megatron-step plan only"),
         (
             {"attention": "unfused", "recipe": "paper"},
-            "planner.attention unfused, planner.recipe paper: training has no such thing",
+            "planner.attention unfused, planner.recipe paper works in megatron-step plan only",
         ),
     ],
 )

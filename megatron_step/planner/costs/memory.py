@@ -106,8 +106,8 @@ class HostMemory:
     """Host memory beside the model states, on the fullest rank of a pipeline rank."""
 
     save_bytes: int
-    """Bytes of a save. A synchronous save copies a device's largest tensor to the host, and needs nothing on the CPU. An
-    asynchronous save holds all bytes that the rank writes: copies from a device, or pages that training has changed."""
+    """Bytes of a save. A synchronous save copies a device's largest tensor to the host; on the CPU it needs nothing.
+    An asynchronous save holds all bytes that the rank writes: copies from a device, or pages that training changes."""
     load_bytes: int
     """Bytes of a load from any layout: two whole tensors of the largest size, the one that is read and the one before."""
     resting_bytes: int = 0
