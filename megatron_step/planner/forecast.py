@@ -132,9 +132,7 @@ def plan_and_forecast(
     """
     config = resolved.config
     if others := config.planner.plan_only_keys:
-        raise ValueError(
-            f"{others} works in megatron-step plan only; training does not implement it: leave the key out"
-        )
+        raise ValueError(f"{others}: megatron-step plan takes this, training does not: leave it out")
     cluster = load_cluster(Path(config.planner.cluster)) if config.planner.cluster else None
     if config.planner.plan:
         resolved = resolved.with_config(with_plan(config, Path(config.planner.plan)))

@@ -49,10 +49,10 @@ def test_the_json_has_all_that_users_look_for() -> None:
 @pytest.mark.parametrize(
     ("planner", "named"),
     [
-        ({"attention": "unfused"}, "planner.attention unfused works in megatron-step plan only"),
+        ({"attention": "unfused"}, "planner.attention unfused: megatron-step plan takes this, training does not"),
         (
             {"attention": "unfused", "recipe": "paper"},
-            "planner.attention unfused, planner.recipe paper works in megatron-step plan only",
+            "planner.attention unfused, planner.recipe paper: megatron-step plan takes this, training does not",
         ),
     ],
 )

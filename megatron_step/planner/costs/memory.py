@@ -109,7 +109,7 @@ class HostMemory:
     """Bytes of a save. A synchronous save copies a device's largest tensor to the host; on the CPU it needs nothing.
     An asynchronous save holds all bytes that the rank writes: copies from a device, or pages that training changes."""
     load_bytes: int
-    """Bytes of a load from any layout: two whole tensors of the largest size, the one that is read and the one before."""
+    """Bytes of a load from any layout: two whole tensors of the largest size, the one being read and the last one."""
     resting_bytes: int = 0
     """Optimizer states of old layers that wait for their turn."""
 
