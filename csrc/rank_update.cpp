@@ -1,5 +1,6 @@
 // target [t, n] += s u factor, in place, with u [t, r] and factor [r, n], all float32: the adapter's term of a linear.
-// Reading and writing target takes most of the time, so a tile of target stays in registers while all r terms are added.
+// Reading and writing target takes most of the time, so a tile of it stays in the L1 cache while all r terms are added. A few
+// terms are summed in registers and then added to it: short sums round less than one long sum.
 #include "operations.h"
 #include "vector.h"
 
@@ -9,22 +10,25 @@ namespace megatron_step {
 namespace {
 
 constexpr int64_t kRows = 8, kVectors = kRegisters / 2 / kRows;  // a tile of target takes half the registers
+constexpr int64_t kTerms = 32;                                   // of a sum in registers
 constexpr int64_t kColumns = 256;                                // so many columns of factor stay in the L1 cache
 
 // target[R, V * lanes] += u[R, r] factor[r, V * lanes]; `next` is the tile that is read next.
 template <int64_t R, int64_t V>
 void add_tile(float* target, const float* next, const float* u, const float* factor, int64_t r, int64_t n) {
-  Vector sum[R][V];
   for (int64_t i = 0; i < R; ++i) {
     for (int64_t v = 0; v < V; ++v) {
-      sum[i][v] = load(target + i * n + v * kLanes);
       __builtin_prefetch(next + i * n + v * kLanes, 1, 2);
     }
   }
-  add_product(sum, u, r, 1, factor, n, r);
-  for (int64_t i = 0; i < R; ++i) {
-    for (int64_t v = 0; v < V; ++v) {
-      store(target + i * n + v * kLanes, sum[i][v]);
+  for (int64_t p = 0; p < r; p += kTerms) {
+    Vector sum[R][V] = {};
+    add_product(sum, u + p, r, 1, factor + p * n, n, std::min(kTerms, r - p));
+    for (int64_t i = 0; i < R; ++i) {
+      for (int64_t v = 0; v < V; ++v) {
+        float* place = target + i * n + v * kLanes;
+        store(place, load(place) + sum[i][v]);
+      }
     }
   }
 }
@@ -42,11 +46,13 @@ void add_rows(float* target, const float* next, const float* u, const float* fac
   }
   for (; j < columns; ++j) {
     for (int64_t i = 0; i < R; ++i) {
-      float sum = target[i * n + j];
-      for (int64_t p = 0; p < r; ++p) {
-        sum += u[i * r + p] * factor[p * n + j];
+      for (int64_t first = 0; first < r; first += kTerms) {
+        float sum = 0.0f;
+        for (int64_t p = first; p < std::min(first + kTerms, r); ++p) {
+          sum += u[i * r + p] * factor[p * n + j];
+        }
+        target[i * n + j] += sum;
       }
-      target[i * n + j] = sum;
     }
   }
 }

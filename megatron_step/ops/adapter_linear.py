@@ -27,7 +27,7 @@ from torch import Tensor
 
 from megatron_step.ops import adapter_kernels
 from megatron_step.ops.adapter_dropout import AdapterDropout, drop, dropout_mask_reference
-from megatron_step.ops.dispatch import prefer_onednn, use_cuda_kernel, use_kernel
+from megatron_step.ops.dispatch import use_cuda_kernel, use_kernel, use_onednn
 from megatron_step.ops.linear import linear_input_gradient, linear_output, types_agree
 
 _BLOCK_ELEMENTS = 2**18
@@ -201,7 +201,7 @@ def _use_kernel(*tensors: Tensor) -> bool:
 
 def _sum_over_rows(narrow: Tensor, wide: Tensor) -> Tensor:
     """Return narrowᵀ wide [r, k], for narrow [tokens, r] and wide [tokens, k]."""
-    if wide.device.type != "cpu" or prefer_onednn():
+    if wide.device.type != "cpu" or use_onednn(narrow, wide, terms=narrow.shape[0]):
         # A transposed copy is small and makes the product faster.
         return linear_output(narrow.t().contiguous(), wide.t())
     # With few columns the BLAS adds terms one by one, which is slow and less exact.

@@ -1,8 +1,8 @@
 """Linear map y = x Wᵀ and its two gradient products, each computed by the fastest library that is exact enough.
 
 On the CPU, float32 products use oneDNN if the CPU has AVX-512, because oneDNN is then faster (figures in
-csrc/README.md). Without AVX-512 oneDNN's long sums are not exact enough, so the products use torch's BLAS. On other
-devices torch computes.
+csrc/README.md), and if their sums have at most 1,024 terms. oneDNN's longer sums, and all its sums without AVX-512, are
+not exact enough, so those products use torch's BLAS. On other devices torch computes.
 
 A bf16 weight may multiply an fp32 x: y and both gradients are in fp32. The weight is widened a block of rows at a time,
 and each block is freed after its product, so that no fp32 copy of the weight is kept.
@@ -57,13 +57,13 @@ def linear_output(x: Tensor, weight: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
         y = x.new_empty((tokens.shape[0], weight.shape[0]))
         for block, wide in _widened_blocks(weight, x.dtype):
-            if use_onednn(tokens, wide):
+            if use_onednn(tokens, wide, terms=wide.shape[1]):
                 y[:, block] = onednn_linear(tokens, wide)
             else:
                 torch.mm(tokens, wide.t(), out=y[:, block])
         return y.view(*x.shape[:-1], weight.shape[0])
     weight = weight.to(x.dtype)
-    if x.numel() > 0 and use_onednn(x, weight):
+    if x.numel() > 0 and use_onednn(x, weight, terms=weight.shape[1]):
         return onednn_linear(x, weight)
     return F.linear(x, weight)
 
@@ -74,13 +74,13 @@ def linear_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
         dy = grad_output.reshape(-1, grad_output.shape[-1])
         dx = dy.new_zeros((dy.shape[0], weight.shape[1]))
         for block, wide in _widened_blocks(weight, dy.dtype):
-            if use_onednn(dy, wide):
+            if use_onednn(dy, wide, terms=wide.shape[0]):
                 dx += onednn_linear(dy[:, block], wide.t())
             else:
                 dx.addmm_(dy[:, block], wide)
         return dx.view(*grad_output.shape[:-1], weight.shape[1])
     weight = weight.to(grad_output.dtype)
-    if grad_output.numel() > 0 and use_onednn(grad_output, weight):
+    if grad_output.numel() > 0 and use_onednn(grad_output, weight, terms=weight.shape[0]):
         return onednn_linear(grad_output, weight.t())
     return grad_output.matmul(weight)
 
@@ -88,7 +88,7 @@ def linear_input_gradient(grad_output: Tensor, weight: Tensor) -> Tensor:
 def linear_weight_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
     """Return dW = dyᵀ x [o, i], summed over all leading dimensions, for dy = grad_output [..., o] and x [..., i]."""
     dy, x = grad_output.reshape(-1, grad_output.shape[-1]), x.reshape(-1, x.shape[-1])
-    if dy.numel() == 0 or not use_onednn(dy, x):
+    if dy.numel() == 0 or not use_onednn(dy, x, terms=dy.shape[0]):
         return dy.t().mm(x)
     if dy.shape[1] > x.shape[1]:
         # oneDNN copies its operands into its own layout: the second one fast, the first one slowly. Pass the smaller

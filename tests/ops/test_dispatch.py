@@ -45,16 +45,17 @@ def test_kernels_take_only_their_types_and_device(kernel):
     assert not dispatch.use_kernel(torch.ones(2).double())
     assert not dispatch.use_kernel(torch.ones(2), torch.ones(2).half())
     assert not dispatch.use_kernel(torch.ones(2, device="meta"))
-    assert not dispatch.use_onednn(torch.ones(2).bfloat16())
+    assert not dispatch.use_onednn(torch.ones(2).bfloat16(), terms=2)
 
 
 def test_onednn_takes_products_where_it_computes_with_avx512(monkeypatch):
     dispatch._prefer_onednn.cache_clear()
     try:
-        assert dispatch.use_onednn(torch.ones(2)) == (has_onednn_linear() and onednn_uses_avx512())
+        assert dispatch.use_onednn(torch.ones(2), terms=1024) == (has_onednn_linear() and onednn_uses_avx512())
+        assert not dispatch.use_onednn(torch.ones(2), terms=1025)
         dispatch._prefer_onednn.cache_clear()
         monkeypatch.setattr(dispatch, "onednn_uses_avx512", lambda: False)
-        assert not dispatch.use_onednn(torch.ones(2))
+        assert not dispatch.use_onednn(torch.ones(2), terms=2)
     finally:
         dispatch._prefer_onednn.cache_clear()
 
