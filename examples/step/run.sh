@@ -31,7 +31,7 @@ train() {
 }
 
 echo "2. The ordinary run: all layers from the start, the usual 18 bytes a weight; its lines go to $vanilla.log"
-train "$@" --output_dir "$vanilla" --stages.count 1 --stages.layers auto --optimizer.states full > "$vanilla.log" 2>&1 &
+train "$@" --output_dir "$vanilla" --stages.count 1 --stages.layers auto --optimizer.states full >> "$vanilla.log" 2>&1 &
 ordinary=$!
 trap 'kill "$ordinary" 2> /dev/null || true' EXIT
 

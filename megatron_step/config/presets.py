@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from megatron_step.config.sections import merged
+from megatron_step.config.sections import in_short, merged
 
 Preset = Literal["parity", "lean", "paper"]
 
@@ -56,8 +56,8 @@ def preset_values(name: Any, values: Mapping[str, Any]) -> dict[str, dict[str, A
     """
     if name is None:
         return {}
-    if name not in _PRESETS:
-        raise ValueError(f"preset {name} is unknown: choose one of {', '.join(get_args(Preset))}")
+    if not isinstance(name, str) or name not in _PRESETS:
+        raise ValueError(f"preset {in_short(name)} is unknown: choose one of {', '.join(get_args(Preset))}")
     preset = {section: dict(keys) for section, keys in _PRESETS[name].items()}
     own = values.get("stages")
     if isinstance(own, Mapping):

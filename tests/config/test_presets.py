@@ -91,9 +91,10 @@ def test_a_default_that_the_config_gives_is_kept() -> None:
     assert config_from_text(written).schedule.scope == "stage"
 
 
-def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match="preset partiy is unknown: choose one of parity, lean, paper"):
-        _config(preset="partiy")
+@pytest.mark.parametrize("preset", ["partiy", [1], {"a": 1}, 5])
+def test_an_unknown_preset_is_refused(preset: Any) -> None:
+    with pytest.raises(ValueError, match=r"preset .* is unknown: choose one of parity, lean, paper"):
+        _config(preset=preset)
 
 
 def test_the_line_shows_every_key_and_what_the_config_replaces() -> None:
