@@ -30,6 +30,28 @@ PP2: dict[str, Any] = {"pipeline_parallel_size": 2}
 VPP2: dict[str, Any] = {**PP2, "virtual_pipeline_size": 2}
 FULL: dict[str, Any] = {"recompute": "full"}
 SELECTIVE: dict[str, Any] = {"recompute": "selective"}
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one, full": (1, FULL),
+    "TP2": (2, TP2),
+    "TP2, full": (2, {**TP2, **FULL}),
+    "TP2 SP": (2, SP),
+    "TP2 SP, full": (2, {**SP, **FULL}),
+    "TP2 SP, selective": (2, {**SP, **SELECTIVE}),
+    "PP2": (2, PP2),
+    "PP2, full": (2, {**PP2, **FULL}),
+    "PP2 VPP2": (2, VPP2),
+    "PP2 VPP2, full": (2, {**VPP2, **FULL}),
+    "DP2": (2, {"distributed_optimizer": False}),
+    "DP2 distributed": (2, {}),
+    "DP2 distributed, full": (2, FULL),
+    "DP2 overlap": (2, {"overlap_grad_reduce": True}),
+    "TP2 PP2": (4, {**TP2, **PP2}),
+    "PP4": (4, {"pipeline_parallel_size": 4}),
+    "TP2 PP2 DP2": (8, {**TP2, **PP2}),
+    "TP2 PP2 DP2 SP, full": (8, {**SP, **PP2, **FULL}),
+}
+"""World size and section `parallel` of each layout that policies for old layers are tested in."""
 """Parts of layouts, each what differs from the default."""
 
 Fault = Callable[[TrainState], None]

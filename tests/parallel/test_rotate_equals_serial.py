@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from long_suite import cases
-from serial_oracle import FULL, PP2, SELECTIVE, SP, TP2, VPP2, Groups, differences, train, write_checkpoint
+from serial_oracle import LAYOUTS, Groups, differences, train, write_checkpoint
 from small_run import VOCAB_SIZE, small_config
 from worlds import WorldError, Worlds
 
@@ -38,27 +38,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "muon": {"model": {"num_layers": 6, "num_query_groups": 2}, "old_layers": TURNS, "optimizer": {"rule": "muon"}},
     "reset": {"model": {"num_layers": 6, "num_query_groups": 2}, "old_layers": {**TURNS, "moments": "reset"}},
-}
-
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "one, full": (1, FULL),
-    "TP2": (2, TP2),
-    "TP2, full": (2, {**TP2, **FULL}),
-    "TP2 SP": (2, SP),
-    "TP2 SP, full": (2, {**SP, **FULL}),
-    "TP2 SP, selective": (2, {**SP, **SELECTIVE}),
-    "PP2": (2, PP2),
-    "PP2, full": (2, {**PP2, **FULL}),
-    "PP2 VPP2": (2, VPP2),
-    "PP2 VPP2, full": (2, {**VPP2, **FULL}),
-    "DP2": (2, {"distributed_optimizer": False}),
-    "DP2 distributed": (2, {}),
-    "DP2 distributed, full": (2, FULL),
-    "DP2 overlap": (2, {"overlap_grad_reduce": True}),
-    "TP2 PP2": (4, {**TP2, **PP2}),
-    "PP4": (4, {"pipeline_parallel_size": 4}),
-    "TP2 PP2 DP2": (8, {**TP2, **PP2}),
-    "TP2 PP2 DP2 SP, full": (8, {**SP, **PP2, **FULL}),
 }
 
 # What `make test` runs: each layout and each recompute, in one of the cases.
